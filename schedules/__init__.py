@@ -1,0 +1,1 @@
+"""Decisions: execution plans, and how they are chosen."""
