@@ -1,0 +1,148 @@
+"""The slow truth of every kernel: what each one computes, in plain NumPy.
+
+It must not know tvm, plans, tiles or threads. Functions take and return float32; where a kernel
+reads packed memory, the layout says so. "bfloat16" means that both inputs of a product are rounded
+to bf16 and the sums are float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from codegen.layout import (
+    Array,
+    KvLayout,
+    PanelLayout,
+    bf16_from_float32,
+    float32_from_bf16,
+    widen,
+)
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+
+def round_to(values: Floats, dtype: str) -> Floats:
+    """The float32 values that `dtype` can hold, nearest to `values`."""
+    return float32_from_bf16(bf16_from_float32(values)) if dtype == "bfloat16" else values
+
+
+def gemm(x: Floats, weight: Floats, dtype: str, bias: Floats | None = None) -> Floats:
+    """x (m, k) times weight (n, k), transposed, plus bias (n,): (m, n)."""
+    product = round_to(x, dtype) @ round_to(weight, dtype).T
+    return product if bias is None else product + bias
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """x (m, k) over its root mean square, times weight (k,)."""
+    mean_square: Floats = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+    return x / np.sqrt(mean_square + np.float32(eps)) * weight
+
+
+def rope(x: Floats, cos: Floats, sin: Floats) -> Floats:
+    """Rotate x (tokens, heads, head_dim) by its tokens' cos, sin (tokens, head_dim / 2).
+
+    Dim i pairs with dim i + head_dim / 2 ("rotate half", the order of Hugging Face checkpoints).
+    """
+    half = x.shape[-1] // 2
+    low, high = x[..., :half], x[..., half:]
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return np.concatenate((low * cos - high * sin, high * cos + low * sin), axis=-1)
+
+
+def silu_mul(gate: Floats, up: Floats) -> Floats:
+    """SiLU(gate) * up, the activation of a Llama MLP."""
+    with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the result is then -0.0
+        sigmoid: Floats = np.reciprocal(np.float32(1) + np.exp(-gate))
+    return gate * sigmoid * up
+
+
+def _values_of(words: Array, kv: KvLayout) -> Array:
+    """One layer's words with their values as a last axis of kr, a view."""
+    value_dtype = np.uint16 if kv.dtype == "bfloat16" else np.float32
+    return words.view(value_dtype).reshape(*words.shape, kv.kr)
+
+
+def write_kv(
+    keys: Array, values: Array, new_keys: Floats, new_values: Floats, slots: Ints, kv: KvLayout
+) -> None:
+    """Write new_keys and new_values (tokens, kv_heads, head_dim) into one layer's cache, in place.
+
+    keys, values: one layer of `kv.keys`, `kv.values`; slots (tokens,): block * block_size + offset.
+    """
+    blocks, offsets = np.divmod(slots, kv.block_size)
+    if kv.dtype == "bfloat16":
+        key_bits, value_bits = bf16_from_float32(new_keys), bf16_from_float32(new_values)
+    else:
+        key_bits, value_bits = new_keys, new_values  # type: ignore[assignment]
+    paired = key_bits.reshape(len(slots), kv.num_kv_heads, kv.head_dim // kv.kr, kv.kr)
+    _values_of(keys, kv)[:, blocks, :, offsets, :] = paired
+    row, half = np.divmod(offsets, kv.kr)
+    _values_of(values, kv)[:, blocks, row, : kv.head_dim, half] = value_bits
+
+
+def read_kv(
+    keys: Array, values: Array, block_table: Ints, num_tokens: int, kv: KvLayout
+) -> tuple[Floats, Floats]:
+    """One sequence's keys and values out of one layer's cache: (kv_heads, tokens, head_dim)."""
+    blocks = block_table[: -(-num_tokens // kv.block_size)]
+    shape = (kv.num_kv_heads, len(blocks) * kv.block_size, -1)
+    # keys (heads, blocks, dims / kr, tokens, kr) -> tokens before dims
+    found_keys = _values_of(keys, kv)[:, blocks].transpose(0, 1, 3, 2, 4).reshape(shape)
+    # values (heads, blocks, tokens / kr, dims, kr) -> kr beside tokens
+    found_values = _values_of(values, kv)[:, blocks].transpose(0, 1, 2, 4, 3).reshape(shape)
+    return widen(found_keys[:, :num_tokens]), widen(found_values[:, :num_tokens, : kv.head_dim])
+
+
+def softmax(scores: Floats) -> Floats:
+    """exp(scores) over its sum along the last axis."""
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    normalised: Floats = weights / weights.sum(axis=-1, keepdims=True)
+    return normalised
+
+
+def paged_attention(
+    queries: Floats,
+    keys: Array,
+    values: Array,
+    query_starts: Ints,
+    context_lens: Ints,
+    block_tables: Ints,
+    kv: KvLayout,
+) -> Floats:
+    """Causal attention of every token over its own sequence in the cache: (tokens, heads, dim).
+
+    queries (tokens, heads, head_dim); keys, values: one layer of the cache, the new tokens already
+    written; query_starts (seqs + 1,), context_lens (seqs,), block_tables (seqs, max_blocks). The
+    queries of a sequence are its last tokens: a prefill chunk, or one token of decode.
+    """
+    output = np.empty_like(queries)
+    group = queries.shape[1] // kv.num_kv_heads
+    scale = np.float32(kv.head_dim**-0.5)
+    for seq, context_len in enumerate(context_lens):
+        rows = slice(query_starts[seq], query_starts[seq + 1])
+        num_queries = rows.stop - rows.start
+        seq_keys, seq_values = read_kv(keys, values, block_tables[seq], int(context_len), kv)
+        positions = np.arange(context_len - num_queries, context_len)
+        is_future = np.arange(context_len)[None, :] > positions[:, None]  # (queries, context)
+        for head in range(queries.shape[1]):
+            scores = queries[rows, head] @ seq_keys[head // group].T * scale
+            scores[is_future] = -np.inf
+            output[rows, head] = softmax(scores) @ seq_values[head // group]
+    return output
+
+
+def embedding(table: Array, token_ids: Ints) -> Floats:
+    """Rows of a row-major table (vocab, hidden), float32 or bf16 bit patterns: (tokens, hidden)."""
+    return widen(table[token_ids])
+
+
+def embedding_from_panels(words: Array, token_ids: Ints, lm_head: PanelLayout) -> Floats:
+    """Rows of a tied embedding, read out of the LM head's panels: (tokens, hidden)."""
+    return lm_head.read_rows(words, token_ids)
+
+
+def argmax(logits: Floats) -> Ints:
+    """The token with the highest logit of each row (rows, vocab); the lowest id wins a tie."""
+    return np.argmax(logits, axis=-1).astype(np.int32)
