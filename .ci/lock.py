@@ -43,8 +43,11 @@ def main() -> None:
             install = [str(python), "-m", "pip", "install", "--quiet", "--upgrade"]
             subprocess.run([*install, "-c", str(constraints), *wanted], check=True)
             now = frozen(python)
-            lines = [f"{n}=={v}\n" for n, v in sorted(now.items(), key=lambda p: p[0].lower())
-                     if n not in known]
+            lines = [
+                f"{n}=={v}\n"
+                for n, v in sorted(now.items(), key=lambda p: p[0].lower())
+                if n not in known
+            ]
             (ROOT / "requirements" / f"{name}.txt").write_text(HEADER + "".join(lines))
             known = now
             print(f"requirements/{name}.txt: {len(lines)} packages", file=sys.stderr)

@@ -1,0 +1,21 @@
+"""What every test shares: the checkout, no network, no deadlines on a shared machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before any library reads them: a test that would reach for the network fails at once instead.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+settings.register_profile("house", deadline=None, print_blob=True)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the checkout under test."""
+    return Path(__file__).resolve().parent.parent
