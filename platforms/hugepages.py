@@ -1,0 +1,67 @@
+"""The state of huge pages: transparent ones (THP) and the pools of explicit ones (hugetlbfs).
+
+Knows nothing of who wants them.
+"""
+
+from dataclasses import dataclass
+
+from platforms.sysfs import Tree
+
+_THP = "sys/kernel/mm/transparent_hugepage"
+_POOLS = "sys/kernel/mm/hugepages"
+_DEFAULT_HUGE_PAGE_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class HugePagePool:
+    """One hugetlbfs pool."""
+
+    page_bytes: int
+    num_pages: int
+    num_free: int
+
+
+@dataclass(frozen=True)
+class HugePages:
+    """Huge page state; modes as the kernel names them, "unsupported" where it has no such file."""
+
+    thp_mode: str  # "always", "madvise", "never" or "unsupported"
+    thp_defrag: str  # "always", "defer", "defer+madvise", "madvise", "never" or "unsupported"
+    thp_bytes: int  # bytes of one transparent huge page
+    is_disabled_for_process: bool  # prctl(PR_SET_THP_DISABLE), inherited from some launchers
+    pools: tuple[HugePagePool, ...]
+
+    @property
+    def is_thp_available(self) -> bool:
+        """Whether memory that asks for huge pages with MADV_HUGEPAGE can get them."""
+        return self.thp_mode in ("always", "madvise") and not self.is_disabled_for_process
+
+
+def read_huge_pages(tree: Tree) -> HugePages:
+    status = tree.read("proc/self/status") or ""
+    return HugePages(
+        thp_mode=_chosen(tree.read(f"{_THP}/enabled")),
+        thp_defrag=_chosen(tree.read(f"{_THP}/defrag")),
+        thp_bytes=tree.read_int(f"{_THP}/hpage_pmd_size") or _DEFAULT_HUGE_PAGE_BYTES,
+        is_disabled_for_process="THP_enabled:\t0" in status,
+        pools=tuple(_read_pools(tree)),
+    )
+
+
+def _chosen(text: str | None) -> str:
+    """The word in brackets of "always [madvise] never"."""
+    for word in (text or "").split():
+        if word.startswith("[") and word.endswith("]"):
+            return word[1:-1]
+    return "unsupported"
+
+
+def _read_pools(tree: Tree) -> list[HugePagePool]:
+    pools = []
+    for name in tree.list_dir(_POOLS):
+        size = name.removeprefix("hugepages-").removesuffix("kB")
+        if size.isdecimal():
+            num_pages = tree.read_int(f"{_POOLS}/{name}/nr_hugepages") or 0
+            num_free = tree.read_int(f"{_POOLS}/{name}/free_hugepages") or 0
+            pools.append(HugePagePool(int(size) << 10, num_pages, num_free))
+    return sorted(pools, key=lambda pool: pool.page_bytes)

@@ -1,0 +1,111 @@
+"""The instruction sets Sandwich has kernels for, as a table, and the choice of one at run time.
+
+A new ISA is one row here and one file of intrinsics in codegen. Knows nothing of kernels; of
+TVM it knows what a target description looks like.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from platforms.cpuinfo import host_arch, read_cpu_info
+from platforms.sysfs import Tree
+
+ISA_VARIABLE = "SANDWICH_ISA"  # a row's name, or "auto"
+
+
+class IsaError(ValueError):
+    """An ISA was asked for that is not in the table, or that this CPU cannot run."""
+
+
+@dataclass(frozen=True)
+class IsaRow:
+    """One instruction set: what a kernel generator and LLVM need to know of it."""
+
+    name: str
+    arch: str  # "x86_64", "aarch64", or "any"
+    lanes: int  # fp32 values in a vector
+    num_vector_registers: int
+    has_bf16_dot: bool  # multiplies pairs of bf16 and accumulates in fp32
+    required_flags: frozenset[str]  # as /proc/cpuinfo spells them: all that LLVM may emit for mcpu
+    mcpu: str
+    mattr: tuple[str, ...]
+
+    def llvm_target(self, arch: str | None = None) -> dict[str, object]:
+        """What tvm.target.Target takes. `arch` places an "any" row; its default is this host's."""
+        place = (arch or host_arch()) if self.arch == "any" else self.arch
+        return {
+            "kind": "llvm",
+            "mtriple": f"{place}-unknown-linux-gnu",
+            "mcpu": self.mcpu,
+            "mattr": list(self.mattr),
+        }
+
+
+# The psABI levels x86-64-v2 to -v4, in the kernel's spelling (abm is lzcnt, pni is sse3).
+_X86_V2 = frozenset({"pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm"})
+_X86_V3 = _X86_V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
+_X86_V4 = _X86_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+# LLVM tunes x86-64-v4 for the first Skylakes and would cut loops to 256-bit vectors.
+_WHOLE_VECTORS = "-prefer-256-bit"
+
+# Best last among those of one architecture.
+ISA_TABLE: tuple[IsaRow, ...] = (
+    IsaRow("generic", "any", 4, 16, False, frozenset(), "generic", ()),
+    IsaRow("avx2", "x86_64", 8, 16, False, _X86_V3, "x86-64-v3", ()),
+    IsaRow("avx512", "x86_64", 16, 32, False, _X86_V4, "x86-64-v4", (_WHOLE_VECTORS,)),
+    IsaRow(
+        "avx512_bf16",
+        "x86_64",
+        16,
+        32,
+        True,
+        _X86_V4 | {"avx512_bf16"},
+        "x86-64-v4",
+        ("+avx512bf16", _WHOLE_VECTORS),
+    ),
+    # cortex-a72 is plain ARMv8.0 with the schedule of an out-of-order core.
+    IsaRow("neon", "aarch64", 4, 32, False, frozenset({"fp", "asimd"}), "cortex-a72", ("+neon",)),
+)
+
+
+def isa_row(name: str) -> IsaRow:
+    """The row of that name; IsaError if the table has none."""
+    for row in ISA_TABLE:
+        if row.name == name:
+            return row
+    known = ", ".join(row.name for row in ISA_TABLE)
+    raise IsaError(f"unknown ISA {name!r}; set {ISA_VARIABLE} to one of auto, {known}")
+
+
+def runnable_isas(flags: Iterable[str], arch: str) -> tuple[IsaRow, ...]:
+    """The rows a CPU of this architecture with these features can run, best last, never empty."""
+    have = frozenset(flags)
+    return tuple(
+        row for row in ISA_TABLE if row.arch in ("any", arch) and row.required_flags <= have
+    )
+
+
+def select_isa(
+    flags: Iterable[str] | None = None, forced: str | None = None, arch: str | None = None
+) -> IsaRow:
+    """The best row this CPU runs, or the one that is forced.
+
+    `flags` and `arch` default to this machine's, `forced` to the environment's SANDWICH_ISA; "auto"
+    and "" force nothing. Raises IsaError for a name that is unknown or that the CPU cannot run.
+    """
+    if flags is None:
+        info = read_cpu_info(Tree())
+        flags, arch = info.flags, arch or info.arch
+    have, arch = frozenset(flags), arch or host_arch()
+    runnable = runnable_isas(have, arch)
+    name = os.environ.get(ISA_VARIABLE, "") if forced is None else forced
+    if name in ("", "auto"):
+        return runnable[-1]
+    row = isa_row(name)
+    if row not in runnable:
+        missing = " ".join(sorted(row.required_flags - have)) or f"{row.arch} (this is {arch})"
+        names = ", ".join(r.name for r in runnable)
+        raise IsaError(f"ISA {name!r} needs {missing}, which this CPU lacks; it runs {names}")
+    return row
