@@ -35,3 +35,17 @@ class ModelShape:
     def group_size(self) -> int:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """The schedule of one GEMM role.
+
+    mr: rows of the register tile. kc: values of K per block, 0 for all of them. k_unroll: weight words per turn of
+    the innermost loop. prefetch_bytes: distance of the software prefetch of weights, 0 for none.
+    """
+
+    mr: int
+    kc: int = 0
+    k_unroll: int = 1
+    prefetch_bytes: int = 0

@@ -1,0 +1,28 @@
+"""The table of intrinsics: for each ISA row, the portable ones with that ISA's own spellings in their place."""
+
+from __future__ import annotations
+
+from codegen.intrinsics import avx512_bf16
+from codegen.intrinsics.base import PORTABLE, Intrinsic
+from platforms.isa import IsaRow
+
+SPELLINGS: dict[str, tuple[Intrinsic, ...]] = {"avx512_bf16": avx512_bf16.SPELLINGS}
+
+
+def intrinsics_for(isa: IsaRow) -> dict[str, Intrinsic]:
+    """Intrinsics by name for `isa`; names missing from the result have no spelling on it."""
+    rows = (*PORTABLE, *SPELLINGS.get(isa.name, ()))
+    return {row.name: row for row in rows}
+
+
+def module_text(isa: IsaRow) -> str:
+    """One LLVM IR module with every intrinsic of `isa`, each line once (declarations may be shared)."""
+    seen: set[str] = set()
+    lines: list[str] = []
+    for row in intrinsics_for(isa).values():
+        for line in row.text(isa.lanes).splitlines():
+            if line.startswith("declare") and line in seen:
+                continue
+            seen.add(line)
+            lines.append(line)
+    return "\n".join(lines) + "\n"

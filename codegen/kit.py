@@ -1,0 +1,123 @@
+"""The words kernels are written in: vector loads, stores and intrinsics of one ISA and dtype as TVM expressions.
+
+A kernel written with a Kit says nothing of an ISA. Kernels are plain Python functions that add statements to the
+PrimFunc under construction, so sizes, tiles and tails are ordinary Python values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from codegen.intrinsics import intrinsics_for, module_text
+from platforms.isa import IsaRow
+
+Expr = Any  # a TVM expression or buffer; TVM's own classes carry no useful static types
+
+
+class Kit:
+    """Vector operations of `isa` for weights of `dtype` ("float32" or "bfloat16").
+
+    Weights travel as words of `kr` values (bf16: an int32 pair). Activations that feed a GEMM are stored as words of
+    `act_kr` values: bf16 pairs where the ISA multiplies bf16, else float32.
+    """
+
+    def __init__(self, isa: IsaRow, dtype: str) -> None:
+        self.isa = isa
+        self.lanes = isa.lanes
+        self.dtype = dtype
+        self.kr = 2 if dtype == "bfloat16" else 1
+        self.word_dtype = "int32" if self.kr == 2 else "float32"
+        self.has_dot = self.kr == 2 and isa.has_bf16_dot
+        self.act_kr = 2 if self.has_dot else 1
+        self.act_dtype = "int32" if self.has_dot else "float32"
+        self._intrinsics = intrinsics_for(isa)
+
+    def call(self, name: str, *args: Expr) -> Expr:
+        """A pure call of the intrinsic `name`."""
+        return T.call_pure_extern(self._intrinsics[name].dtype(self.lanes), name, *args)
+
+    def imports(self) -> Expr:
+        """The frame that brings the intrinsics' spellings into the module."""
+        return T.attr(T.int32(0), "pragma_import_llvm", module_text(self.isa))
+
+    def ramp(self, start: Expr, lanes: int | None = None) -> Expr:
+        """Consecutive indices from `start`, one per lane."""
+        one = T.int64(1) if getattr(start, "dtype", "int32") == "int64" else 1
+        return T.ramp(start, one, lanes or self.lanes)
+
+    def load(self, buffer: Expr, *index: Expr) -> Expr:
+        """A vector of `lanes` elements from the last dimension on."""
+        return buffer[(*index[:-1], self.ramp(index[-1]))]
+
+    def store(self, buffer: Expr, index: Sequence[Expr], value: Expr) -> None:
+        """Store a vector of `lanes` elements."""
+        T.buffer_store(buffer, value, [*index[:-1], self.ramp(index[-1])])
+
+    def store_act(self, buffer: Expr, row: Expr, column: Expr, value: Expr) -> None:
+        """Store float32 lanes as activations (num_tokens, words), from value `column` (a multiple of lanes) on."""
+        if not self.has_dot:
+            self.store(buffer, (row, column), value)
+            return
+        half = self.lanes // 2
+        words = self.call("sw_pack_bf16", value)
+        T.buffer_store(buffer, words, [row, self.ramp(column // 2, half)])
+
+    def zeros(self) -> Expr:
+        """A float32 vector of zeros."""
+        return self.splat(0.0)
+
+    def splat(self, value: Expr | float) -> Expr:
+        """A float32 vector with `value` in every lane."""
+        return T.broadcast(T.float32(value) if isinstance(value, float) else value, self.lanes)
+
+    def act_words(self, num_values: int) -> int:
+        """Activation words that hold `num_values` values."""
+        return -(-num_values // self.act_kr)
+
+    def a_operand(self, at: Callable[[Expr], Expr], k_word: Expr) -> tuple[Expr, ...]:
+        """The scalars of A that meet weight word `k_word`; `at(i)` reads word i of A's row.
+
+        Where bf16 weights meet float32 activations, one word of weights meets two scalars, so rows of A are padded
+        with zeros to an even number of values.
+        """
+        if self.act_kr == self.kr:
+            return (T.bind(at(k_word)),)
+        return (T.bind(at(k_word * 2)), T.bind(at(k_word * 2 + 1)))
+
+    def mac(self, acc: Expr, a: tuple[Expr, ...], b: Expr) -> Expr:
+        """acc + a * b for one vector of weight words `b` and the scalars of `a_operand`."""
+        if self.has_dot:
+            return self.call("sw_mac_bf16", acc, a[0], b)
+        if self.kr == 1:
+            return self.call("sw_mac_f32", acc, a[0], b)
+        low = self.call("sw_mac_f32", acc, a[0], self.call("sw_bf16_lo", b))
+        return self.call("sw_mac_f32", low, a[1], self.call("sw_bf16_hi", b))
+
+
+def split(core: Expr, num_cores: int, count: Expr) -> tuple[Expr, Expr]:
+    """The contiguous share [begin, end) of `count` items that `core` of `num_cores` owns."""
+    return T.bind(core * count // num_cores), T.bind((core + 1) * count // num_cores)
+
+
+def each_core(num_cores: int, body: Callable[[Expr], None]) -> None:
+    """Run `body(core)` on every core of the parallel region, then wait for all of them."""
+    with T.attr(T.int32(0), "pragma_parallel_barrier_when_finish", T.int32(1)):
+        with T.parallel(0, num_cores) as core:
+            body(core)
+
+
+def prim_func(name: str, build: Callable[[], None]) -> Any:
+    """The PrimFunc `name` whose arguments and body `build` adds."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            build()
+    return builder.get()
+
+
+__all__ = ["Expr", "Kit", "T", "each_core", "prim_func", "split"]
