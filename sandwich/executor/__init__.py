@@ -1,0 +1,1 @@
+"""Executors: the compiled one, the NumPy reference and the null one, behind one protocol."""

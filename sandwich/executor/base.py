@@ -1,0 +1,77 @@
+"""What the engine asks of whatever runs the model: one flat batch in, logits and their argmax out.
+
+Must not know: how a batch was chosen, what is done with the logits, or any one executor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from codegen.spec import Phase
+from sandwich.request import Request
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorLimits:
+    """The largest batch an executor takes and the cache it has, fixed when it is built."""
+
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    vocab_size: int
+    max_num_logits: int = 0  # logit rows of one step; 0: as many as a step may have tokens
+
+    def __post_init__(self) -> None:
+        if self.max_num_logits == 0:
+            most = max(self.max_num_batched_tokens, self.max_num_seqs)
+            object.__setattr__(self, "max_num_logits", most)
+        assert self.max_num_logits >= self.max_num_seqs, "every sequence of a step may want a row"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's work, all of one phase; a sequence's token rows are consecutive, in order.
+
+    Sequence i has token rows [query_starts[i], query_starts[i + 1]); after the step its first
+    context_lens[i] tokens are in the cache, in the blocks of block_tables[i] (padded with zeros).
+    `slot_mapping` says where a token's K and V go: block id * block_size + offset in the block.
+    """
+
+    phase: Phase
+    requests: tuple[Request, ...]  # one per sequence
+    token_ids: Int32Array  # (num_tokens,)
+    positions: Int32Array  # (num_tokens,)
+    slot_mapping: Int32Array  # (num_tokens,)
+    query_starts: Int32Array  # (num_seqs + 1,)
+    context_lens: Int32Array  # (num_seqs,)
+    block_tables: Int32Array  # (num_seqs, most blocks of a sequence)
+    logit_rows: Int32Array  # (num_logits,) the token rows whose logits are wanted, ascending
+    sampled: tuple[int, ...]  # index in `requests` of each logit row
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Logits of the wanted rows; both arrays may be views that the next `run` overwrites."""
+
+    logits: Float32Array  # (num_logits, vocab_size)
+    argmax: Int32Array  # (num_logits,) the lowest id among the largest logits
+
+
+class Executor(Protocol):
+    """Runs batches, one at a time, on the engine's thread. What `run` raises ends that batch only."""
+
+    @property
+    def limits(self) -> ExecutorLimits: ...
+
+    def run(self, batch: Batch) -> StepOutput: ...
+
+    def close(self) -> None: ...
