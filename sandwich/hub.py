@@ -1,0 +1,54 @@
+"""The model argument -> a folder on disk: the embedded model, a local folder, or a hub id.
+
+The only importer of huggingface_hub, and only when a hub id is given. Knows nothing of what the
+folder holds.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from sandwich.config import EMBEDDED_MODEL, EMBEDDED_NAME, ConfigError
+
+_HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model")
+
+
+def resolve_model(model: str) -> Path:
+    """The folder of a model: the embedded one, a local one, or that of a hub id, fetched if needed.
+
+    Raises:
+        ConfigError: the folder does not exist, or the hub does not have or give the model.
+    """
+    if model == EMBEDDED_NAME:
+        return EMBEDDED_MODEL
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ConfigError(f"model {model!r} is a file; give the folder that holds its config.json")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or model.startswith("."):
+        raise ConfigError(
+            f"model {model!r} is neither a folder nor a hub id; write a path, ORGANISATION/NAME, "
+            f"or {EMBEDDED_NAME!r} for the model inside the package"
+        )
+    return _fetch(model)
+
+
+def _fetch(model: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+    except errors.GatedRepoError:
+        reason = "its authors give it on request: ask on its page, then run `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        reason = "the hub has no such model (a private one needs `hf auth login`)"
+    except errors.LocalEntryNotFoundError:
+        reason = (
+            "it is not in the local cache and the hub is out of reach; go online or give a folder"
+        )
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = f"the hub did not give it: {error}"
+    raise ConfigError(f"model {model!r} is not a folder here, and as a hub id: {reason}")
