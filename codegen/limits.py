@@ -1,0 +1,175 @@
+"""Probes of what a machine can do at most: reading memory, and multiplying out of registers alone.
+
+They are compiled for the same ISA row by the same compiler as the kernels they are compared with.
+Knows nothing of plans, nor of what is done with the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from codegen.kit import Kit, T, prim_func
+from platforms.isa import IsaRow
+
+# Vectors that a core sums side by side: enough to hide an addition, few enough for any ISA.
+READ_VECTORS = 4
+# Multiply-adds of one accumulator in a turn of the loop.
+PEAK_UNROLL = 2
+
+Words = npt.NDArray[np.int32]
+
+
+class LimitProbes:
+    """Probes for `num_cores` cores of the calling thread's pool.
+
+    `read` goes over `num_words` int32 words (a multiple of `words_per_turn`), `peak` multiplies as
+    kernels for weights of `dtype` do on `isa`: bf16 pairs where it has a dot product of them, else
+    float32. Arrays come from an Arena (64-byte aligned) and are shared, not copied. A call returns
+    when every core is done. Not thread-safe.
+    """
+
+    def __init__(self, isa: IsaRow, dtype: str, num_cores: int, num_words: int) -> None:
+        kit = Kit(isa, dtype if isa.has_bf16_dot else "float32")
+        step = self.words_per_turn(isa, num_cores)
+        if num_words % step:
+            raise ValueError(f"num_words is {num_words}, it must be a multiple of {step}")
+        # More chains than any known core's latency times throughput, and never a spill.
+        self.chains = min(isa.num_vector_registers - 4, 24)
+        self.operand_shape = (self.chains + 2, isa.lanes)
+        self.result_shape = (num_cores, isa.lanes)
+        self.flops_per_turn = 2 * self.chains * PEAK_UNROLL * isa.lanes * kit.kr * num_cores
+        self._kr = kit.kr
+        functions = {
+            "limit_fill": fill_function(kit, num_cores, num_words),
+            "limit_read": read_function(kit, num_cores, num_words),
+            "limit_peak": peak_function(kit, num_cores, self.chains),
+        }
+        target = tvm.target.Target(isa.llvm_target())
+        self._module = tvm.compile(tvm.IRModule(functions), target=target).mod
+
+    @staticmethod
+    def words_per_turn(isa: IsaRow, num_cores: int) -> int:
+        """Words that all cores read in one turn of the loop."""
+        return READ_VECTORS * isa.lanes * num_cores
+
+    def write_operands(self, out: Words) -> None:
+        """Starts and operands of `peak` (operand_shape): no zeros, no subnormals, no overflow."""
+        starts = np.linspace(1.0, 2.0, out[: self.chains].size, dtype=np.float32)
+        out[: self.chains] = starts.view(np.int32).reshape(self.chains, -1)
+        one = np.float32(1.0).view(np.int32)
+        out[self.chains :] = one | one >> 16 if self._kr == 2 else one
+
+    def fill(self, words: Words) -> None:
+        """Set every word to one; a core touches first, and so places, what it will read."""
+        self._call("limit_fill", words)
+
+    def read(self, words: Words, sums: Words) -> None:
+        """Read every word once; `sums` (result_shape) receives the sums of each core."""
+        self._call("limit_read", words, sums)
+
+    def peak(self, operands: Words, turns: Words, results: npt.NDArray[np.float32]) -> None:
+        """`turns[0]` turns of `flops_per_turn`; `results` (result_shape) receives the sums."""
+        self._call("limit_peak", operands, turns, results)
+
+    def assembly(self) -> str:
+        """The machine code of the probes, for their test."""
+        return str(self._module.inspect_source("asm"))
+
+    def _call(self, name: str, *arrays: npt.NDArray[Any]) -> None:
+        self._module[name](*(tvm.runtime.from_dlpack(array) for array in arrays))
+
+
+def over_share(
+    kit: Kit, core: Any, num_cores: int, num_words: int, step: Callable[[Any], None]
+) -> None:
+    """The loop of `core` over its share of the words; step(index) handles READ_VECTORS vectors."""
+    per_turn = READ_VECTORS * kit.lanes
+    num_turns = num_words // num_cores // per_turn
+    begin = T.bind(T.cast(core, "int64") * (num_turns * per_turn))
+    with T.serial(0, num_turns) as turn:
+        step(T.bind(begin + T.cast(turn, "int64") * per_turn))
+
+
+def fill_function(kit: Kit, num_cores: int, num_words: int) -> Any:
+    """(words): ones everywhere."""
+
+    def build() -> None:
+        words = T.arg("words", T.buffer((num_words,), "int32"))
+        ones = T.broadcast(T.int32(1), kit.lanes)
+
+        def step(at: Any) -> None:
+            for i in range(READ_VECTORS):
+                kit.store(words, (at + i * kit.lanes,), ones)
+
+        with T.parallel(0, num_cores) as core:
+            over_share(kit, core, num_cores, num_words, step)
+
+    return prim_func("limit_fill", build)
+
+
+def read_function(kit: Kit, num_cores: int, num_words: int) -> Any:
+    """(words, sums): every word is added to a register, which is what keeps the loads alive."""
+
+    def build() -> None:
+        words = T.arg("words", T.buffer((num_words,), "int32"))
+        sums = T.arg("sums", T.buffer((num_cores, kit.lanes), "int32"))
+        with T.parallel(0, num_cores) as core:
+            acc = T.alloc_buffer((READ_VECTORS * kit.lanes,), "int32", scope="local")
+            chains = range(0, READ_VECTORS * kit.lanes, kit.lanes)
+            for i in chains:
+                kit.store(acc, (i,), T.broadcast(T.int32(0), kit.lanes))
+
+            def step(at: Any) -> None:
+                for i in chains:
+                    kit.store(acc, (i,), kit.load(acc, i) + kit.load(words, at + i))
+
+            over_share(kit, core, num_cores, num_words, step)
+            kit.store(sums, (core, 0), sum_of([kit.load(acc, i) for i in chains]))
+
+    return prim_func("limit_read", build)
+
+
+def peak_function(kit: Kit, num_cores: int, chains: int) -> Any:
+    """(operands, turns, results): independent chains of multiply-adds that never touch memory.
+
+    The starts differ, or LLVM would see that the chains are one; they and the operands come from
+    memory, or it would compute the result itself.
+    """
+
+    def build() -> None:
+        operands = T.arg("operands", T.buffer((chains + 2, kit.lanes), "int32"))
+        turns = T.arg("turns", T.buffer((1,), "int32"))
+        results = T.arg("results", T.buffer((num_cores, kit.lanes), "float32"))
+
+        def as_word(value: Any, lanes: int) -> Any:
+            suffix = f"x{lanes}" if lanes > 1 else ""
+            return value if kit.kr == 2 else T.reinterpret(f"float32{suffix}", value)
+
+        with kit.imports(), T.parallel(0, num_cores) as core:
+            acc = T.alloc_buffer((chains * kit.lanes,), "float32", scope="local")
+            for i in range(chains):
+                start = T.reinterpret(f"float32x{kit.lanes}", kit.load(operands, i, 0))
+                kit.store(acc, (i * kit.lanes,), start)
+            vector = T.bind(as_word(kit.load(operands, chains, 0), kit.lanes))
+            scalar = T.bind(as_word(operands[chains + 1, 0], 1))
+            with T.serial(0, turns[0]):
+                for i in [*range(chains)] * PEAK_UNROLL:
+                    at = i * kit.lanes
+                    kit.store(acc, (at,), kit.mac(kit.load(acc, at), (scalar,), vector))
+            total = sum_of([kit.load(acc, i * kit.lanes) for i in range(chains)])
+            kit.store(results, (core, 0), total)
+
+    return prim_func("limit_peak", build)
+
+
+def sum_of(vectors: list[Any]) -> Any:
+    """The lane-wise sum of vectors."""
+    total = vectors[0]
+    for vector in vectors[1:]:
+        total = total + vector
+    return total
