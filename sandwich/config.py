@@ -236,7 +236,7 @@ class EngineConfig:
     max_num_queued_reqs: int = _option(
         "scheduling", "most waiting requests; more are refused with status 429", _POSITIVE, 256
     )
-    seed: int = _option("model", "seed of --random-weights", _integer(0), 0)
+    seed: int = _option("model", "seed of --random-weights", _integer(0), 0, flag="weights-seed")
     kv_cache_dtype: str = _option(
         "memory", "type of the KV cache; auto is --dtype", parse_dtype, "auto", choices=DTYPES
     )

@@ -255,6 +255,8 @@ class OutputStream:
         num_chars = 0
         found: list[TokenLogprobs | None] = []
         for entry, token_id in zip(entries, self.prompt_token_ids, strict=True):
-            found.append(entry and TokenLogprobs.build(entry, self.tokenizer, num_chars))
+            found.append(
+                None if entry is None else TokenLogprobs.build(entry, self.tokenizer, num_chars)
+            )
             num_chars += len(detokenizer.push(token_id))
         return tuple(found)
