@@ -1,0 +1,65 @@
+"""How much arithmetic and memory traffic a step of a model needs at the very least.
+
+Counted from the model's own sizes, without padding, so that an engine gains nothing by wasting
+work. Knows nothing of how the step is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from codegen.spec import ModelShape
+
+VALUE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """The work of a step of `shape` with weights of `dtype` and a KV cache of `kv_dtype`."""
+
+    shape: ModelShape
+    dtype: str
+    kv_dtype: str
+
+    @property
+    def layer_weights(self) -> int:
+        """Values in the matrices of all layers: each is used once for every token."""
+        s = self.shape
+        qkv = s.hidden_size * (s.num_heads + 2 * s.num_kv_heads) * s.head_dim
+        o = s.num_heads * s.head_dim * s.hidden_size
+        mlp = 3 * s.hidden_size * s.intermediate_size
+        return s.num_layers * (qkv + o + mlp)
+
+    @property
+    def lm_head_weights(self) -> int:
+        """Values in the LM head: each is used once for every row that wants logits."""
+        return self.shape.vocab_size * self.shape.hidden_size
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token holds in the cache, over all layers."""
+        s = self.shape
+        return 2 * s.num_layers * s.num_kv_heads * s.head_dim * VALUE_BYTES[self.kv_dtype]
+
+    def flops(self, contexts: Sequence[int], num_logits: int) -> int:
+        """Operations of a step; `contexts` holds, for each token, how many keys it attends to.
+
+        A multiply-add is two. A token's own key counts, so a prompt of n tokens has 1, 2, ... n.
+        """
+        s = self.shape
+        attention = 4 * s.num_layers * s.num_heads * s.head_dim * sum(contexts)
+        matrices = self.layer_weights * len(contexts) + self.lm_head_weights * num_logits
+        return 2 * matrices + attention
+
+    def prefill_flops(self, num_tokens: int) -> int:
+        """Operations of a whole prompt, whose last token alone wants logits."""
+        return self.flops(range(1, num_tokens + 1), num_logits=1)
+
+    def decode_bytes(self, contexts: Sequence[int]) -> int:
+        """Bytes of weights and KV cache that a step with one token per sequence must touch.
+
+        The weights once for all sequences; each sequence's keys and values, the new ones included.
+        """
+        weights = (self.layer_weights + self.lm_head_weights) * VALUE_BYTES[self.dtype]
+        return weights + sum(contexts) * self.kv_bytes_per_token

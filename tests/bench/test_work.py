@@ -1,0 +1,58 @@
+"""The counts agree with sums written out by hand and with figures known of a real model."""
+
+import dataclasses
+
+import pytest
+
+from bench.work import StepWork
+from codegen.spec import ModelShape
+
+TINY = ModelShape(
+    num_layers=2,
+    hidden_size=8,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=3,
+    intermediate_size=16,
+    vocab_size=10,
+    rms_norm_eps=1e-5,
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    tied_embeddings=True,
+    max_model_len=64,
+)
+LLAMA_1B = dataclasses.replace(
+    TINY,
+    num_layers=16,
+    hidden_size=2048,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=64,
+    intermediate_size=8192,
+    vocab_size=128256,
+)
+
+
+def test_a_tiny_model_is_counted_by_hand() -> None:
+    work = StepWork(TINY, "bfloat16", "float32")
+    per_layer = 8 * 12 + 2 * 8 * 6 + 12 * 8 + 3 * 8 * 16  # q, k and v, o, MLP
+    assert work.layer_weights == 2 * per_layer
+    assert work.kv_bytes_per_token == 2 * 2 * 2 * 3 * 4
+    scores_and_values = 2 * 4 * (3 + 3)  # layers, heads, multiply-adds per key
+    expected = 2 * (2 * per_layer * 3 + 80 + scores_and_values * (1 + 2 + 3))
+    assert work.prefill_flops(3) == expected
+    assert work.decode_bytes([5, 7]) == 2 * (2 * per_layer + 80) + 12 * work.kv_bytes_per_token
+
+
+def test_a_prompt_costs_the_same_in_one_chunk_and_in_many() -> None:
+    work = StepWork(TINY, "float32", "float32")
+    chunks = work.flops([1, 2, 3], 0) + work.flops([4, 5], 1)
+    assert chunks == work.prefill_flops(5)
+
+
+def test_a_model_of_a_billion_weights_has_the_known_size() -> None:
+    work = StepWork(LLAMA_1B, "bfloat16", "bfloat16")
+    assert work.decode_bytes([0]) == pytest.approx(2.47e9, rel=0.005)
+    assert work.flops([1], 0) == pytest.approx(1.95e9, rel=0.005)
+    assert work.kv_bytes_per_token == 32768
