@@ -38,12 +38,17 @@ class HugePages:
 
 
 def read_huge_pages(tree: Tree) -> HugePages:
-    status = tree.read("proc/self/status") or ""
+    status = tree.read_fields("proc/self/status")
+    nbytes = tree.read_int(f"{_THP}/hpage_pmd_size") or _DEFAULT_HUGE_PAGE_BYTES
+    # Kernels since 6.8 have a mode for each size; "inherit" refers to the common one.
+    mode = _chosen(tree.read(f"{_THP}/hugepages-{nbytes >> 10}kB/enabled"))
+    if mode in ("inherit", "unsupported"):
+        mode = _chosen(tree.read(f"{_THP}/enabled"))
     return HugePages(
-        thp_mode=_chosen(tree.read(f"{_THP}/enabled")),
+        thp_mode=mode,
         thp_defrag=_chosen(tree.read(f"{_THP}/defrag")),
-        thp_bytes=tree.read_int(f"{_THP}/hpage_pmd_size") or _DEFAULT_HUGE_PAGE_BYTES,
-        is_disabled_for_process="THP_enabled:\t0" in status,
+        thp_bytes=nbytes,
+        is_disabled_for_process=status.get("THP_enabled") == "0",
         pools=tuple(_read_pools(tree)),
     )
 

@@ -7,6 +7,10 @@ Knows nothing of what the files mean.
 
 import os
 from collections.abc import Iterable
+from typing import Annotated
+
+# Sorted CPU (or node) numbers, each once; as text they are in the kernel's list format.
+CpuList = Annotated[tuple[int, ...], "cpu list"]
 
 
 class Tree:
@@ -43,12 +47,17 @@ class Tree:
         except ValueError:
             return None
 
-    def read_cpu_list(self, path: str) -> tuple[int, ...] | None:
+    def read_cpu_list(self, path: str) -> CpuList | None:
         text = self.read(path)
         try:
             return None if text is None else parse_cpu_list(text)
         except ValueError:
             return None
+
+    def read_fields(self, path: str) -> dict[str, str]:
+        """A file of "key: value" lines; empty if there is none."""
+        pairs = (line.partition(":") for line in (self.read(path) or "").splitlines())
+        return {key.strip(): value.strip() for key, _, value in pairs}
 
     def list_dir(self, path: str) -> list[str]:
         """Sorted names in a directory; empty if there is none."""
@@ -65,7 +74,7 @@ class Tree:
         return sorted(int(tail) for tail in tails if tail.isdecimal())
 
 
-def parse_cpu_list(text: str) -> tuple[int, ...]:
+def parse_cpu_list(text: str) -> CpuList:
     """The kernel's list format, "0-3,8", as sorted numbers. Raises ValueError for anything else."""
     cpus: set[int] = set()
     for part in filter(None, text.strip().split(",")):
