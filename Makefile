@@ -14,7 +14,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --progress-bar off
+INSTALL := $(PIP) install --quiet --quiet --progress-bar off
 HOUSE := platforms codegen schedules sandwich bench tests
 
 .PHONY: help serve test test-slow check bench lock wheel clean
