@@ -1,0 +1,6 @@
+"""Where the model that travels with the package lies. Knows nothing of the engine or training."""
+
+from pathlib import Path
+
+MODEL_DIR = Path(__file__).parent / "model"
+"""A Hugging Face folder: config, weights, tokenizer with chat template, model card."""
