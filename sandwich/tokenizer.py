@@ -6,7 +6,6 @@ Knows nothing of requests, sampling or the wire.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from tokenizers import processors
 
 from sandwich.chat_template import ChatTemplate, Message
 from sandwich.errors import InvalidRequestError, ModelError
+from sandwich.checkpoint.fields import read_json
 from sandwich.token_bytes import TokenBytes
 
 _SPECIAL_TOKEN_NAMES: Final = (
@@ -40,7 +40,8 @@ class Tokenizer:
     def __init__(self, folder: str | Path, chat_template: str | None = None) -> None:
         """`chat_template`: a file, or Jinja text, to use instead of the model's own."""
         self.folder = Path(folder)
-        config = _read_json(self.folder / "tokenizer_config.json")
+        config_file = self.folder / "tokenizer_config.json"
+        config = read_json(config_file) if config_file.is_file() else {}
         self.special_tokens = _named_special_tokens(config)
         self._backend = _load_backend(self.folder / "tokenizer.json", config, self.special_tokens)
         self._bytes = TokenBytes(_decoder_state(self._backend))
@@ -187,19 +188,6 @@ class IncrementalDetokenizer:
         else:  # its text depends on what stands before it, so that stays
             self._context, self._context_text = self._context + group, text
         return piece
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty if there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}; fetch the model again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object; fetch the model again")
-    return content
 
 
 def _load_backend(

@@ -1,0 +1,36 @@
+"""Entry point: parse, run the verb, turn expected failures into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from sandwich.cli.parser import build_parser
+from sandwich.config import ConfigError
+from sandwich.errors import InvalidRequestError, MemoryLimitError, ModelError, SandwichError
+
+EXIT_FAILURE = 1
+EXIT_USER_MISTAKE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_USER_MISTAKES = (ConfigError, InvalidRequestError, MemoryLimitError, ModelError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process); returns the exit code.
+
+    An error that Sandwich raises on purpose becomes one line on stderr. A bug keeps its traceback.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+        return args.verb_main(args) or 0
+    except SystemExit as exit_:  # argparse: --help, --version or a wrong command line
+        return exit_.code if isinstance(exit_.code, int) else EXIT_FAILURE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `sandwich probe | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except SandwichError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_MISTAKE if isinstance(error, _USER_MISTAKES) else EXIT_FAILURE

@@ -1,0 +1,141 @@
+"""Options of sandwich/config.py -> flags, and flags or a YAML file -> configuration objects.
+
+Knows nothing of any single option: names, help and checks come from the fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from sandwich.config import (
+    EMBEDDED_NAME,
+    ENVIRONMENT,
+    ConfigError,
+    EngineConfig,
+    Option,
+    options,
+    parse_nbytes,
+)
+
+_MODEL = "model"
+_Config = TypeVar("_Config")
+
+
+class _Group(Protocol):
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action: ...
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        _MODEL,
+        nargs="?",
+        metavar="MODEL",
+        help="a folder in the Hugging Face layout, a hub id (ORGANISATION/NAME), or "
+        f"{EMBEDDED_NAME!r}, the small model in the package (default: {EMBEDDED_NAME})",
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, *configs: type) -> None:
+    """A flag for every option, in the groups that the options name."""
+    groups: dict[str, _Group] = {}
+    for config in configs:
+        for name, (field, option) in options(config).items():
+            if option.group not in groups:
+                groups[option.group] = parser.add_argument_group(option.group)
+            _add_flag(groups[option.group], name, field, option)
+
+
+def add_config_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="read options from this file; its keys are the flags without the dashes, "
+        "and `model`; flags on the command line win",
+    )
+
+
+def _add_flag(group: _Group, name: str, field: Field[Any], option: Option) -> None:
+    text = option.help.replace("%", "%%")
+    if "(default:" not in text:
+        default = _default_text(field, option)
+        text += f" (default: {default})" if default else ""
+    common = {"dest": _dest(name), "default": None, "help": text}
+    if field.type == "bool":
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
+        return
+    metavar = "{" + ",".join(option.choices) + "}" if option.choices else option.metavar
+    group.add_argument(f"--{name}", metavar=metavar or "N", **common)
+
+
+def _default_text(field: Field[Any], option: Option) -> str:
+    """The default as a user would type it; that of an environment variable when it is not set."""
+    default: Any = field.default
+    if default is MISSING:
+        default = next(v.default for v in ENVIRONMENT if v.flag == option.name(field))
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if option.parse is parse_nbytes:
+        return f"{default >> 20}MiB"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _dest(name: str) -> str:
+    """Attribute of the namespace; the prefix keeps options apart from a verb's own flags."""
+    return "option_" + name.replace("-", "_")
+
+
+def read_config_file(path: str, *configs: type) -> dict[str, Any]:
+    """Flag name -> value, as the YAML file at `path` has them.
+
+    Raises ConfigError for a file that cannot be read or a key that is no flag.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: must hold lines like `port: 8000`")
+    known = {_MODEL}.union(*(options(config) for config in configs))
+    for key, value in content.items():
+        if key not in known:
+            raise ConfigError(f"--config {path}: unknown option {key!r}{_suggestion(key, known)}")
+        if isinstance(value, dict | list):
+            raise ConfigError(
+                f"--config {path}: {key} must be one value, not a {type(value).__name__}"
+            )
+    return content
+
+
+def _suggestion(key: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key).replace("_", "-"), sorted(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def build_config(
+    config: type[_Config], args: argparse.Namespace, file_values: Mapping[str, Any] | None = None
+) -> _Config:
+    """The configuration from flags, then the file, then the environment, then the defaults.
+
+    Raises ConfigError for a value that is out of range.
+    """
+    values: dict[str, Any] = {}
+    for name, (field, _) in options(config).items():
+        given = getattr(args, _dest(name), None)
+        value = given if given is not None else (file_values or {}).get(name)
+        if value is not None:
+            values[field.name] = value
+    if issubclass(config, EngineConfig):
+        model = getattr(args, _MODEL, None) or (file_values or {}).get(_MODEL)
+        values |= {_MODEL: str(model)} if model else {}
+    return config(**values)

@@ -1,0 +1,304 @@
+"""The Python API: `LLM(model).generate(prompts, SamplingParams(...))`, in the shape vLLM gave it.
+
+Runs the engine on the caller's thread, without a server. Knows nothing of the wire, nor of how an
+engine is built or makes a step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from sandwich.chat_template import Message
+from sandwich.config import EMBEDDED_NAME, EngineConfig
+from sandwich.errors import InvalidRequestError
+from sandwich.output import OutputDelta, OutputStream, RequestOutput
+from sandwich.request import Request, TokenEvent
+from sandwich.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from sandwich.build import EngineParts
+
+Prompt = str | Mapping[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
+Conversation = Sequence[Message]
+_PROMPT_KEYS: Final = {"prompt", "prompt_token_ids"}
+_OnDelta = Callable[[OutputDelta], None]
+_Choices = list[tuple[OutputStream, Request]]  # of one prompt
+
+
+class LLM:
+    """A model in this process. Not thread-safe: one call at a time.
+
+    `options` are the fields of EngineConfig (dtype, max_model_len, ...). Raises ConfigError,
+    ModelError or MemoryLimitError if the engine cannot be built. Close it, or use it with `with`.
+    """
+
+    def __init__(self, model: str = EMBEDDED_NAME, **options: Any) -> None:
+        from sandwich.build import build_engine
+
+        self._set_up(build_engine(EngineConfig(model=str(model), **options)))
+
+    @classmethod
+    def from_parts(cls, parts: EngineParts) -> Self:
+        """An LLM over an engine that is built already, and that it will close."""
+        llm = cls.__new__(cls)
+        llm._set_up(parts)
+        return llm
+
+    def _set_up(self, parts: EngineParts) -> None:
+        self.tokenizer = parts.tokenizer
+        self.model_config = parts.model_config
+        self._engine = parts.engine
+        self._generation_defaults = dict(parts.generation_defaults)
+        self._numbers = count()
+        self._open: dict[str, tuple[OutputStream, _OnDelta]] = {}  # by request id, while they run
+
+    def default_sampling_params(self, **changes: Any) -> SamplingParams:
+        """What the model's generation_config.json asks for, with `changes`."""
+        return SamplingParams(**(self._generation_defaults | changes))
+
+    # ---- many prompts ----
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continue every prompt; results are in the order of the prompts.
+
+        `sampling_params`: one for all, or one for each; default: the model's. `use_tqdm`: show the
+        progress on stderr. Nothing runs if any prompt is wrong: InvalidRequestError, or
+        ContextLengthError if it is too long. A request that fails on its way has finish_reason
+        "error"; the others go on.
+        """
+        listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        params = self._params_of_each(sampling_params, len(listed))
+        return self._run(*self._encode(listed), params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Reply to one conversation (a list of {"role", "content"}), or to each of several."""
+        is_one = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if is_one else messages
+        texts = [self.tokenizer.apply_chat_template(each) for each in conversations]
+        token_ids = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        params = self._params_of_each(sampling_params, len(texts))
+        return self._run(texts, token_ids, params, use_tqdm)
+
+    # ---- one prompt, piece by piece ----
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[OutputDelta]:
+        """Continue one prompt, piece by piece; closing the iterator ends the request."""
+        _, [token_ids] = self._encode([prompt])
+        params = sampling_params or self.default_sampling_params()
+        if params.n != 1:
+            raise InvalidRequestError(
+                f"n is {params.n} but a stream has one choice; set it to 1", "n"
+            )
+        return self._deltas(self._prepare([token_ids], [params]))
+
+    def chat_stream(
+        self, messages: Conversation, sampling_params: SamplingParams | None = None
+    ) -> Iterator[OutputDelta]:
+        """Reply to one conversation, piece by piece."""
+        text = self.tokenizer.apply_chat_template(messages)
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return self.stream({"prompt_token_ids": token_ids}, sampling_params)
+
+    # ---- life ----
+
+    def close(self) -> None:
+        """End the engine and give its memory back; the LLM cannot be used afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- inside ----
+
+    def _params_of_each(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+    ) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.default_sampling_params()] * num_prompts
+        if len(params) != num_prompts:
+            raise InvalidRequestError(
+                f"there are {num_prompts} prompts but {len(params)} sampling_params; "
+                "give one for all or one for each",
+                "sampling_params",
+            )
+        return list(params)
+
+    def _encode(self, prompts: Sequence[Prompt]) -> tuple[list[str | None], list[list[int]]]:
+        """Text and token ids of every prompt; the text is None where only ids were given."""
+        given = [_read_prompt(index, prompt) for index, prompt in enumerate(prompts)]
+        to_encode = [text for text, token_ids in given if token_ids is None and text is not None]
+        encoded = iter(self.tokenizer.encode_batch(to_encode))
+        ids = [next(encoded) if token_ids is None else token_ids for _, token_ids in given]
+        return [text for text, _ in given], ids
+
+    def _prepare(
+        self, token_ids: Sequence[list[int]], params: Sequence[SamplingParams]
+    ) -> list[_Choices]:
+        """The choices of every prompt, all checked; raises for the first one that cannot run."""
+        groups = [
+            [
+                (OutputStream(self.tokenizer, each, ids, choice), self._request(ids, each, choice))
+                for choice in range(each.n)
+            ]
+            for ids, each in zip(token_ids, params, strict=True)
+        ]
+        for index, [(_, request), *_] in enumerate(groups):
+            try:
+                self._engine.check_request(request)
+            except InvalidRequestError as error:
+                error.add_note(f"in prompt {index} of {len(groups)}")
+                raise
+        return groups
+
+    def _submit(self, groups: Sequence[_Choices], on_delta: _OnDelta) -> list[OutputStream]:
+        for stream, request in (choice for choices in groups for choice in choices):
+            self._engine.add_request(request)
+            self._open[request.request_id] = (stream, on_delta)
+        return [stream for choices in groups for stream, _ in choices]
+
+    def _request(self, token_ids: list[int], params: SamplingParams, choice: int) -> Request:
+        return Request(
+            request_id=str(next(self._numbers)),
+            prompt_token_ids=token_ids,
+            params=params,
+            eos_token_ids=self.model_config.eos_token_ids,
+            choice_index=choice,
+        )
+
+    def _run(
+        self,
+        texts: Sequence[str | None],
+        token_ids: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        is_progress_shown: bool,
+    ) -> list[RequestOutput]:
+        groups = self._prepare(token_ids, params)
+        with _progress(sum(map(len, groups)), is_progress_shown) as on_delta:
+            streams = self._submit(groups, on_delta)
+            try:
+                while not all(stream.is_finished for stream in streams):
+                    self._step()
+            finally:
+                self._abort(streams)
+        rows = zip(texts, token_ids, groups, strict=True)
+        return [
+            RequestOutput(
+                request_id=str(index),
+                prompt=text,
+                prompt_token_ids=ids,
+                outputs=[stream.result() for stream, _ in choices],
+                prompt_logprobs=choices[0][0].prompt_logprobs,
+            )
+            for index, (text, ids, choices) in enumerate(rows)
+        ]
+
+    def _deltas(self, groups: list[_Choices]) -> Iterator[OutputDelta]:
+        deltas: deque[OutputDelta] = deque()
+        streams = self._submit(groups, deltas.append)
+        try:
+            while deltas or not streams[0].is_finished:
+                if deltas:
+                    yield deltas.popleft()
+                else:
+                    self._step()
+        finally:
+            self._abort(streams)
+
+    def _step(self) -> None:
+        """One step of the engine; what it gives goes to whoever waits for it."""
+        for event in self._engine.step():
+            self._deliver(event)
+
+    def _deliver(self, event: TokenEvent) -> None:
+        stream, on_delta = self._open[event.request_id]
+        if event.finish_reason is not None:
+            del self._open[event.request_id]
+        was_finished = stream.is_finished
+        delta = stream.feed(event)
+        if not was_finished:
+            on_delta(delta)
+        if stream.needs_abort:
+            for last_event in self._engine.abort(event.request_id):
+                self._deliver(last_event)
+
+    def _abort(self, streams: Sequence[OutputStream]) -> None:
+        """End those that still run, as after an interrupt."""
+        ids = [id_ for id_, (stream, _) in self._open.items() if any(stream is s for s in streams)]
+        for request_id in ids:
+            for event in self._engine.abort(request_id):
+                self._deliver(event)
+
+
+def _read_prompt(index: int, prompt: object) -> tuple[str | None, list[int] | None]:
+    """(text, token ids) of one prompt; exactly what was given. InvalidRequestError if unusable."""
+    if isinstance(prompt, str):
+        return prompt, None
+    if isinstance(prompt, Mapping) and prompt and set(prompt) <= _PROMPT_KEYS:
+        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        is_text = isinstance(text, str) or (text is None and token_ids is not None)
+        if is_text and token_ids is None:
+            return text, None
+        if is_text and all(isinstance(i, int | np.integer) for i in token_ids or ()):
+            return text, [int(i) for i in token_ids or ()]
+    raise InvalidRequestError(
+        f"prompt {index} is {str(prompt)[:80]!r} but must be text, "
+        '{"prompt": text} or {"prompt_token_ids": [whole numbers]}',
+        "prompt",
+    )
+
+
+@contextmanager
+def _progress(num_requests: int, is_shown: bool) -> Iterator[_OnDelta]:
+    """A bar on stderr, if that is a terminal; it is told every delta."""
+    if not (is_shown and sys.stderr.isatty()):
+        yield lambda delta: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[num_tokens]} tokens"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("requests", total=num_requests, num_tokens=0)
+        num_tokens = 0
+
+        def on_delta(delta: OutputDelta) -> None:
+            nonlocal num_tokens
+            num_tokens += len(delta.token_ids)
+            is_last = delta.finish_reason is not None
+            progress.update(task, advance=int(is_last), num_tokens=num_tokens)
+
+        yield on_delta
