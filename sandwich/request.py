@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from sandwich.errors import InvalidRequestError
 from sandwich.kv_cache import BlockTable
 from sandwich.sampling_params import SamplingParams
 
@@ -57,10 +58,10 @@ class TokenEvent:
     """One step of one request, as it leaves the engine.
 
     Exactly one event of a request has a `finish_reason` ("stop", "length", "abort", "error"): its
-    last, which carries `timings`. The token that ends a request (eos or a stop id) is in that event;
-    `stop_reason` is the stop id that matched, None for eos. `prompt_logprobs` comes once, with the
-    first token: entry i is about prompt token i, entry 0 is None as nothing precedes it. `error` is
-    the message of finish_reason "error".
+    last, which carries `timings`. The token that ends a request (eos or a stop id) is in that
+    event; `stop_reason` is the stop id that matched, None for eos. `prompt_logprobs` comes once,
+    with the first token: entry i is about prompt token i, entry 0 is None as nothing precedes it.
+    `error` is the message of finish_reason "error".
     """
 
     request_id: str
@@ -106,7 +107,13 @@ class Request:
     num_preemptions: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.token_ids = np.array(self.prompt_token_ids, np.int32).reshape(-1)
+        try:
+            self.token_ids = np.array(self.prompt_token_ids, np.int32).reshape(-1)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise InvalidRequestError(
+                f"the prompt's token ids must be a flat list of whole numbers of 31 bits: {error}",
+                param="prompt",
+            ) from error
         self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
         seed = self.params.seed
         self.seed = (secrets.randbits(64) if seed is None else seed) % 2**64
@@ -137,13 +144,42 @@ class Request:
             return 0
         return self.num_prompt_tokens - 1 - len(self.prompt_logprobs)
 
-    def append_token(self, token_id: int) -> None:
+    def all_prompt_logprobs(self) -> tuple[LogprobEntry | None, ...] | None:
+        """One entry per prompt token, None for the first; None if they were not asked for."""
+        if self.params.prompt_logprobs is None:
+            return None
+        return (None, *self.prompt_logprobs)
+
+    def stop_reason(self, token_id: int | None) -> int | None:
+        """The id if the client named it as a stop, None if it is the model's own eos."""
+        return token_id if token_id in self.params.stop_token_ids else None
+
+    def accept(self, token_id: int, now: float) -> str | None:
+        """Append a sampled token; the finish_reason if it is the last."""
         if self.num_tokens == len(self.token_ids):
             grown = np.empty(2 * self.num_tokens + 16, np.int32)
             grown[: self.num_tokens] = self.token_ids
             self.token_ids = grown
         self.token_ids[self.num_tokens] = token_id
         self.num_tokens += 1
+        if self.first_token_time is None:
+            self.first_token_time = now
+        self.last_token_time = now
+        if token_id in self.stop_ids:
+            return "stop"
+        return "length" if self.num_output_tokens == self.max_tokens else None
+
+    def stop_reason(self) -> int | None:
+        """The stop id that ended the request; None if it was the model's eos or anything else."""
+        last = int(self.token_ids[self.num_tokens - 1])
+        is_named = self.finish_reason == "stop" and last in self.params.stop_token_ids
+        return last if is_named else None
+
+    def all_prompt_logprobs(self) -> tuple[LogprobEntry | None, ...] | None:
+        """One entry per prompt token, None for the first; None if they were not asked for."""
+        if self.params.prompt_logprobs is None:
+            return None
+        return (None, *self.prompt_logprobs)
 
     def timings(self, finished: float) -> RequestTimings:
         return RequestTimings(

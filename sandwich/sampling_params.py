@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class SamplingParams:
 
     `max_tokens=None` means as many as fit, 0 none (for prompt_logprobs alone). `top_k` 0 or -1,
     `top_p` 1 and `min_p` 0 switch these filters off. `stop` may be one string. The filters apply in
-    the order top_k, min_p, top_p, after penalties, logit_bias and temperature; logprobs are those of
+    the order top_k, min_p, top_p, after penalties, logit_bias and temperature; logprobs are of
     the raw distribution. Raises InvalidRequestError naming the offending parameter.
     """
 
@@ -51,18 +52,18 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         for param, is_valid, expected in _RULES:
             _check(param, getattr(self, param), is_valid, expected)
+        stop = (self.stop,) if self.stop and isinstance(self.stop, str) else self.stop or ()
+        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "top_k", max(self.top_k, 0))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens is {self.min_tokens} but max_tokens is {self.max_tokens}; "
                 "lower the one or raise the other",
                 param="min_tokens",
             )
-        object.__setattr__(self, "top_k", max(self.top_k, 0))
 
     @property
     def is_greedy(self) -> bool:
@@ -98,15 +99,19 @@ def _check(param: str, value: Any, is_valid: Callable[[Any], bool], expected: st
 
 
 def _is_count(value: Any, least: int = 0, most: float = math.inf) -> bool:
-    return isinstance(value, int | np.integer) and least <= value <= most
+    return isinstance(value, Integral) and least <= int(value) <= most
 
 
 def _is_number(value: Any, least: float, most: float) -> bool:
-    return isinstance(value, int | float | np.number) and least <= value <= most
+    return isinstance(value, Real) and least <= float(value) <= most
+
+
+def _is_token_id(value: Any) -> bool:
+    return _is_count(value, 0, 2**31 - 1)
 
 
 def _is_bias(bias: Mapping[int, float]) -> bool:
-    return all(_is_count(token) and _is_number(bias[token], -100.0, 100.0) for token in bias)
+    return all(_is_token_id(token) and _is_number(bias[token], -100.0, 100.0) for token in bias)
 
 
 _PENALTY = "a number between -2 and 2"
@@ -126,8 +131,10 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("frequency_penalty", lambda v: _is_number(v, -2, 2), _PENALTY),
     ("seed", lambda v: v is None or _is_count(v, -(2**63), 2**64 - 1),
      "a whole number between -2^63 and 2^64 - 1, or left out"),
-    ("stop", lambda v: all(isinstance(text, str) and text for text in v), "non-empty strings"),
-    ("stop_token_ids", lambda v: all(map(_is_count, v)), "token ids, whole numbers of at least 0"),
+    ("stop", lambda v: all(isinstance(text, str) and text for text in v or ()),
+     "one or more non-empty strings"),
+    ("stop_token_ids", lambda v: all(map(_is_token_id, v or ())),
+     "token ids, whole numbers of at least 0"),
     ("min_tokens", _is_count, "a whole number of at least 0"),
     ("logprobs", lambda v: v is None or _is_count(v, 0, MAX_LOGPROBS), _NUM_LOGPROBS),
     ("prompt_logprobs", lambda v: v is None or _is_count(v, 0, MAX_LOGPROBS), _NUM_LOGPROBS),

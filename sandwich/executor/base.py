@@ -67,7 +67,7 @@ class StepOutput:
 
 
 class Executor(Protocol):
-    """Runs batches, one at a time, on the engine's thread. What `run` raises ends that batch only."""
+    """Runs batches, one at a time, on the engine's thread. A raise in `run` ends one batch only."""
 
     @property
     def limits(self) -> ExecutorLimits: ...

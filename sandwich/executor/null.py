@@ -51,8 +51,8 @@ class NullExecutor:
         self, token_ids: npt.NDArray[np.int32], positions: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.int32]:
         """The greedy successor of each token at its position; a multiplicative hash of both."""
-        mixed = token_ids.astype(np.uint64) * 2654435761 + positions.astype(np.uint64) * 40503 + 97
-        mixed = (mixed ^ (mixed >> 15)) * 2246822519 >> 7
+        mixed = token_ids.astype(np.int64) * 2654435761 + positions * 40503 + 97
+        mixed = (mixed ^ (mixed >> 15)) % 2**31 * 2246822519 >> 7
         return (mixed % self.limits.vocab_size).astype(np.int32)
 
     def continuation(self, prompt_token_ids: Sequence[int], num_tokens: int) -> list[int]:

@@ -1,0 +1,120 @@
+"""The engine: one executor, one scheduler, one sampler, and the step that joins them.
+
+All of it lives on one thread, except `check_request`, `limits` and reading `stats`. Must not know:
+threads, queues, text, HTTP, or which executor it drives.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sandwich.errors import InvalidRequestError
+from sandwich.executor.base import Batch, Executor, ExecutorLimits
+from sandwich.request import Request, SampledToken, TokenEvent
+from sandwich.sampler import Sampler
+from sandwich.scheduler import Scheduler
+from sandwich.stats import EngineStats
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs requests until each has exactly one last event. Owns the executor."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.scheduler = Scheduler(executor.limits)
+        self.sampler = Sampler()
+        self._is_closed = False
+
+    @property
+    def limits(self) -> ExecutorLimits:
+        return self.executor.limits
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.scheduler.stats
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work()
+
+    def check_request(self, request: Request) -> None:
+        """Raise InvalidRequestError or ContextLengthError if it can never run; any thread may."""
+        self.scheduler.check(request)
+        params = request.params
+        _check_ids("prompt", request.token_ids, self.limits.vocab_size)
+        _check_ids("logit_bias", params.bias_ids, self.limits.vocab_size)
+        _check_ids("stop_token_ids", params.stop_token_ids, self.limits.vocab_size)
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request. Raises what `check_request` raises, and if the id is in use."""
+        self.check_request(request)
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> list[TokenEvent]:
+        """End a request now; its last event, or nothing if it is unknown or has ended."""
+        return self.scheduler.abort(request_id)
+
+    def step(self) -> list[TokenEvent]:
+        """One step of one phase; what the requests in it saw. Nothing if there is no work.
+
+        A failure of the executor ends the requests of its batch with "error"; the others go on.
+        """
+        started = time.monotonic()
+        if (batch := self.scheduler.schedule()) is None:
+            return []
+        tokens = self._execute(batch)
+        events = self.scheduler.commit(batch, tokens)
+        self._account(batch, time.monotonic() - started)
+        return events
+
+    def close(self) -> None:
+        """Release the executor; the engine is of no use afterwards. Again is no error."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.executor.close()
+
+    def _execute(self, batch: Batch) -> list[SampledToken]:
+        started = time.monotonic()
+        try:
+            output = self.executor.run(batch)
+            self.stats.phases[batch.phase].run_seconds += time.monotonic() - started
+            return self.sampler.sample(output, batch)
+        except Exception as error:
+            ids = [request.request_id for request in batch.requests]
+            logger.exception("a %s step failed; it ends requests %s", batch.phase.value, ids)
+            message = f"the {batch.phase.value} step failed: {error!r}"
+            return [SampledToken(error=message)] * len(batch.requests)
+
+    def _account(self, batch: Batch, seconds: float) -> None:
+        phase_stats = self.stats.phases[batch.phase]
+        phase_stats.num_steps += 1
+        phase_stats.num_tokens += len(batch.token_ids)
+        phase_stats.step_seconds += seconds
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "%s: %d requests, %d tokens, %.0f us, %.1f tok/s",
+                batch.phase.value,
+                len(batch.requests),
+                len(batch.token_ids),
+                seconds * 1e6,
+                len(batch.token_ids) / seconds,
+            )
+
+
+def _check_ids(param: str, ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> None:
+    ids = np.asarray(ids, np.int64)
+    strange = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(strange):
+        raise InvalidRequestError(
+            f"{param} has token id {strange[0]}, but ids of this model go from 0 to "
+            f"{vocab_size - 1}; use the model's own tokenizer",
+            param,
+        )

@@ -1,0 +1,45 @@
+"""What the engine counts about itself. Written by the engine's thread, read by anyone.
+
+Plain numbers, each written in one piece: a reader on another thread sees a recent value. Must not
+know: metric names, how the numbers are shown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from codegen.spec import Phase
+
+
+@dataclass(slots=True)
+class PhaseStats:
+    """Steps of one phase since the start; of `step_seconds` the executor took `run_seconds`."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    step_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Gauges as of the last step, add or abort, and counters since the start."""
+
+    num_blocks: int
+    num_used_blocks: int = 0
+    num_waiting: int = 0
+    num_running: int = 0
+    num_prompt_tokens: int = 0  # of requests that got as far as their first token
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_phase_switches: int = 0
+    num_finished: Counter[str] = field(default_factory=Counter)  # by finish_reason
+    phases: dict[Phase, PhaseStats] = field(
+        default_factory=lambda: {phase: PhaseStats() for phase in Phase}
+    )
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the blocks in use, 0 to 1."""
+        return self.num_used_blocks / self.num_blocks
