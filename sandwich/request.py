@@ -144,16 +144,6 @@ class Request:
             return 0
         return self.num_prompt_tokens - 1 - len(self.prompt_logprobs)
 
-    def all_prompt_logprobs(self) -> tuple[LogprobEntry | None, ...] | None:
-        """One entry per prompt token, None for the first; None if they were not asked for."""
-        if self.params.prompt_logprobs is None:
-            return None
-        return (None, *self.prompt_logprobs)
-
-    def stop_reason(self, token_id: int | None) -> int | None:
-        """The id if the client named it as a stop, None if it is the model's own eos."""
-        return token_id if token_id in self.params.stop_token_ids else None
-
     def accept(self, token_id: int, now: float) -> str | None:
         """Append a sampled token; the finish_reason if it is the last."""
         if self.num_tokens == len(self.token_ids):

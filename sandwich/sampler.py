@@ -124,11 +124,11 @@ def choose(row: Float32Array, params: SamplingParams, uniform: float) -> int:
 
 
 def nucleus(weights: Weights, top_p: float) -> Ids:
-    """Indices of the fewest largest weights whose sum reaches `top_p` of the total, in no set order.
+    """Indices of the fewest largest weights whose sum reaches `top_p` of the total, in any order.
 
-    Weights lie in [0, 1] and the largest is 1. Nothing long is sorted: weights below the mean of what
-    may be left out are not needed, the others are summed in bins by the upper half of their bits
-    (the larger the number the larger its bits), and only the bin where `top_p` is reached is sorted.
+    Weights lie in [0, 1] and the largest is 1. Nothing long is sorted: weights below the mean of
+    what may be left out are not needed, the others are summed in bins by the upper half of their
+    bits (a larger number has larger bits), and only the bin that reaches `top_p` is sorted.
     """
     total = float(weights.sum(dtype=np.float64))
     candidates = np.flatnonzero(weights >= (1.0 - top_p) * total / len(weights))
@@ -141,7 +141,8 @@ def nucleus(weights: Weights, top_p: float) -> Ids:
     within = within[np.argsort(-weights[within], kind="stable")]
     reached = before + np.cumsum(weights[within], dtype=np.float64)
     within = within[: int(np.searchsorted(reached, top_p * total)) + 1]
-    return candidates[np.concatenate([np.flatnonzero(bins < edge), within])]
+    kept: Ids = np.concatenate([np.flatnonzero(bins < edge), within])
+    return candidates[kept]
 
 
 def draw(weights: Weights, uniform: float) -> int:

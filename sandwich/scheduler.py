@@ -197,15 +197,16 @@ class Scheduler:
         self.waiting.appendleft(request)
 
     def _accept(self, request: Request, token: SampledToken, now: float) -> TokenEvent:
-        assert token.token_id is not None
+        token_id = token.token_id
+        assert token_id is not None
         is_first = request.num_output_tokens == 0
         self.stats.num_prompt_tokens += request.num_prompt_tokens if is_first else 0
         if request.max_tokens == 0:
-            token = SampledToken()
+            token = SampledToken()  # only the prompt's logprobs were wanted
             self._finish(request, "length")
         else:
             self.stats.num_generated_tokens += 1
-            if reason := request.accept(token.token_id, now):
+            if reason := request.accept(token_id, now):
                 self._finish(request, reason)
         return TokenEvent(
             request_id=request.request_id,
