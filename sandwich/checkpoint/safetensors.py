@@ -1,0 +1,154 @@
+"""Reads Hugging Face safetensors checkpoints, one file or sharded, rows at a time.
+
+The `safetensors` library checks the headers; the data is read with `pread` into the caller's
+buffer, because the library has no NumPy type for bf16 and maps whole files. It must not know what
+a tensor is for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from platforms.memory import drop_file_pages
+from sandwich.checkpoint.fields import Fields, read_json
+from sandwich.errors import ModelError
+
+SINGLE_FILE: Final = "model.safetensors"
+INDEX_FILE: Final = "model.safetensors.index.json"
+# The types that can be read; bf16 has no NumPy type, so its bit patterns are.
+NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
+}
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of the file `file`, row-major from byte `offset` on."""
+
+    dtype: str  # as safetensors spells it
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+
+class SafetensorsCheckpoint:
+    """The tensors of a folder by name. `read_rows` may be called from several threads at once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read and check all headers. Raises ModelError if a file is missing or damaged."""
+        self.tensors: dict[str, StoredTensor] = {}
+        self._fds: dict[Path, int] = {}
+        file_of_tensor = _read_index(folder)
+        for file in sorted(set(file_of_tensor.values())) or [folder / SINGLE_FILE]:
+            for name, tensor in _read_header(file):
+                if file_of_tensor.get(name, file) == file:
+                    self.tensors[name] = tensor
+        for name, file in file_of_tensor.items():
+            if name not in self.tensors:
+                raise ModelError(
+                    f"{file}: lacks tensor {name}, which {INDEX_FILE} says it holds; fetch it again"
+                )
+
+    def __enter__(self) -> Self:
+        try:
+            for tensor in self.tensors.values():
+                if tensor.file not in self._fds:
+                    self._fds[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self._close()
+            raise ModelError(f"{tensor.file}: cannot be opened ({error.strerror})") from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+    def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
+        """Rows [start, stop) of a tensor, a view of `buffer`; bf16 as uint16.
+
+        The file's pages are dropped from the page cache afterwards. Raises ModelError if the file
+        ends too early.
+        """
+        tensor = self.tensors[name]
+        dtype = NUMPY_DTYPES[tensor.dtype]
+        shape = (stop - start, *tensor.shape[1:])
+        row_nbytes = dtype.itemsize * int(np.prod(tensor.shape[1:], dtype=np.int64))
+        offset = tensor.offset + start * row_nbytes
+        wanted = buffer[: (stop - start) * row_nbytes]
+        self._fill(tensor.file, offset, wanted)
+        drop_file_pages(tensor.file, offset, len(wanted))
+        return wanted.view(dtype).reshape(shape)
+
+    def _fill(self, file: Path, offset: int, buffer: npt.NDArray[np.uint8]) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._fds[file], [buffer[done:].data], offset + done)
+            except OSError as error:
+                raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+            if count == 0:
+                raise ModelError(f"{file}: ends at byte {offset + done}; fetch it again")
+            done += count
+
+
+def _read_index(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file of a sharded checkpoint; empty if the checkpoint is a single file."""
+    if (folder / SINGLE_FILE).is_file():
+        return {}
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise ModelError(
+            f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; "
+            "give a folder with a checkpoint in safetensors format"
+        )
+    weight_map = Fields(read_json(index), index).object("weight_map")
+    files: dict[str, Path] = {}
+    for name in weight_map:
+        file = weight_map.get(name)
+        if not isinstance(file, str) or Path(file).name != file:
+            raise weight_map.error(name, "the name of a file beside the index is needed")
+        files[name] = folder / file
+    if not files:
+        raise ModelError(f"{index}: weight_map names no tensor; fetch it again")
+    return files
+
+
+def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Name and place of every tensor of a file that the library found sound."""
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise ModelError(f"{file}: there is no such file; fetch the whole checkpoint") from None
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: is damaged or cut short ({error}); fetch it again") from error
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        offset = 8 + length + entry["data_offsets"][0]
+        yield name, StoredTensor(entry["dtype"], tuple(entry["shape"]), file, offset)

@@ -1,0 +1,153 @@
+"""What a checkpoint's config.json says, as one frozen value; refuses what is not supported.
+
+Reads `config.json` as transformers 4 and 5 write it, and `generation_config.json` beside it. It
+must not know weights, kernels or how the model is served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from codegen.spec import ModelShape
+from sandwich.checkpoint.fields import Fields, read_json
+from sandwich.models.rope import RopeConfig, read_rope
+
+SUPPORTED_ARCHITECTURE = "LlamaForCausalLM"
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Llama-family model: sizes, switches, position embedding, special tokens."""
+
+    name: str  # of the folder or preset
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False  # of q, k, v and o
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    dtype: str | None = None  # what the checkpoint says it is stored in
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def max_context_len(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        stretched = self.rope.factor if self.rope.rope_type == "linear" else 1.0
+        return int(self.max_position_embeddings * stretched)
+
+    def shape(self, max_model_len: int) -> ModelShape:
+        """What the kernels need to know, for sequences of up to `max_model_len` tokens."""
+        return ModelShape(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            intermediate_size=self.intermediate_size,
+            vocab_size=self.vocab_size,
+            rms_norm_eps=self.rms_norm_eps,
+            qkv_bias=self.attention_bias,
+            o_bias=self.attention_bias,
+            mlp_bias=self.mlp_bias,
+            tied_embeddings=self.tie_word_embeddings,
+            max_model_len=max_model_len,
+        )
+
+    @staticmethod
+    def from_folder(folder: Path) -> ModelConfig:
+        """The configuration of the checkpoint in `folder`.
+
+        Raises:
+            ModelError: config.json is missing, damaged, or asks for something not supported.
+        """
+        file = folder / "config.json"
+        config = _read_config(Fields(read_json(file), file), folder.resolve().name)
+        generation_file = folder / "generation_config.json"
+        if not generation_file.is_file():
+            return config
+        # transformers stops at the ids of generation_config.json where it names any.
+        eos_ids = Fields(read_json(generation_file), generation_file).token_ids("eos_token_id")
+        return dataclasses.replace(config, eos_token_ids=eos_ids or config.eos_token_ids)
+
+
+def _read_config(fields: Fields, name: str) -> ModelConfig:
+    _refuse_unsupported(fields)
+    hidden_size = fields.integer("hidden_size")
+    num_heads = fields.integer("num_attention_heads")
+    max_positions = fields.integer("max_position_embeddings", default=2048)
+    bos_ids = fields.token_ids("bos_token_id")
+    return ModelConfig(
+        name=name,
+        num_layers=fields.integer("num_hidden_layers"),
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=_read_num_kv_heads(fields, num_heads),
+        head_dim=_read_head_dim(fields, hidden_size, num_heads),
+        intermediate_size=fields.integer("intermediate_size"),
+        vocab_size=fields.integer("vocab_size"),
+        max_position_embeddings=max_positions,
+        rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
+        attention_bias=fields.flag("attention_bias"),
+        mlp_bias=fields.flag("mlp_bias"),
+        tie_word_embeddings=fields.flag("tie_word_embeddings"),
+        rope=read_rope(fields, max_positions),
+        dtype=_read_dtype(fields),
+        bos_token_id=bos_ids[0] if bos_ids else None,
+        eos_token_ids=fields.token_ids("eos_token_id"),
+    )
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    architectures = fields.get("architectures")
+    if architectures is None:
+        if fields.get("model_type") != "llama":
+            raise fields.error("model_type", "supported: llama")
+    elif architectures != [SUPPORTED_ARCHITECTURE]:
+        raise fields.error("architectures", f'supported: ["{SUPPORTED_ARCHITECTURE}"]')
+    fields.choice("hidden_act", ("silu", "swish"), default="silu")
+    if fields.has("quantization_config"):
+        raise fields.error(
+            "quantization_config", "quantised checkpoints are not supported; use the original one"
+        )
+    if fields.has("sliding_window") and fields.get("use_sliding_window") is not False:
+        raise fields.error("sliding_window", "only full attention is supported (null)")
+
+
+def _read_num_kv_heads(fields: Fields, num_heads: int) -> int:
+    num_kv_heads = fields.integer("num_key_value_heads", default=num_heads)
+    if num_heads % num_kv_heads:
+        raise fields.error(
+            "num_key_value_heads", f"it must divide num_attention_heads, which is {num_heads}"
+        )
+    return num_kv_heads
+
+
+def _read_head_dim(fields: Fields, hidden_size: int, num_heads: int) -> int:
+    if not fields.has("head_dim") and hidden_size % num_heads:
+        raise fields.error(
+            "hidden_size",
+            f"without head_dim it must be a multiple of num_attention_heads, which is {num_heads}",
+        )
+    head_dim = fields.integer("head_dim", default=hidden_size // num_heads)
+    if head_dim % 2:
+        raise fields.error(
+            "head_dim", f"dims are rotated in pairs, which {head_dim} does not allow"
+        )
+    return head_dim
+
+
+def _read_dtype(fields: Fields) -> str | None:
+    """transformers 5 writes `dtype`, transformers 4 `torch_dtype`."""
+    key = "dtype" if fields.has("dtype") else "torch_dtype"
+    return fields.choice(key, DTYPES, default="") or None
