@@ -23,8 +23,8 @@ Epilogue = Callable[[Expr, Expr, Sequence[Expr]], None]
 class Gemm:
     """One GEMM of a program.
 
-    a: activations (num_tokens, words); w: packed weights (num_layers, num_words) read at `layer`;
-    partial: float32 (num_tokens, n_padded) scratch, needed where the tile cuts K in blocks.
+    a: activations (num_tokens, words); w: packed weights (num_layers, num_words) read at `layer`, or (num_words,)
+    if it is None; partial: float32 (num_tokens, n_padded) scratch, used where the tile cuts K in blocks.
     """
 
     kit: Kit
@@ -32,8 +32,8 @@ class Gemm:
     tile: GemmTile
     a: Expr
     w: Expr
-    layer: Expr
-    partial: Expr | None
+    layer: Expr | None
+    partial: Expr
     epilogue: Epilogue
 
     @property
@@ -90,7 +90,7 @@ class Gemm:
             at = T.bind(base + T.cast(k_word, "int64") * width)
             if self.tile.prefetch_bytes:
                 self._prefetch(at, width)
-            vectors = [T.bind(kit.load(self.w, self.layer, at + j * lanes)) for j in range(num_vectors)]
+            vectors = [T.bind(kit.load(self.w, *self._word(at + j * lanes))) for j in range(num_vectors)]
             acc.multiply(vectors, lambda i: kit.a_operand(lambda w: self.a[row + i, w], k_word))
 
         k_loop(k_begin, self.k_words_per_block, layout.k_words, self.tile.k_unroll, multiply)
@@ -110,11 +110,14 @@ class Gemm:
                     for j, vector in enumerate(acc.row(i)):
                         kit.store(self.partial, (row + i, column + j * lanes), vector)
 
+    def _word(self, at: Expr) -> tuple[Expr, ...]:
+        return (at,) if self.layer is None else (self.layer, at)
+
     def _prefetch(self, at: Expr, width: int) -> None:
         """Ask for the cache lines of one K step, `prefetch_bytes` ahead of word `at`."""
         for line in range(-(-width * 4 // 64)):
             ahead = self.tile.prefetch_bytes + line * 64
-            address = T.handle_add_byte_offset(T.address_of(self.w[self.layer, at]), ahead)
+            address = T.handle_add_byte_offset(T.address_of(self.w[self._word(at)]), ahead)
             T.evaluate(T.call_extern("int32", "sw_prefetch", address))
 
 
@@ -141,6 +144,12 @@ class Accumulators:
     def row(self, i: int) -> list[Expr]:
         """The vectors of row i."""
         return [self._kit.load(self._buffer, self._at(i, j)) for j in range(self._num_vectors)]
+
+    def add(self, i: int, vectors: Sequence[Expr]) -> None:
+        """Add `vectors` to the first ones of row i."""
+        for j, vector in enumerate(vectors):
+            at = self._at(i, j)
+            self._kit.store(self._buffer, (at,), self._kit.load(self._buffer, at) + vector)
 
     def multiply(self, b: Sequence[Expr], a: Callable[[int], tuple[Expr, ...]]) -> None:
         """One K step: row i gains a(i) times each vector of `b`."""

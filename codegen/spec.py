@@ -49,3 +49,45 @@ class GemmTile:
     kc: int = 0
     k_unroll: int = 1
     prefetch_bytes: int = 0
+
+
+GEMM_ROLES = ("qkv", "o", "gate_up", "down", "lm_head")
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """The largest step a program takes; every buffer of a program is this large.
+
+    `num_blocks` of `block_size` tokens are in the KV cache, at most `max_blocks_per_seq` of them one sequence's.
+    """
+
+    max_num_tokens: int
+    max_num_seqs: int
+    max_num_logits: int
+    max_blocks_per_seq: int
+    num_blocks: int
+    block_size: int
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """Everything a phase program depends on; its repr is the program's key in the cache.
+
+    panel: columns of a weight panel. tiles: (role, tile) for every role of GEMM_ROLES. query_tile: tokens of one
+    sequence that share a pass over its keys and values.
+    """
+
+    phase: Phase
+    shape: ModelShape
+    isa: str
+    dtype: str
+    kv_dtype: str
+    panel: int
+    limits: StepLimits
+    num_cores: int
+    tiles: tuple[tuple[str, GemmTile], ...]
+    query_tile: int
+
+    def tile(self, role: str) -> GemmTile:
+        """The tile of `role`."""
+        return dict(self.tiles)[role]

@@ -1,0 +1,76 @@
+"""The disk cache of compiled programs, keyed by content.
+
+A key covers everything that shapes the code: the ProgramSpec, the ISA row, the TVM version and the sources of the
+generator. A file is a SHA-256 digest followed by the object code; one that is damaged is rebuilt, never trusted.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from codegen.compile import TVM_VERSION
+from platforms.isa import IsaRow
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def generator_hash() -> str:
+    """A digest of every source file of the generator."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class ProgramCache:
+    """Object code by key in the files of one folder; any number of processes may share it.
+
+    A folder that cannot be written costs a warning and a compilation, nothing more.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def key(spec: object, isa: IsaRow) -> str:
+        """The key of the program that `spec` (its repr says everything) compiles to on `isa`."""
+        parts = (repr(spec), repr(isa.llvm_target()), TVM_VERSION, generator_hash())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def get(self, key: str, build: Callable[[], bytes]) -> bytes:
+        """The object code under `key`, from its file or else from `build`, whose result is kept."""
+        path = self.folder / f"{key}.o"
+        code = self._read(path)
+        if code is None:
+            code = build()
+            self._write(path, code)
+        return code
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(code).digest() == digest:
+            return code
+        _log.warning("compiled program %s is damaged; compiling it again", path)
+        return None
+
+    def _write(self, path: Path, code: bytes) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.folder, suffix=".partial")
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(name, path)
+        except OSError as error:
+            _log.warning("compiled programs cannot be kept in %s: %s", self.folder, error)

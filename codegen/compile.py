@@ -1,0 +1,56 @@
+"""From a PrimFunc to an object file's bytes, and from those to a function: TVM and its ORC JIT loader.
+
+Loading needs no C compiler and no linker on the machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi_orcjit
+
+from platforms.isa import IsaRow
+
+TVM_VERSION: str = tvm.__version__
+
+# Our buffers are shaped by hand and never shrink; this pass takes 90 % of the compile time to find that out.
+_DISABLED_PASSES = ["s_tir.CompactBufferAllocation"]
+
+
+def lower(prim_func: Any, isa: IsaRow) -> Any:
+    """The runtime module of one PrimFunc for `isa`; its inspect_source("ll" | "asm") shows the code."""
+    module = tvm.IRModule({prim_func.attrs["global_symbol"]: prim_func})
+    with tvm.transform.PassContext(disabled_pass=_DISABLED_PASSES):
+        return tvm.compile(module, target=tvm.target.Target(isa.llvm_target())).mod
+
+
+def object_code(module: Any) -> bytes:
+    """The relocatable object file of a module."""
+    with tempfile.TemporaryDirectory(prefix="sandwich-") as folder:
+        path = Path(folder) / "program.o"
+        module.write_to_file(str(path))
+        return path.read_bytes()
+
+
+@functools.cache
+def _session() -> tvm_ffi_orcjit.ExecutionSession:
+    return tvm_ffi_orcjit.ExecutionSession(orc_rt=None)
+
+
+def load(code: bytes, name: str) -> Any:
+    """The function `name` of an object file; it takes ints and DLPack tensors, and runs without the GIL."""
+    return _session().load_module(code)[name]
+
+
+def tensor(array: Any) -> Any:
+    """A NumPy array as a TVM tensor over the same memory, which must be 64-byte aligned."""
+    return tvm.runtime.from_dlpack(array)
+
+
+def pin_pool(cpus: list[int]) -> None:
+    """Give the calling thread a pool of one worker per CPU, each pinned to its own (the caller is worker 0)."""
+    tvm.get_global_func("runtime.config_threadpool")(-2, len(cpus), [str(cpu) for cpu in cpus])

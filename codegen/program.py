@@ -1,0 +1,137 @@
+"""A phase program: one PrimFunc that runs a whole forward step, from token ids to logits and their argmax.
+
+It reads like the model. The step is one parallel region; every operator is a parallel loop over the plan's cores with
+a barrier behind it, and the code between the loops runs on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from codegen.attention import attention
+from codegen.elementwise import argmax_of_shares, argmax_share, embed, rms_norm, rope_and_cache
+from codegen.gemm import Epilogue, Gemm
+from codegen.kit import Expr, T, each_core, prim_func
+from codegen.layout import PanelLayout
+from codegen.spec import ProgramSpec
+from codegen.step import Step
+
+Body = Callable[[Step], None]
+
+
+def phase_program(spec: ProgramSpec) -> Any:
+    """The PrimFunc of `spec`, named after its phase; its arguments are step.SCALARS, then argument_specs(spec)."""
+    return step_program(spec, forward)
+
+
+def step_program(spec: ProgramSpec, body: Body) -> Any:
+    """A PrimFunc with a step's arguments whose parallel region runs `body`."""
+
+    def build() -> None:
+        step = Step.of(spec)
+        step.declare()
+        with step.kit.imports():
+            with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
+                body(step)
+
+    return prim_func(spec.phase.value, build)
+
+
+def forward(step: Step) -> None:
+    """Embedding, the layers, then logits of the wanted rows."""
+    run = _runner(step)
+    run(lambda core: embed(step, core))
+    with T.serial(0, step.spec.shape.num_layers) as layer:
+        decoder_layer(step, layer)
+    run(lambda core: rms_norm(step, core, lambda at: step.kit.load(step.b["norm"], at), "final", step.num_logits,
+                              lambda row: step.b["logit_rows"][row]))  # fmt: skip
+    run(lambda core: linear(step, "lm_head", "final", store(step, "lm_head", "logits")).emit(
+        core, step.spec.num_cores, step.num_logits))  # fmt: skip
+    run(lambda core: argmax_share(step, core))
+    run(lambda core: argmax_of_shares(step, core))
+
+
+def decoder_layer(step: Step, layer: Expr) -> None:
+    """One Llama block: attention and gated MLP, each on a normed copy and added to the residual stream x."""
+    run = _runner(step)
+
+    def norm(name: str) -> None:
+        run(lambda core: rms_norm(step, core, lambda at: step.kit.load(step.b[name], layer, at), "normed",
+                                  step.num_tokens))  # fmt: skip
+
+    def gemm(role: str, a: str, epilogue: Epilogue) -> None:
+        run(lambda core: linear(step, role, a, epilogue, layer).emit(core, step.spec.num_cores, step.num_tokens))
+
+    norm("input_norm")
+    gemm("qkv", "normed", store(step, "qkv", "qkv_out", layer))
+    run(lambda core: rope_and_cache(step, core, layer))
+    run(lambda core: attention(step, core, layer))
+    gemm("o", "attended", add_to_residual(step, "o", layer))
+    norm("post_attention_norm")
+    gemm("gate_up", "normed", silu_gate(step, layer))
+    gemm("down", "gated", add_to_residual(step, "down", layer))
+
+
+def _runner(step: Step) -> Callable[[Callable[[Expr], None]], None]:
+    return lambda body: each_core(step.spec.num_cores, body)
+
+
+def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None = None) -> Gemm:
+    """The GEMM of `role` on activations `a`; the LM head has no layer."""
+    return Gemm(
+        kit=step.kit,
+        layout=getattr(step.model, role),
+        tile=step.spec.tile(role),
+        a=step.b[a],
+        w=step.b[role],
+        layer=layer,
+        partial=step.b["partial"],
+        epilogue=epilogue,
+    )
+
+
+def _biased(step: Step, role: str, layer: Expr | None, column: Expr, vectors: Sequence[Expr]) -> list[Expr]:
+    bias, lanes = role + "_bias", step.kit.lanes
+    if not step.has(bias):
+        return list(vectors)
+    return [v + step.kit.load(step.b[bias], layer, column + j * lanes) for j, v in enumerate(vectors)]
+
+
+def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogue:
+    """out = C + bias"""
+    layout: PanelLayout = getattr(step.model, role)
+
+    def epilogue(row: Expr, panel: Expr, vectors: Sequence[Expr]) -> None:
+        column = panel * layout.panel
+        for j, vector in enumerate(_biased(step, role, layer, column, vectors)):
+            step.kit.store(step.b[out], (row, column + j * layout.lanes), vector)
+
+    return epilogue
+
+
+def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
+    """x += C + bias"""
+    layout: PanelLayout = getattr(step.model, role)
+
+    def epilogue(row: Expr, panel: Expr, vectors: Sequence[Expr]) -> None:
+        column = panel * layout.panel
+        for j, vector in enumerate(_biased(step, role, layer, column, vectors)):
+            at = (row, column + j * layout.lanes)
+            step.kit.store(step.b["x"], at, step.kit.load(step.b["x"], *at) + vector)
+
+    return epilogue
+
+
+def silu_gate(step: Step, layer: Expr) -> Epilogue:
+    """gated = silu(gate) * up, of panels that hold half gate columns, half up columns (SwiGLU, arXiv 2002.05202)"""
+    layout = step.model.gate_up
+
+    def epilogue(row: Expr, panel: Expr, vectors: Sequence[Expr]) -> None:
+        both = _biased(step, "gate_up", layer, panel * layout.panel, vectors)
+        half = len(both) // 2
+        for j, (gate, up) in enumerate(zip(both[:half], both[half:], strict=True)):
+            column = panel * (layout.panel // 2) + j * layout.lanes
+            step.kit.store_act(step.b["gated"], row, column, step.kit.call("sw_silu_mul", gate, up))
+
+    return epilogue
