@@ -1,0 +1,63 @@
+"""The state of huge pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from platforms.hugepages import HugePagePool, read_huge_pages
+from platforms.sysfs import Tree
+
+if TYPE_CHECKING:
+    from tests.platforms.conftest import RecordedTree
+
+THP = "sys/kernel/mm/transparent_hugepage"
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "is_available"),
+    [
+        ("[always] madvise never", "always", True),
+        ("always [madvise] never", "madvise", True),
+        ("always madvise [never]", "never", False),
+    ],
+)
+def test_the_mode_is_the_word_in_brackets(
+    tree: RecordedTree, text: str, mode: str, is_available: bool
+) -> None:
+    tree.write(f"{THP}/enabled", text)
+    tree.write(f"{THP}/defrag", "always defer defer+madvise [madvise] never")
+    state = read_huge_pages(Tree(tree.root))
+    assert (state.thp_mode, state.is_thp_available) == (mode, is_available)
+    assert state.thp_defrag == "madvise"
+
+
+def test_a_kernel_without_huge_pages_says_so(tree: RecordedTree) -> None:
+    state = read_huge_pages(Tree(tree.root))
+    assert (state.thp_mode, state.is_thp_available) == ("unsupported", False)
+    assert state.pools == ()
+
+
+def test_the_mode_of_the_size_goes_before_the_common_one(tree: RecordedTree) -> None:
+    tree.write(f"{THP}/enabled", "[always] madvise never")
+    tree.write(f"{THP}/hpage_pmd_size", str(32 << 20))
+    tree.write(f"{THP}/hugepages-32768kB/enabled", "always [inherit] madvise never")
+    assert read_huge_pages(Tree(tree.root)).thp_mode == "always"
+    tree.write(f"{THP}/hugepages-32768kB/enabled", "always inherit madvise [never]")
+    assert read_huge_pages(Tree(tree.root)).thp_mode == "never"
+
+
+def test_a_launcher_can_have_disabled_them(tree: RecordedTree) -> None:
+    tree.write(f"{THP}/enabled", "[always] madvise never")
+    tree.write("proc/self/status", "Name:\tpython\nTHP_enabled:\t0")
+    assert not read_huge_pages(Tree(tree.root)).is_thp_available
+
+
+def test_pools_come_in_the_order_of_their_page_size(tree: RecordedTree) -> None:
+    for size, count in ((1048576, 2), (2048, 100)):
+        base = f"sys/kernel/mm/hugepages/hugepages-{size}kB"
+        tree.write(f"{base}/nr_hugepages", str(count))
+        tree.write(f"{base}/free_hugepages", str(count - 1))
+    pools = read_huge_pages(Tree(tree.root)).pools
+    assert pools == (HugePagePool(2 << 20, 100, 99), HugePagePool(1 << 30, 2, 1))

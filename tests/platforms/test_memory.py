@@ -1,0 +1,184 @@
+"""Arenas: alignment, exhaustion, huge pages, placement, and what is refused."""
+
+import logging
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from platforms import memory
+from platforms.hugepages import HugePages
+from platforms.memory import ALIGNMENT, Arena, ArenaError, arena_nbytes, drop_file_pages
+from platforms.placement import PlacementError
+from platforms.probe import probe
+
+HUGE = 2 << 20
+
+
+@pytest.fixture(autouse=True)
+def _fresh_warnings() -> Iterator[None]:
+    memory._warn_once.cache_clear()
+    yield
+    memory._warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("nbytes", [1, ALIGNMENT, 4097, HUGE - 1, HUGE, HUGE + 1, 5 * HUGE])
+def test_an_arena_starts_on_a_huge_page_and_is_zero(nbytes: int) -> None:
+    arena = Arena(nbytes, "test")
+    array = arena.array((nbytes,), np.uint8)
+    assert array.ctypes.data % HUGE == 0
+    assert not array.any()
+    array[:] = 255
+    assert (arena.nbytes, arena.nbytes_used) == (nbytes, nbytes)
+
+
+def test_arrays_follow_each_other_aligned_and_apart() -> None:
+    arena = Arena(4096, "test")
+    first = arena.array((3, 5), np.float32)
+    second = arena.array((1,), "uint16")
+    third = arena.array((), np.int64)
+    empty = arena.array((0, 7), np.float32)
+    start = first.ctypes.data
+    assert [a.ctypes.data - start for a in (second, third)] == [64, 128]
+    assert (first.shape, third.shape, empty.shape) == ((3, 5), (), (0, 7))
+    first[:] = 1
+    third[()] = -1
+    assert second[0] == 0
+    assert arena.nbytes_used == 192
+
+
+def test_the_last_byte_fits_and_the_next_does_not() -> None:
+    arena = Arena(100, "weights")
+    arena.array((64,), np.uint8)
+    with pytest.raises(ArenaError, match=r"'weights'.*\(37,\).* 37 bytes, but 36 of 100 are left"):
+        arena.array((37,), np.uint8)
+    arena.array((36,), np.uint8)
+    with pytest.raises(MemoryError, match="0 of 100 are left"):
+        arena.array((1,), np.uint8)
+
+
+def test_the_size_of_an_arena_is_computed_as_it_is_filled() -> None:
+    sizes = [1, 64, 65, 0, 100]
+    arena = Arena(arena_nbytes(sizes), "test")
+    for nbytes in sizes:
+        arena.array((nbytes,), np.uint8)
+    assert arena.nbytes_used == arena.nbytes
+    assert arena_nbytes([]) == 0
+
+
+def test_an_arena_larger_than_the_address_space_is_refused() -> None:
+    with pytest.raises(ArenaError, match="'vast': cannot map"):
+        Arena(1 << 60, "vast")
+    with pytest.raises(ArenaError, match="'vast': cannot map"):
+        Arena(1 << 80, "vast")
+
+
+def test_a_negative_size_is_a_mistake_and_zero_is_not() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        Arena(-1, "test")
+    assert Arena(0, "test").array((0,), np.float32).size == 0
+
+
+def test_a_closed_arena_gives_nothing_more_but_keeps_what_it_gave() -> None:
+    arena = Arena(HUGE, "test")
+    array = arena.array((8,), np.float32)
+    arena.close()
+    arena.close()
+    array[:] = 3
+    assert array.sum() == 24
+    assert arena.huge_page_bytes() == 0
+    with pytest.raises(ValueError, match="'test' is closed"):
+        arena.array((1,), np.uint8)
+
+
+@pytest.mark.skipif(not probe().hugepages.is_thp_available, reason="no transparent huge pages")
+def test_pages_become_huge_as_they_are_touched() -> None:
+    one, other = Arena(8 * HUGE, "one"), Arena(8 * HUGE, "other")
+    assert one.huge_page_bytes() == 0
+    array = one.array((8 * HUGE,), np.uint8)
+    array[: 2 * HUGE] = 1
+    if one.huge_page_bytes() == 0:
+        pytest.skip("the kernel has no huge page to spare")
+    assert one.huge_page_bytes() <= 2 * HUGE
+    assert other.huge_page_bytes() == 0
+
+
+def test_a_small_arena_takes_no_huge_pages() -> None:
+    arena = Arena(HUGE - 1, "small")
+    arena.array((HUGE - 1,), np.uint8)[:] = 1
+    assert arena.huge_page_bytes() == 0
+
+
+def test_huge_pages_that_are_off_are_warned_about_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    off = HugePages("never", "never", HUGE, False, ())
+    monkeypatch.setattr(memory, "read_huge_pages", lambda tree: off)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            Arena(HUGE, "test").array((4,), np.uint8)[:] = 1
+    assert len(caplog.records) == 1
+    assert "transparent huge pages: never" in caplog.text
+
+
+def test_a_kernel_that_refuses_the_advice_is_warned_about_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999)
+    monkeypatch.setattr(
+        memory, "read_huge_pages", lambda tree: HugePages("always", "always", HUGE, False, ())
+    )
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            Arena(HUGE, "test").array((4,), np.uint8)[:] = 1
+    assert [r.getMessage() for r in caplog.records] == [
+        "the kernel refuses MADV_HUGEPAGE (Invalid argument); using small pages"
+    ]
+
+
+def test_memory_is_placed_on_the_nodes_the_process_may_use(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nodes = probe().limits.memory_nodes
+    arena = Arena(HUGE, "test", nodes)
+    arena.array((HUGE,), np.uint8)[:] = 1
+    assert arena.nodes == nodes or "mbind" in caplog.text or "libnuma" in caplog.text
+
+
+@pytest.mark.parametrize("nodes", [None, ()])
+def test_without_nodes_the_kernel_chooses(nodes: tuple[int, ...] | None) -> None:
+    assert Arena(64, "test", nodes).nodes == ()
+
+
+def test_a_node_that_does_not_exist_is_warned_about_once_and_done_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        arenas = [Arena(4096, "test", [900]) for _ in range(2)]
+    assert [arena.nodes for arena in arenas] == [(), ()]
+    assert len(caplog.records) == 1
+    arenas[0].array((4096,), np.uint8)[:] = 1
+
+
+def test_a_refusal_by_the_container_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(address: int, nbytes: int, nodes: object) -> None:
+        raise PlacementError(1, "mbind was refused")
+
+    monkeypatch.setattr(memory, "place_on_nodes", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert Arena(4096, "test", [0]).nodes == ()
+    assert "mbind was refused; memory goes where it is first touched" in caplog.text
+
+
+def test_dropping_the_pages_of_a_file_keeps_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"x" * 10_000)
+    drop_file_pages(path)
+    drop_file_pages(str(path), 4096, 4096)
+    assert path.read_bytes() == b"x" * 10_000
+    with pytest.raises(FileNotFoundError):
+        drop_file_pages(tmp_path / "absent")
