@@ -36,6 +36,17 @@ class HugePages:
         """Whether memory that asks for huge pages with MADV_HUGEPAGE can get them."""
         return self.thp_mode in ("always", "madvise") and not self.is_disabled_for_process
 
+    @property
+    def problem(self) -> str:
+        """Why memory gets no transparent huge pages, with the remedy if there is one; else ""."""
+        if self.is_thp_available:
+            return ""
+        if self.thp_mode == "unsupported":
+            return "the kernel offers none"
+        if self.is_disabled_for_process:
+            return "disabled for this process by whoever started it (PR_SET_THP_DISABLE)"
+        return "off; as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+
 
 def read_huge_pages(tree: Tree) -> HugePages:
     status = tree.read_fields("proc/self/status")

@@ -71,13 +71,8 @@ class Arena:
         self.nodes = self._ask_for_nodes(nodes or ())
 
     def _ask_for_huge_pages(self, pages: mmap.mmap, head: int) -> None:
-        state = read_huge_pages(Tree())
-        if not state.is_thp_available:
-            why = "disabled for this process" if state.is_disabled_for_process else state.thp_mode
-            _warn_once(
-                f"transparent huge pages: {why}; decoding will be slower. As root: "
-                "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
-            )
+        if problem := read_huge_pages(Tree()).problem:
+            _warn_once(f"transparent huge pages: {problem}. Decoding will be slower")
         try:
             pages.madvise(mmap.MADV_HUGEPAGE, head, self._span)
         except OSError as error:

@@ -115,11 +115,8 @@ def _huge_pages(machine: Machine) -> list[str]:
     state = machine.hugepages
     size = format_bytes(state.thp_bytes)
     lines = [f"transparent ({size}): {state.thp_mode}, defrag {state.thp_defrag}"]
-    if state.is_disabled_for_process:
-        lines.append("disabled for this process by whoever started it: decoding will be slower")
-    elif not state.is_thp_available:
-        lines.append("not available: decoding will be slower. As root:")
-        lines.append("  echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
+    if state.problem:
+        lines.append(state.problem)
     lines.extend(
         f"explicit ({format_bytes(pool.page_bytes)}): {pool.num_free} of {pool.num_pages} free"
         for pool in state.pools

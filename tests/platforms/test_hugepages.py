@@ -30,12 +30,13 @@ def test_the_mode_is_the_word_in_brackets(
     tree.write(f"{THP}/defrag", "always defer defer+madvise [madvise] never")
     state = read_huge_pages(Tree(tree.root))
     assert (state.thp_mode, state.is_thp_available) == (mode, is_available)
+    assert bool(state.problem) != is_available
     assert state.thp_defrag == "madvise"
 
 
 def test_a_kernel_without_huge_pages_says_so(tree: RecordedTree) -> None:
     state = read_huge_pages(Tree(tree.root))
-    assert (state.thp_mode, state.is_thp_available) == ("unsupported", False)
+    assert (state.thp_mode, state.problem) == ("unsupported", "the kernel offers none")
     assert state.pools == ()
 
 
@@ -51,7 +52,7 @@ def test_the_mode_of_the_size_goes_before_the_common_one(tree: RecordedTree) -> 
 def test_a_launcher_can_have_disabled_them(tree: RecordedTree) -> None:
     tree.write(f"{THP}/enabled", "[always] madvise never")
     tree.write("proc/self/status", "Name:\tpython\nTHP_enabled:\t0")
-    assert not read_huge_pages(Tree(tree.root)).is_thp_available
+    assert "PR_SET_THP_DISABLE" in read_huge_pages(Tree(tree.root)).problem
 
 
 def test_pools_come_in_the_order_of_their_page_size(tree: RecordedTree) -> None:

@@ -120,7 +120,7 @@ def test_huge_pages_that_are_off_are_warned_about_once(
         for _ in range(3):
             Arena(HUGE, "test").array((4,), np.uint8)[:] = 1
     assert len(caplog.records) == 1
-    assert "transparent huge pages: never" in caplog.text
+    assert "transparent huge pages: off; as root" in caplog.text
 
 
 def test_a_kernel_that_refuses_the_advice_is_warned_about_once(
