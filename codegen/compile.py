@@ -18,6 +18,7 @@ from platforms.isa import IsaRow
 TVM_VERSION: str = tvm.__version__
 
 # Our buffers are shaped by hand and never shrink; this pass takes 90 % of the compile time to find that out.
+_SPECIFY_CPUS, _COUNT_ONLY = -2, 1  # modes of runtime.config_threadpool
 _DISABLED_PASSES = ["s_tir.CompactBufferAllocation"]
 
 
@@ -51,6 +52,10 @@ def tensor(array: Any) -> Any:
     return tvm.runtime.from_dlpack(array)
 
 
-def pin_pool(cpus: list[int]) -> None:
-    """Give the calling thread a pool of one worker per CPU, each pinned to its own (the caller is worker 0)."""
-    tvm.get_global_func("runtime.config_threadpool")(-2, len(cpus), [str(cpu) for cpu in cpus])
+def pin_pool(cpus: list[int], is_pinned: bool = True) -> None:
+    """Give the calling thread a pool of one worker per CPU, each on its own (the caller is worker 0)."""
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    if is_pinned:
+        configure(_SPECIFY_CPUS, len(cpus), [str(cpu) for cpu in cpus])
+    else:
+        configure(_COUNT_ONLY, len(cpus))

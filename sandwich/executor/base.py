@@ -64,6 +64,7 @@ class StepOutput:
 
     logits: Float32Array  # (num_logits, vocab_size)
     argmax: Int32Array  # (num_logits,) the lowest id among the largest logits
+    native_seconds: float | None = None  # of the native call alone; None if there was none
 
 
 class Executor(Protocol):

@@ -1,0 +1,142 @@
+"""The executor that serves: two phase programs over one copy of the weights and one KV cache.
+
+A batch becomes flat arrays in place, its phase picks a program and the launcher of that phase's
+plan, and the step is one native call. Nothing moves when the phase changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegen.compile import tensor
+from codegen.layout import TensorSpec
+from codegen.spec import Phase, ProgramSpec
+from codegen.step import argument_specs
+from platforms.memory import Arena
+from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
+from sandwich.executor.launcher import Launcher
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class PhaseProgram:
+    """A compiled program, what it was compiled for, and the launcher of its plan."""
+
+    spec: ProgramSpec
+    function: Any
+    launcher: Launcher
+
+
+def cache_specs(spec: ProgramSpec) -> dict[str, TensorSpec]:
+    """The tensors of the KV cache."""
+    return argument_specs(spec)["cache"]
+
+
+def step_specs(specs: Mapping[Phase, ProgramSpec]) -> dict[Phase, dict[str, TensorSpec]]:
+    """Metadata and workspace of each phase's program."""
+    groups = {phase: argument_specs(spec) for phase, spec in specs.items()}
+    return {phase: group["metadata"] | group["workspace"] for phase, group in groups.items()}
+
+
+def step_bytes(specs: Mapping[Phase, ProgramSpec]) -> int:
+    """Bytes of an arena for the metadata and workspace of all `specs`, shared where they agree."""
+    return sum(spec.arena_nbytes for spec in _distinct(specs).values())
+
+
+def _distinct(specs: Mapping[Phase, ProgramSpec]) -> dict[tuple[str, TensorSpec], TensorSpec]:
+    """One entry per array: programs share those of one name and shape."""
+    return {(name, spec): spec for group in step_specs(specs).values() for name, spec in group.items()}
+
+
+class CompiledExecutor:
+    """Runs batches on the compiled programs of their phase. Use from one thread at a time.
+
+    `weights` and `cache` are arrays in arenas, `arena` has room for `step_bytes`; the executor
+    shares them and owns the launchers.
+    """
+
+    def __init__(
+        self,
+        programs: Mapping[Phase, PhaseProgram],
+        limits: ExecutorLimits,
+        weights: Arrays,
+        cache: Arrays,
+        arena: Arena,
+    ) -> None:
+        self._programs = dict(programs)
+        self._limits = limits
+        specs = {phase: program.spec for phase, program in programs.items()}
+        shared = {
+            key: arena.array(spec.shape, spec.dtype) for key, spec in _distinct(specs).items()
+        }
+        self._steps: dict[Phase, Arrays] = {
+            phase: {name: shared[name, spec] for name, spec in group.items()}
+            for phase, group in step_specs(specs).items()
+        }
+        tensors = {id(a): tensor(a) for a in (*weights.values(), *cache.values(), *shared.values())}
+        self._arguments = {
+            phase: tuple(
+                tensors[id((weights | cache | self._steps[phase])[name])]
+                for group in argument_specs(spec).values()
+                for name in group
+            )
+            for phase, spec in specs.items()
+        }
+
+    @property
+    def limits(self) -> ExecutorLimits:
+        """The largest batch."""
+        return self._limits
+
+    def run(self, batch: Batch) -> StepOutput:
+        """One step; the output's arrays are views that the next step of the phase overwrites."""
+        program = self._programs[batch.phase]
+        arrays = self._steps[batch.phase]
+        num_tiles = _fill(arrays, batch, program.spec.query_tile)
+        num_logits = len(batch.logit_rows)
+        scalars = (len(batch.token_ids), num_tiles, num_logits)
+        arguments = self._arguments[batch.phase]
+        seconds = program.launcher.run(lambda: program.function(*scalars, *arguments))
+        return StepOutput(
+            logits=arrays["logits"][:num_logits, : self._limits.vocab_size],
+            argmax=arrays["argmax"][:num_logits],
+            native_seconds=seconds,
+        )
+
+    def close(self) -> None:
+        """End the launchers."""
+        for program in self._programs.values():
+            program.launcher.close()
+
+
+def _fill(arrays: Arrays, batch: Batch, query_tile: int) -> int:
+    """Write the batch into the program's metadata; the number of query tiles."""
+    num_seqs, num_blocks = batch.block_tables.shape
+    for name, values in (
+        ("token_ids", batch.token_ids),
+        ("positions", batch.positions),
+        ("slots", batch.slot_mapping),
+        ("logit_rows", batch.logit_rows),
+    ):
+        arrays[name][: len(values)] = values
+    arrays["block_tables"][:num_seqs, :num_blocks] = batch.block_tables
+    tiles = query_tiles(batch.query_starts, query_tile)
+    arrays["tiles"][: len(tiles)] = tiles
+    return len(tiles)
+
+
+def query_tiles(query_starts: npt.NDArray[np.int32], query_tile: int) -> npt.NDArray[np.int32]:
+    """Cut each sequence's token rows into tiles: (num_tiles, 3) of sequence, first row, rows."""
+    counts = np.diff(query_starts)
+    tiles_per_seq = -(-counts // query_tile)
+    sequence = np.repeat(np.arange(len(counts), dtype=np.int32), tiles_per_seq)
+    index = np.arange(len(sequence)) - np.repeat(np.cumsum(tiles_per_seq) - tiles_per_seq, tiles_per_seq)
+    first = query_starts[sequence] + index * query_tile
+    rows = np.minimum(query_tile, query_starts[sequence + 1] - first)
+    return np.stack((sequence, first, rows), axis=1).astype(np.int32)

@@ -1,0 +1,131 @@
+"""Execution plans: which cores run a phase, how they share the work, and with which tiles.
+
+A plan is a value: frozen, printable, JSON in and out. It knows no model and no TVM.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from codegen.spec import GEMM_ROLES, GemmTile, Phase
+from platforms.isa import IsaRow
+
+
+class PlanError(ValueError):
+    """A plan's JSON that does not describe a plan."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one phase runs.
+
+    cpus: one worker on each, in the order in which they share the panels of every GEMM (panels in
+    equal contiguous ranges) and the KV heads of attention. tiles: (role, tile) for every GEMM role.
+    query_tile: tokens of a sequence that share a pass over its keys and values.
+    """
+
+    phase: Phase
+    isa: str
+    cpus: tuple[int, ...]
+    tiles: tuple[tuple[str, GemmTile], ...]
+    query_tile: int
+
+    def __post_init__(self) -> None:
+        if not self.cpus or len(set(self.cpus)) != len(self.cpus):
+            raise PlanError(f"cpus is {list(self.cpus)}; a plan needs one or more different CPUs")
+        if tuple(role for role, _ in self.tiles) != GEMM_ROLES:
+            roles = [role for role, _ in self.tiles]
+            raise PlanError(f"tiles are for {roles}; a plan has one each for {list(GEMM_ROLES)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types; `from_json` gives the plan back."""
+        return asdict(self) | {
+            "phase": self.phase.value,
+            "cpus": list(self.cpus),
+            "tiles": {role: asdict(tile) for role, tile in self.tiles},
+        }
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> Plan:
+        """The plan of `to_json`'s dict; PlanError if it is none."""
+        try:
+            return Plan(
+                phase=Phase(fields["phase"]),
+                isa=fields["isa"],
+                cpus=tuple(fields["cpus"]),
+                tiles=tuple((role, GemmTile(**tile)) for role, tile in fields["tiles"].items()),
+                query_tile=fields["query_tile"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise PlanError(f"not a plan ({error!r}): {json.dumps(fields)[:200]}") from error
+
+    def render(self) -> str:
+        """One line for people."""
+        groups: dict[GemmTile, list[str]] = {}
+        for role, tile in self.tiles:
+            groups.setdefault(tile, []).append(role)
+        tiles = "; ".join(f"{_tile_text(tile)} ({', '.join(roles)})" for tile, roles in groups.items())
+        cpus = ",".join(map(str, self.cpus))
+        return f"{self.phase.value:<8} cores {cpus}  tiles {tiles}  {self.query_tile} queries a pass"
+
+
+def _tile_text(tile: GemmTile) -> str:
+    parts = [f"{tile.mr} rows", f"K step {tile.k_unroll}"]
+    if tile.kc:
+        parts.append(f"K block {tile.kc}")
+    if tile.prefetch_bytes:
+        parts.append(f"prefetch {tile.prefetch_bytes} B")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class PlanPair:
+    """The two plans of a machine and the panel width they share, because they share the weights."""
+
+    panel: int
+    prefill: Plan
+    decode: Plan
+
+    def of(self, phase: Phase) -> Plan:
+        """The plan of `phase`."""
+        return self.prefill if phase is Phase.PREFILL else self.decode
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types."""
+        return {
+            "panel": self.panel,
+            "prefill": self.prefill.to_json(),
+            "decode": self.decode.to_json(),
+        }
+
+
+def panel_width(isa: IsaRow) -> int:
+    """Columns of a weight panel: four vectors where the register file holds 6 x 4 tiles, else two."""
+    return isa.lanes * (4 if isa.num_vector_registers >= 32 else 2)
+
+
+def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair:
+    """The plans of an ISA with nothing measured: complete and right, every core in both phases.
+
+    group_size: query heads that share one KV head. Prefill keeps a K block of a panel in L2 and
+    leaves memory to the hardware's prefetcher; decode streams weights and prefetches them itself.
+    """
+    cores = tuple(cpus)
+
+    def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
+        return Plan(phase, isa.name, cores, tuple((role, tile) for role in GEMM_ROLES), query_tile)
+
+    return PlanPair(
+        panel=panel_width(isa),
+        prefill=plan(Phase.PREFILL, PREFILL_TILE, max(1, QUERY_ROWS // group_size)),
+        decode=plan(Phase.DECODE, DECODE_TILE, 1),
+    )
+
+
+# 6 rows x 4 vectors fill 24 of 32 vector registers, 6 x 2 fill 12 of 16.
+PREFILL_TILE = GemmTile(mr=6, kc=2048, k_unroll=2)
+DECODE_TILE = GemmTile(mr=6, kc=2048, k_unroll=4, prefetch_bytes=2048)
+QUERY_ROWS = 16  # rows of an attention tile: query heads x tokens
