@@ -105,7 +105,8 @@ def select_isa(
         return runnable[-1]
     row = isa_row(name)
     if row not in runnable:
-        missing = " ".join(sorted(row.required_flags - have)) or f"{row.arch} (this is {arch})"
+        is_foreign = row.arch not in ("any", arch)
+        missing = row.arch if is_foreign else " ".join(sorted(row.required_flags - have))
         names = ", ".join(r.name for r in runnable)
-        raise IsaError(f"ISA {name!r} needs {missing}, which this CPU lacks; it runs {names}")
+        raise IsaError(f"ISA {name!r} needs {missing}; this {arch} CPU runs {names}")
     return row

@@ -99,7 +99,7 @@ def select_cpus(
 def _intersect(steps: list[SelectionStep], rule: str, cpus: CpuList) -> None:
     before = steps[-1].cpus
     left = tuple(sorted(set(before) & set(cpus)))
-    remark = "" if left == before else f"{len(before) - len(left)} CPUs are not allowed"
+    remark = "" if left == before else f"{len(before) - len(left)} not allowed"
     if not left:
         left, remark = before, "ignored: it names no CPU that is left"
     steps.append(SelectionStep(rule, left, remark))

@@ -155,7 +155,8 @@ def _selection(limits: Limits) -> list[str]:
 
 def _used(machine: Machine) -> str:
     cpus = machine.usable_cpus()
-    return f"{_count(len(cpus), 'core')}, one thread each, on CPUs {format_cpu_list(cpus)}"
+    noun = "CPU" if len(cpus) == 1 else "CPUs"
+    return f"{_count(len(cpus), 'core')}, one thread each, on {noun} {format_cpu_list(cpus)}"
 
 
 def _count(number: int, noun: str) -> str:

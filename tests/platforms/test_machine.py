@@ -137,7 +137,7 @@ def test_the_text_says_what_is_used_and_why(epyc: RecordedTree) -> None:
         "L3 16 MiB: 4 cores, CPUs 0-3,16-19",
         "CPU quota     3.5 cores  (/sys/fs/cgroup/cpu.max)",
         "memory        8 GiB  (/sys/fs/cgroup/memory.max)",
-        "affinity        16  0-7,16-23  (16 CPUs are not allowed)",
+        "affinity        16  0-7,16-23  (16 not allowed)",
         "quota            3  0-2  (the quota is 3.5 cores; more threads would be throttled)",
         "Used          3 cores, one thread each, on CPUs 0-2",
     ):
