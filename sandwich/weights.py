@@ -30,7 +30,7 @@ from sandwich.models.llama import CheckpointTensor, checkpoint_tensors, is_redun
 from sandwich.models.rope import fill_tables
 from sandwich.weight_packer import WeightPacker
 
-CHUNK_VALUES: Final = 2 << 20  # of a tensor, read and packed at once
+CHUNK_VALUES: Final = 1 << 20  # of a tensor, read and packed at once
 MAX_VALUE_NBYTES: Final = 4  # of the types a checkpoint may hold
 NUM_THREADS: Final = 2
 RANDOM_SCALE: Final = 0.02  # standard deviation of random weights, as models are initialised

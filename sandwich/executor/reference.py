@@ -1,0 +1,141 @@
+"""The slow truth of a whole model: a forward step in plain NumPy over the packed weights.
+
+Reads the same packed arenas and writes the same paged KV cache layout as the compiled programs, so
+it checks layouts as well as arithmetic. It must not know tvm, plans, threads or scheduling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegen import reference
+from codegen.layout import KvLayout, PanelLayout
+from codegen.reference import Floats
+from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
+from sandwich.weights import ModelWeights
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x W^T + bias with W (n, k) unpacked to float32."""
+
+    weight: Floats
+    bias: Floats | None
+    dtype: str
+
+    def __call__(self, x: Floats) -> Floats:
+        return reference.gemm(x, self.weight, self.dtype, self.bias)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights, named as checkpoints name them."""
+
+    input_layernorm: Floats
+    qkv_proj: Linear
+    o_proj: Linear
+    post_attention_layernorm: Floats
+    gate_proj: Linear
+    up_proj: Linear
+    down_proj: Linear
+
+
+class ReferenceExecutor:
+    """Runs batches in NumPy. Keeps a float32 copy of all matrices: for small models only.
+
+    The precision of products is that of the weights' layout, of the cache that of `kv`.
+    """
+
+    def __init__(self, weights: ModelWeights, kv: KvLayout, limits: ExecutorLimits) -> None:
+        self.limits = limits
+        self.kv = kv
+        self.keys: Array = np.zeros(kv.keys.shape, kv.word_dtype)
+        self.values: Array = np.zeros(kv.values.shape, kv.word_dtype)
+        layout, tensors = weights.layout, weights.tensors
+        hidden = layout.shape.hidden_size
+        self._layout = layout
+        self._tensors = tensors
+        self._layers = [_unpack_layer(weights, index) for index in range(layout.shape.num_layers)]
+        self._norm: Floats = tensors["norm"][:hidden]
+        self._lm_head = Linear(layout.lm_head.unpack(tensors["lm_head"]), None, layout.dtype)
+
+    def run(self, batch: Batch) -> StepOutput:
+        hidden = self._embed(batch.token_ids)
+        for index, layer in enumerate(self._layers):
+            hidden = hidden + self._attention(index, layer, hidden, batch)
+            hidden = hidden + self._mlp(layer, hidden)
+        logits = self._lm_head(self._rms_norm(hidden[batch.logit_rows], self._norm))
+        return StepOutput(logits, reference.argmax(logits))
+
+    def close(self) -> None:
+        """There is nothing to let go of but memory."""
+
+    def _embed(self, token_ids: npt.NDArray[np.int32]) -> Floats:
+        if self._layout.shape.tied_embeddings:
+            words = self._tensors["lm_head"]
+            return reference.embedding_from_panels(words, token_ids, self._layout.lm_head)
+        return reference.embedding(self._tensors["embed_tokens"], token_ids)
+
+    def _attention(self, index: int, layer: Layer, hidden: Floats, batch: Batch) -> Floats:
+        shape = self._layout.shape
+        qkv = layer.qkv_proj(self._rms_norm(hidden, layer.input_layernorm))
+        heads = qkv.reshape(len(hidden), -1, shape.head_dim)  # q heads, k heads, v heads
+        first_key, first_value = shape.num_heads, shape.num_heads + shape.num_kv_heads
+        cos, sin = (self._tensors[name][batch.positions] for name in ("rope_cos", "rope_sin"))
+        queries = reference.rope(heads[:, :first_key], cos, sin)
+        new_keys = reference.rope(heads[:, first_key:first_value], cos, sin)
+        keys, values = self.keys[index], self.values[index]
+        new_values = heads[:, first_value:]
+        reference.write_kv(keys, values, new_keys, new_values, batch.slot_mapping, self.kv)
+        attended = reference.paged_attention(
+            queries,
+            keys,
+            values,
+            batch.query_starts,
+            batch.context_lens,
+            batch.block_tables,
+            self.kv,
+        )
+        return layer.o_proj(attended.reshape(len(hidden), -1))
+
+    def _mlp(self, layer: Layer, hidden: Floats) -> Floats:
+        x = self._rms_norm(hidden, layer.post_attention_layernorm)
+        return layer.down_proj(reference.silu_mul(layer.gate_proj(x), layer.up_proj(x)))
+
+    def _rms_norm(self, hidden: Floats, weight: Floats) -> Floats:
+        return reference.rms_norm(hidden, weight, self._layout.shape.rms_norm_eps)
+
+
+def _unpack_layer(weights: ModelWeights, index: int) -> Layer:
+    layout, tensors = weights.layout, weights.tensors
+    hidden = layout.shape.hidden_size
+
+    def bias(role: str, columns: slice | Array) -> Floats | None:
+        packed = tensors.get(role + "_bias")
+        return None if packed is None else packed[index, columns]
+
+    def linear(role: str, panels: PanelLayout) -> Linear:
+        weight = panels.unpack(tensors[role][index])
+        return Linear(weight, bias(role, slice(0, panels.n)), layout.dtype)
+
+    def half_of_gate_up(role: str) -> Linear:
+        columns = layout.packed_columns(role)
+        weight = layout.gate_up.unpack(tensors["gate_up"][index])[columns]
+        return Linear(weight, bias("gate_up", columns), layout.dtype)
+
+    o_weight = layout.unpack_o(tensors["o"][index])
+    return Layer(
+        input_layernorm=tensors["input_norm"][index, :hidden],
+        qkv_proj=linear("qkv", layout.qkv),
+        o_proj=Linear(o_weight, bias("o", slice(0, hidden)), layout.dtype),
+        post_attention_layernorm=tensors["post_attention_norm"][index, :hidden],
+        gate_proj=half_of_gate_up("gate"),
+        up_proj=half_of_gate_up("up"),
+        down_proj=linear("down", layout.down),
+    )
