@@ -39,7 +39,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.stats = EngineStats(num_blocks=limits.num_blocks)
         self._requests: dict[str, Request] = {}
-        self._last_phase = Phase.DECODE
+        self._last_phase: Phase | None = None
 
     def has_work(self) -> bool:
         return bool(self._requests)
@@ -94,13 +94,13 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next batch; None only if no request is left."""
-        if self._last_phase is Phase.DECODE:
-            batch = self._prefill_batch() or self._decode_batch()
-        else:
+        if self._last_phase is Phase.PREFILL:
             batch = self._decode_batch() or self._prefill_batch()
+        else:
+            batch = self._prefill_batch() or self._decode_batch()
         assert batch is not None or not self.has_work(), "requests are left, but nothing can run"
         if batch is not None:
-            self.stats.num_phase_switches += batch.phase is not self._last_phase
+            self.stats.num_phase_switches += self._last_phase not in (None, batch.phase)
             self._last_phase = batch.phase
         self._update_gauges()
         return batch

@@ -1,0 +1,166 @@
+"""A driver for engine tests, and an executor that checks every batch it is given.
+
+Test files get both through the fixture `drive`; for annotations they import the classes from here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.spec import Phase
+from sandwich.engine import Engine
+from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
+from sandwich.executor.null import NullExecutor
+from sandwich.request import Request, TokenEvent
+from sandwich.sampling_params import SamplingParams
+
+MAX_STEPS = 10_000  # no test comes near; a live-lock ends here
+
+
+def tiny_limits(**changes: int) -> ExecutorLimits:
+    """Limits small enough that every edge is near."""
+    sizes = {
+        "block_size": 4,
+        "num_blocks": 16,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 8,
+        "max_model_len": 48,
+        "vocab_size": 97,
+    }
+    return ExecutorLimits(**(sizes | changes))
+
+
+class AuditingExecutor(NullExecutor):
+    """A null executor with a cache of token ids: each batch must find its past in its blocks."""
+
+    def __init__(self, limits: ExecutorLimits, failing_runs: Collection[int] = ()) -> None:
+        super().__init__(limits, failing_runs)
+        self.batches: list[Batch] = []
+        self.poisoned: set[str] = set()  # ids of requests whose logits are NaN
+        self._cached = np.full(limits.num_blocks * limits.block_size, -1)
+
+    def run(self, batch: Batch) -> StepOutput:
+        self.batches.append(batch)
+        output = super().run(batch)
+        self._audit_limits(batch)
+        self._cached[batch.slot_mapping] = batch.token_ids
+        for index in range(len(batch.requests)):
+            self._audit_sequence(batch, index)
+        is_poisoned = [batch.requests[index].request_id in self.poisoned for index in batch.sampled]
+        logits = np.where(np.array(is_poisoned, np.bool_)[:, None], np.nan, output.logits)
+        return StepOutput(logits.astype(np.float32), output.argmax)
+
+    def _audit_limits(self, batch: Batch) -> None:
+        limits, num_seqs = self.limits, len(batch.requests)
+        for name in Batch.__slots__:
+            value = getattr(batch, name)
+            assert not isinstance(value, np.ndarray) or value.dtype == np.int32, name
+        assert 1 <= num_seqs <= limits.max_num_seqs
+        assert len(set(batch.requests)) == num_seqs
+        assert len(batch.token_ids) == len(batch.positions) == len(batch.slot_mapping)
+        assert len(set(batch.slot_mapping.tolist())) == len(batch.slot_mapping)
+        if batch.phase is Phase.DECODE:
+            assert np.diff(batch.query_starts).tolist() == [1] * num_seqs
+        else:
+            assert len(batch.token_ids) <= limits.max_num_batched_tokens
+        assert len(batch.logit_rows) == len(batch.sampled) <= limits.max_num_logits
+        assert (np.diff(batch.logit_rows) > 0).all()
+        assert batch.query_starts[0] == 0
+        assert batch.query_starts[-1] == len(batch.token_ids)
+
+    def _audit_sequence(self, batch: Batch, index: int) -> None:
+        request, context_len = batch.requests[index], int(batch.context_lens[index])
+        rows = slice(batch.query_starts[index], batch.query_starts[index + 1])
+        positions = np.arange(request.num_computed, context_len)
+        assert len(positions) >= 1
+        assert np.array_equal(batch.positions[rows], positions)
+        assert context_len <= min(request.num_tokens, self.limits.max_model_len)
+        past = np.arange(context_len)
+        blocks = batch.block_tables[index][past // self.limits.block_size]
+        slots = blocks * self.limits.block_size + past % self.limits.block_size
+        assert np.array_equal(self._cached[slots], request.token_ids[:context_len])
+        own_rows = batch.logit_rows[np.array(batch.sampled, np.int32) == index]
+        assert ((own_rows >= rows.start) & (own_rows < rows.stop)).all()
+        assert (rows.stop - 1 in own_rows) == (context_len == request.num_tokens)
+
+
+class Driver:
+    """Adds requests, takes steps, keeps their events; checks the engine's integrity after each."""
+
+    def __init__(self, limits: ExecutorLimits, failing_runs: Collection[int] = ()) -> None:
+        self.executor = AuditingExecutor(limits, failing_runs)
+        self.engine = Engine(self.executor)
+        self.requests: dict[str, Request] = {}
+        self.events: dict[str, list[TokenEvent]] = defaultdict(list)
+
+    def add(
+        self,
+        prompt: int | Sequence[int],
+        request_id: str | None = None,
+        eos: Collection[int] = (),
+        choice: int = 0,
+        **params: Any,
+    ) -> str:
+        """Add a request, greedy unless told otherwise; a number is the length of a made-up prompt."""
+        name = request_id or f"r{len(self.requests)}"
+        tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else list(prompt)
+        wanted = SamplingParams(**({"temperature": 0.0, "max_tokens": 4} | params))
+        request = Request(name, tokens, wanted, eos, choice)
+        self.engine.add_request(request)
+        self.requests[name] = request
+        return name
+
+    def step(self) -> list[TokenEvent]:
+        return self._record(self.engine.step())
+
+    def abort(self, request_id: str) -> list[TokenEvent]:
+        return self._record(self.engine.abort(request_id))
+
+    def run(self) -> Driver:
+        """Step until nothing is left; then every block must be free and every request ended."""
+        num_steps = 0
+        while self.engine.has_work():
+            self.step()
+            num_steps += 1
+            assert num_steps < MAX_STEPS, "live-lock"
+        assert self.engine.scheduler.pool.num_used == 0
+        assert all(self.end(name).finish_reason for name in self.requests)
+        return self
+
+    def tokens(self, request_id: str) -> list[int]:
+        found = (event.token_id for event in self.events[request_id])
+        return [token_id for token_id in found if token_id is not None]
+
+    def end(self, request_id: str) -> TokenEvent:
+        return self.events[request_id][-1]
+
+    def chunks(self) -> list[tuple[str, list[int]]]:
+        """Phase and number of tokens per sequence of each batch so far."""
+        return [
+            (batch.phase.value, np.diff(batch.query_starts).tolist())
+            for batch in self.executor.batches
+        ]
+
+    def _record(self, events: list[TokenEvent]) -> list[TokenEvent]:
+        for event in events:
+            past = self.events[event.request_id]
+            assert not (past and past[-1].finish_reason), f"{event} comes after the end"
+            assert (event.timings is not None) == (event.finish_reason is not None)
+            past.append(event)
+        self.engine.scheduler.check_integrity()
+        return events
+
+
+@pytest.fixture(scope="session")
+def drive() -> Callable[..., Driver]:
+    """`drive(failing_runs=(), **changed_limits)`: a Driver over a tiny, audited null executor."""
+
+    def make(failing_runs: Collection[int] = (), **changes: int) -> Driver:
+        return Driver(tiny_limits(**changes), failing_runs)
+
+    return make
