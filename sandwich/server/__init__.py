@@ -1,0 +1,4 @@
+"""The HTTP server: the OpenAI wire format on one side, the bridge to the engine on the other.
+
+Knows nothing of kernels, plans, blocks or batches.
+"""

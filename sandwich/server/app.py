@@ -1,0 +1,209 @@
+"""The application: routes, middlewares, and the life of a server from listening to the last byte.
+
+Knows nothing of what the endpoints do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, cast
+
+from aiohttp import web
+
+from sandwich.config import ConfigError, ServerConfig
+from sandwich.server import chat, completions, models
+from sandwich.server.backend import Backend
+from sandwich.server.errors import (
+    REQUEST_ID,
+    AuthenticationError,
+    Handler,
+    error_middleware,
+)
+from sandwich.server.limits import ServerLimits
+from sandwich.server.service import Service
+from sandwich.server.state import STATE, ServerState
+
+ResultT = TypeVar("ResultT")
+
+logger = logging.getLogger("sandwich.server")
+
+_OPEN_PATHS = frozenset({"/health", "/version", "/metrics"})  # no key needed
+_LAST_WRITES_S = 5.0  # for handlers to write their last bytes once their requests have ended
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@web.middleware
+async def _id_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Names the request, in the log and to the client; a client may bring its own name."""
+    given = request.headers.get(REQUEST_ID, "")
+    is_usable = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
+    request[REQUEST_ID] = given if is_usable else uuid.uuid4().hex
+    return await handler(request)
+
+
+async def _add_id(request: web.Request, response: web.StreamResponse) -> None:
+    if REQUEST_ID in request:
+        response.headers[REQUEST_ID] = request[REQUEST_ID]
+
+
+@web.middleware
+async def _key_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    key = request.app[STATE].config.api_key
+    if key is not None and request.path not in _OPEN_PATHS:
+        given = request.headers.get("Authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            raise AuthenticationError(
+                "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
+            )
+    return await handler(request)
+
+
+def create_app(state: ServerState) -> web.Application:
+    """The endpoints over `state`, whose service may come later: until then they answer 503."""
+    app = web.Application(
+        middlewares=[_id_middleware, error_middleware, _key_middleware],
+        client_max_size=state.config.max_body_bytes,
+    )
+    app[STATE] = state
+    app.on_response_prepare.append(_add_id)
+    app.router.add_post("/v1/completions", completions.completions)
+    app.router.add_post("/v1/chat/completions", chat.chat_completions)
+    app.router.add_get("/v1/models", models.list_models)
+    app.router.add_get("/v1/models/{model:.+}", models.get_model)
+    app.router.add_post("/tokenize", models.tokenize)
+    app.router.add_post("/detokenize", models.detokenize)
+    app.router.add_get("/health", models.health)
+    app.router.add_get("/version", models.version)
+    app.router.add_get("/metrics", models.metrics)
+    return app
+
+
+class Server:
+    """start (listens, answers 503) -> ready (serves) -> drain (finishes) -> stop."""
+
+    def __init__(self, config: ServerConfig, limits: ServerLimits | None = None) -> None:
+        self.config = config
+        self.state = ServerState(config, limits or ServerLimits())
+        self._runner = web.AppRunner(
+            create_app(self.state),
+            handler_cancellation=True,  # a client that leaves cancels its handler
+            shutdown_timeout=_LAST_WRITES_S,
+            access_log=logging.getLogger("sandwich.access"),
+        )
+
+    @property
+    def url(self) -> str:
+        """Where it listens; with port 0, the port that was picked."""
+        host, port = self._runner.addresses[0][:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigError if the address cannot be had."""
+        host, port = self.config.host, self.config.port
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigError(
+                f"cannot listen on {host} port {port}: {error}; choose others with --host, --port"
+            ) from error
+
+    def ready(self, backend: Backend) -> None:
+        """Serve `backend` from now on, and own its engine."""
+        service = Service(backend, self.state.limits, self.state.metrics)
+        service.start()
+        self.state.metrics.watch(service.bridge)
+        self.state.service = service
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for the others; True if all finished in time."""
+        service = self.state.service
+        return True if service is None else await service.bridge.drain(timeout_s)
+
+    async def stop(self) -> None:
+        """Stop listening, let handlers write their last bytes, end the engine."""
+        await self._runner.cleanup()
+        if self.state.service is not None:
+            await self.state.service.stop()
+
+
+def run_server(
+    config: ServerConfig, load: Callable[[], Backend], on_ready: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
+
+    `load` runs on a thread of its own while the server already answers 503; `on_ready` gets the
+    URL. Raises what `load` raises, and ConfigError if the address cannot be had.
+    """
+    asyncio.run(_serve(config, load, on_ready))
+
+
+async def _serve(
+    config: ServerConfig, load: Callable[[], Backend], on_ready: Callable[[str], None]
+) -> None:
+    stopping, hurrying = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurrying if stopping.is_set() else stopping).set()
+
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    server = Server(config)
+    await server.start()
+    try:
+        backend = await _unless(stopping, _on_a_thread(load))
+        if backend is None:
+            return
+        server.ready(backend)
+        on_ready(server.url)
+        await stopping.wait()
+        logger.info("draining for %g s at most", config.shutdown_timeout)
+        if await _unless(hurrying, server.drain(config.shutdown_timeout)) is None:
+            await server.drain(0)
+    finally:
+        await server.stop()
+
+
+async def _unless(event: asyncio.Event, work: Awaitable[ResultT]) -> ResultT | None:
+    """The result of `work`; None if `event` comes first, which cancels the work."""
+    task, signalled = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        task.cancel()
+        signalled.cancel()
+
+
+def _on_a_thread(work: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
+    """Run `work` on a daemon thread, which cannot keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[ResultT] = loop.create_future()
+
+    def settle(result: ResultT | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(ResultT, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="sandwich-loader", daemon=True).start()
+    return future

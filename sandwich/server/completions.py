@@ -1,0 +1,170 @@
+"""POST /v1/completions: text or token ids in, text out.
+
+Knows the shape of text completions; knows nothing of chat, batches or the engine's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+from msgspec import UNSET
+
+from sandwich.output import OutputDelta, OutputStream, PromptLogprobs, TokenLogprobs
+from sandwich.sampling_params import SamplingParams
+from sandwich.server.generation import Choice, Generation, stream_answer
+from sandwich.server.protocol import CompletionBody
+from sandwich.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from sandwich.server.service import Service
+from sandwich.server.validation import Prompt, completion_params, split_prompts
+from sandwich.server.wire import json_response, new_id, read_body, service_of
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    arrival_time = time.monotonic()
+    service = service_of(request)
+    body = await read_body(request, CompletionBody)
+    service.check_model(body.model)
+    params = completion_params(body, service.backend.generation_defaults, service.limits)
+    prompts = split_prompts(body.prompt, service.limits)
+    form = CompletionFormat(new_id("cmpl"), int(time.time()), body, service)
+    with service.bridge.open(len(prompts) * body.n) as stream:
+        token_ids = await encode_prompts(service, prompts, body.add_special_tokens)
+        choices = [
+            _choice(service, form, prompts[i], token_ids[i], params, (i, k), arrival_time)
+            for i in range(len(prompts))
+            for k in range(body.n)
+        ]
+        generation = Generation(stream, choices)
+        generation.submit()
+        if body.stream:
+            return await stream_answer(request, generation, form, service.limits)
+        await generation.finish()
+        return json_response(form.whole(generation))
+
+
+async def encode_prompts(
+    service: Service, prompts: Sequence[Prompt], add_special_tokens: bool
+) -> list[list[int]]:
+    """Token ids of each prompt; those that came as token ids are checked."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(await service.encode(texts, add_special_tokens) if texts else ())
+    token_ids = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            token_ids.append(next(encoded))
+        else:
+            service.check_token_ids(prompt, "prompt")
+            token_ids.append(prompt)
+    return token_ids
+
+
+def _choice(
+    service: Service,
+    form: CompletionFormat,
+    prompt: Prompt,
+    token_ids: list[int],
+    params: SamplingParams,
+    place: tuple[int, int],  # of the prompt in the call, of the choice among the prompt's
+    arrival_time: float,
+) -> Choice:
+    index = place[0] * params.n + place[1]
+    request_id, asked = f"{form.id}-{index}", form.body.asked_max_tokens
+    request = service.request(request_id, token_ids, params, place[1], arrival_time, asked)
+    prompt_text = ""
+    if form.body.echo:
+        prompt_text = prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
+    output = OutputStream(service.tokenizer, params, token_ids, index)
+    return Choice(index, request, output, prompt_text)
+
+
+@dataclass(frozen=True)
+class CompletionFormat:
+    """How the answers of one call look."""
+
+    id: str
+    created: int
+    body: CompletionBody
+    service: Service
+
+    def whole(self, generation: Generation) -> Completion:
+        choices = []
+        for choice in generation.choices:
+            result = choice.output.result()
+            logprobs = self._logprobs(choice, result.logprobs or (), is_first=True)
+            text = choice.prompt_text + result.text
+            choices.append(
+                CompletionChoice(
+                    choice.index, text, logprobs, result.finish_reason, result.stop_reason
+                )
+            )
+        return self._completion(choices, generation.usage(), generation)
+
+    def chunks(self, choice: Choice, delta: OutputDelta) -> Iterator[Completion]:
+        """As generation.ChunkFormat. The first chunk of a choice has the echoed prompt."""
+        num_before = len(choice.output.token_ids) - len(delta.token_ids)
+        is_first = num_before == 0 and (bool(delta.token_ids) or delta.finish_reason is not None)
+        text = (choice.prompt_text if is_first else "") + delta.text
+        logprobs = self._logprobs(choice, delta.logprobs, is_first)
+        if text or logprobs is not None or delta.finish_reason is not None:
+            entry = CompletionChoice(
+                choice.index, text, logprobs, delta.finish_reason, delta.stop_reason
+            )
+            yield self._completion([entry], None)
+
+    def closing(self, generation: Generation) -> Iterator[Completion]:
+        if self.body.includes_usage:
+            yield self._completion([], generation.usage(), generation)
+
+    def _completion(
+        self,
+        choices: list[CompletionChoice],
+        usage: Usage | None,
+        generation: Generation | None = None,
+    ) -> Completion:
+        return Completion(
+            self.id,
+            self.created,
+            self.service.backend.model_name,
+            choices,
+            UNSET if usage is None and not self.body.includes_usage else usage,
+            UNSET if generation is None else generation.timings(),
+        )
+
+    def _logprobs(
+        self, choice: Choice, entries: Sequence[TokenLogprobs], is_first: bool
+    ) -> CompletionLogprobs | None:
+        """Logprobs of `entries`, after those of the prompt if it is echoed in this chunk."""
+        if self.body.logprobs is UNSET:
+            return None
+        logprobs = CompletionLogprobs([], [], [], [])
+        if is_first and choice.output.prompt_logprobs is not None:
+            self._add_prompt(logprobs, choice, choice.output.prompt_logprobs)
+        for entry in entries:
+            _add(logprobs, entry, entry.text_offset + len(choice.prompt_text))
+        return logprobs if logprobs.tokens else None
+
+    def _add_prompt(
+        self, logprobs: CompletionLogprobs, choice: Choice, entries: PromptLogprobs
+    ) -> None:
+        for token_id, entry in zip(choice.output.prompt_token_ids, entries, strict=True):
+            if entry is None:
+                logprobs.tokens.append(self.service.tokenizer.token_text(token_id))
+                logprobs.token_logprobs.append(None)
+                logprobs.top_logprobs.append(None)
+                logprobs.text_offset.append(0)
+            else:
+                _add(logprobs, entry, entry.text_offset)
+
+
+def _add(logprobs: CompletionLogprobs, entry: TokenLogprobs, text_offset: int) -> None:
+    """The chosen token comes first, so that it stays if a second token has the same text."""
+    top: dict[str, float] = {}
+    for candidate in entry.values():
+        top.setdefault(candidate.decoded_token, candidate.logprob)
+    logprobs.tokens.append(entry.chosen.decoded_token)
+    logprobs.token_logprobs.append(entry.chosen.logprob)
+    logprobs.top_logprobs.append(top)
+    logprobs.text_offset.append(text_offset)

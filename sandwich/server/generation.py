@@ -1,0 +1,154 @@
+"""The choices of one call on their way: token events in, text deltas, usage and timings out.
+
+Shared by text and chat completions, streamed or not. Knows nothing of either's shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+
+from sandwich.bridge import RequestStream
+from sandwich.errors import SandwichError
+from sandwich.output import OutputDelta, OutputStream
+from sandwich.request import Request, RequestTimings, TokenEvent
+from sandwich.server.errors import REQUEST_ID, RequestFailedError, describe
+from sandwich.server.limits import ServerLimits
+from sandwich.server.responses import PromptTokensDetails, Timings, Usage
+from sandwich.server.sse import EventStream
+
+_MAX_INLINE_LOGPROBS = 256  # more prompt logprobs than these become text off the event loop
+
+
+@dataclass(slots=True)
+class Choice:
+    """One completion of one prompt."""
+
+    index: int
+    request: Request
+    output: OutputStream
+    prompt_text: str = ""  # shown in front of the text, with `echo`
+
+
+class Generation:
+    """All choices of one call, over the stream that brings their events."""
+
+    def __init__(self, stream: RequestStream, choices: Sequence[Choice]) -> None:
+        self.choices = choices
+        self._stream = stream
+        self._by_id = {choice.request.request_id: choice for choice in choices}
+        self._num_open = len(choices)
+
+    def submit(self) -> None:
+        self._stream.submit([choice.request for choice in self.choices])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every choice has its last event."""
+        return self._num_open == 0
+
+    async def advance(self, timeout_s: float | None = None) -> list[tuple[Choice, OutputDelta]]:
+        """What came in since the last call, at least one delta; [] after `timeout_s`.
+
+        Raises RequestFailedError if the engine ended a choice with an error, and what ended the
+        stream.
+        """
+        deltas = []
+        for event in await self._stream.next(timeout_s):
+            choice = self._by_id[event.request_id]
+            deltas.append((choice, await self._feed(choice.output, event)))
+            if choice.output.needs_abort:
+                self._stream.stop(event.request_id)
+            if event.finish_reason is not None:
+                self._num_open -= 1
+            if choice.output.finish_reason == "error":
+                raise RequestFailedError(choice.output.error or "the engine ended the request")
+        return deltas
+
+    async def finish(self) -> None:
+        """Run to the end."""
+        while not self.is_over:
+            await self.advance()
+
+    def usage(self) -> Usage:
+        """Tokens of all choices; the prompt of several choices counts once."""
+        first_choices = [choice for choice in self.choices if choice.request.choice_index == 0]
+        num_prompt = sum(choice.request.num_prompt_tokens for choice in first_choices)
+        num_output = sum(len(choice.output.token_ids) for choice in self.choices)
+        return Usage(num_prompt, num_output, num_prompt + num_output, PromptTokensDetails())
+
+    def timings(self) -> Timings:
+        """Prefill: first step to first token. Decode: first token to last, over all choices.
+
+        The first token of a choice comes out of prefill, so decode's rate does not count it.
+        """
+        timings = [choice.output.timings for choice in self.choices if choice.output.timings]
+        starts = [each.first_scheduled for each in timings if each.first_scheduled is not None]
+        prefill_ends = [_prefill_end(each) for each in timings]
+        decode_starts = [each.first_token for each in timings if each.first_token is not None]
+        decode_ends = [each.last_token for each in timings if each.last_token is not None]
+        prefill_s = max(prefill_ends) - min(starts) if starts else 0.0
+        decode_s = max(decode_ends) - min(decode_starts) if decode_starts else 0.0
+        usage = self.usage()
+        num_decoded = usage.completion_tokens - len(decode_starts)
+        return Timings(
+            prompt_n=usage.prompt_tokens,
+            prompt_ms=prefill_s * 1e3,
+            prompt_per_second=_rate(usage.prompt_tokens, prefill_s),
+            predicted_n=usage.completion_tokens,
+            predicted_ms=decode_s * 1e3,
+            predicted_per_second=_rate(num_decoded, decode_s),
+        )
+
+    async def _feed(self, output: OutputStream, event: TokenEvent) -> OutputDelta:
+        if event.prompt_logprobs and len(event.prompt_logprobs) > _MAX_INLINE_LOGPROBS:
+            return await asyncio.to_thread(output.feed, event)
+        return output.feed(event)
+
+
+def _prefill_end(timings: RequestTimings) -> float:
+    """Without a token (max_tokens 0) the request ends with its prefill."""
+    return timings.finished if timings.first_token is None else timings.first_token
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+class ChunkFormat(Protocol):
+    """How one endpoint writes its stream."""
+
+    def chunks(self, choice: Choice, delta: OutputDelta) -> Iterable[msgspec.Struct]: ...
+
+    def closing(self, generation: Generation) -> Iterable[msgspec.Struct]: ...
+
+
+async def stream_answer(
+    request: web.Request, generation: Generation, chunk_format: ChunkFormat, limits: ServerLimits
+) -> web.StreamResponse:
+    """Write the deltas as they come, comments while none come, and the closing chunks.
+
+    The status line is out before the first token, so a later failure becomes an error event.
+    """
+    events = EventStream(request, limits.write_timeout_s)
+    await events.open()
+    try:
+        while not generation.is_over:
+            deltas = await generation.advance(limits.keep_alive_s)
+            if deltas:
+                await events.send(
+                    chunk
+                    for choice, delta in deltas
+                    for chunk in chunk_format.chunks(choice, delta)
+                )
+            else:
+                await events.keep_alive()
+        await events.send(chunk_format.closing(generation))
+    except SandwichError as error:
+        await events.send_error(describe(error, request[REQUEST_ID]))
+    return await events.close()

@@ -1,0 +1,123 @@
+"""A backend at work: the bridge to its engine, and text to tokens without holding up the loop.
+
+Knows tokens and requests; knows nothing of HTTP or of any response's shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from sandwich.bridge import AsyncEngine, Observer
+from sandwich.errors import ContextLengthError, InvalidRequestError
+from sandwich.request import Request
+from sandwich.sampling_params import SamplingParams
+from sandwich.server.backend import Backend
+from sandwich.server.errors import ModelNotFoundError
+from sandwich.server.limits import ServerLimits
+from sandwich.server.protocol import Message
+from sandwich.server.validation import chat_messages
+
+ResultT = TypeVar("ResultT")
+
+_NUM_TOKENIZER_THREADS = 2
+
+
+class Service:
+    """Serves one backend, from `start` to `stop`."""
+
+    def __init__(self, backend: Backend, limits: ServerLimits, observer: Observer) -> None:
+        self.backend = backend
+        self.limits = limits
+        self.tokenizer = backend.tokenizer
+        self.bridge = AsyncEngine(backend.engine, backend.max_num_queued_reqs, observer)
+        self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "sandwich-tokenizer")
+
+    def start(self) -> None:
+        self.bridge.start()
+
+    async def stop(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        await self.bridge.stop()
+
+    def check_model(self, name: str | UnsetType) -> None:
+        """Raise ModelNotFoundError unless `name` is the served model; no name means that one."""
+        if name is not UNSET and name != self.backend.model_name:
+            raise ModelNotFoundError(name, self.backend.model_name)
+
+    async def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of each text."""
+
+        def encode() -> list[list[int]]:
+            # Not `encode` for each: that one holds the GIL, and with it the loop, to its end.
+            return self.tokenizer.encode_batch(texts, add_special_tokens)
+
+        return await self._off_the_loop(encode, sum(map(len, texts)))
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
+        """Token ids of a conversation. The chat template writes the special tokens itself."""
+        rendered = chat_messages(messages)
+
+        def encode() -> list[int]:
+            text = self.tokenizer.apply_chat_template(rendered, add_generation_prompt)
+            return self.tokenizer.encode_batch([text], add_special_tokens)[0]
+
+        return await self._off_the_loop(encode, sum(len(each["content"]) for each in rendered))
+
+    def request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        choice_index: int,
+        arrival_time: float,
+        asked_max_tokens: int | UnsetType,
+    ) -> Request:
+        """A request that can run. Raises InvalidRequestError or ContextLengthError with numbers.
+
+        A default for `max_tokens` is cut to what fits; what a client asked for is given or refused.
+        """
+        room = self.backend.max_model_len - len(prompt_token_ids)
+        if asked_max_tokens is not UNSET and asked_max_tokens > room > 0:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt_token_ids)} tokens and max_tokens is "
+                f"{asked_max_tokens}, but both together may be {self.backend.max_model_len} at "
+                f"most; shorten the prompt or set max_tokens to {room} or less",
+                param="max_tokens",
+            )
+        request = Request(
+            request_id,
+            prompt_token_ids,
+            params,
+            self.backend.eos_token_ids,
+            choice_index,
+            arrival_time,
+        )
+        self.bridge.check(request)
+        return request
+
+    def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """Raise InvalidRequestError for an id the model does not have."""
+        vocab_size = self.backend.engine.limits.vocab_size
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequestError(
+                    f"token id {token_id} is not in the vocabulary, whose ids are 0 to "
+                    f"{vocab_size - 1}; use this model's tokenizer",
+                    param=param,
+                )
+
+    async def _off_the_loop(self, work: Callable[[], ResultT], num_chars: int) -> ResultT:
+        """Run `work` here if it is short, else on a thread."""
+        if num_chars <= self.limits.max_inline_chars:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -1,0 +1,26 @@
+"""What the handlers of one server share; the only thing that changes in it is the service.
+
+Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from sandwich.config import ServerConfig
+from sandwich.server.limits import ServerLimits
+from sandwich.server.metrics import Metrics
+from sandwich.server.service import Service
+
+
+@dataclass
+class ServerState:
+    config: ServerConfig
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    metrics: Metrics = field(default_factory=Metrics)
+    service: Service | None = None  # None: the model is loading
+
+
+STATE = web.AppKey("state", ServerState)
