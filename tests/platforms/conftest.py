@@ -1,7 +1,9 @@
 """Recorded /proc and /sys trees of a few kinds of machines, built small in a temporary folder."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -19,10 +21,13 @@ class RecordedTree:
     def __init__(self, root: Path) -> None:
         self.path = root
         self.root = str(root)
+        self._folders: set[Path] = set()
 
     def write(self, path: str, text: str) -> None:
         file = self.path / path.lstrip("/")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.parent not in self._folders:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._folders.add(file.parent)
         file.write_text(text + "\n")
 
     def cpuinfo_x86(self, num_cpus: int, flags: str, model: str) -> None:
@@ -92,9 +97,12 @@ class RecordedTree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> RecordedTree:
-    """An empty tree."""
-    return RecordedTree(tmp_path)
+def tree() -> Iterator[RecordedTree]:
+    """An empty tree, in memory where possible: some have a thousand files."""
+    shared_memory = "/dev/shm"
+    folder = shared_memory if os.access(shared_memory, os.W_OK) else None
+    with TemporaryDirectory(prefix="sandwich-tree-", dir=folder) as root:
+        yield RecordedTree(Path(root))
 
 
 @pytest.fixture
