@@ -97,6 +97,7 @@ def write_model(
         top_p=0.95,
     )
     exported.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # the writer leaves it to its owner alone
     save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
     library = [f for f in held_out if f.kind is Kind.LIBRARY]
     sample = min(library, key=lambda f: abs(len(f.text.encode()) - SAMPLE_BYTES))

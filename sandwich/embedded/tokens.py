@@ -3,11 +3,11 @@
 Knows text and ids; knows nothing of models or of training.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from sandwich.embedded.corpus import ChatExample
 
@@ -65,13 +65,15 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, the chat template inside the latter."""
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        additional_special_tokens=[USER, ASSISTANT, END],
-        clean_up_tokenization_spaces=False,
-        model_max_length=max_length,
-    )
-    wrapped.chat_template = CHAT_TEMPLATE
-    wrapped.save_pretrained(folder, save_jinja_files=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4 and 5
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "additional_special_tokens": [USER, ASSISTANT, END],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
