@@ -15,6 +15,7 @@ LAYERS = ("platforms", "codegen", "schedules", "sandwich", "bench")  # lowest fi
 CONFINED = {
     "tvm": ("codegen",),
     "tvm_ffi": ("codegen",),
+    "tvm_ffi_orcjit": ("codegen",),
     "numa": ("platforms",),
     "asyncio": ("sandwich.bridge", "sandwich.server", "sandwich.cli", "bench"),
     "aiohttp": ("sandwich.server", "bench"),
