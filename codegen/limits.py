@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
 
+from codegen.compile import lower, tensor
 from codegen.kit import Kit, T, prim_func
 from platforms.isa import IsaRow
 
@@ -25,7 +25,7 @@ Words = npt.NDArray[np.int32]
 
 
 class LimitProbes:
-    """Probes for `num_cores` cores of the calling thread's pool.
+    """Probes for the `num_cores` cores of the calling thread's pool (codegen.compile.pin_pool).
 
     `read` goes over `num_words` int32 words (a multiple of `words_per_turn`), `peak` multiplies as
     kernels for weights of `dtype` do on `isa`: bf16 pairs where it has a dot product of them, else
@@ -49,8 +49,7 @@ class LimitProbes:
             "limit_read": read_function(kit, num_cores, num_words),
             "limit_peak": peak_function(kit, num_cores, self.chains),
         }
-        target = tvm.target.Target(isa.llvm_target())
-        self._module = tvm.compile(tvm.IRModule(functions), target=target).mod
+        self._modules = {name: lower(function, isa) for name, function in functions.items()}
 
     @staticmethod
     def words_per_turn(isa: IsaRow, num_cores: int) -> int:
@@ -77,11 +76,11 @@ class LimitProbes:
         self._call("limit_peak", operands, turns, results)
 
     def assembly(self) -> str:
-        """The machine code of the probes, for their test."""
-        return str(self._module.inspect_source("asm"))
+        """The machine code of `peak`, for its test."""
+        return str(self._modules["limit_peak"].inspect_source("asm"))
 
     def _call(self, name: str, *arrays: npt.NDArray[Any]) -> None:
-        self._module[name](*(tvm.runtime.from_dlpack(array) for array in arrays))
+        self._modules[name][name](*(tensor(array) for array in arrays))
 
 
 def over_share(

@@ -1,0 +1,179 @@
+"""`sandwich bench latency`: prefill and decode of the real engine, beside the limits of its cores.
+
+On a shared machine only figures of one run can be compared, so samples of the limits are taken
+between the repetitions of what they are compared with. All figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from bench.driver import EngineDriver, StepTime, decode_headroom
+from bench.limits import LimitMeter
+from bench.record import provenance, write_json
+from bench.summary import decode_row, prefill_row, show
+from bench.work import StepWork
+from sandwich.cli.options import add_model_argument, add_options, build_config
+from sandwich.config import ConfigError, EngineConfig
+
+NUM_WARMUPS = 1
+NUM_PEAK_SAMPLES = 3  # after every prompt
+STEPS_PER_READ_SAMPLE = 4
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What is measured: prompts of these lengths; these batches, each at these contexts."""
+
+    prefill: tuple[int, ...]
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    num_repeats: int  # prompts of each length
+    num_steps: int  # of decode, for each batch and context
+
+    def max_model_len(self, max_num_batched_tokens: int) -> int:
+        """Tokens that the longest sequence will have."""
+        decode = max(
+            context + decode_headroom(batch, context, max_num_batched_tokens) + self.num_steps
+            for batch in self.batches
+            for context in self.contexts
+        )
+        return max(decode, max(self.prefill) + 1)
+
+
+@dataclass
+class Times:
+    """What was timed: seconds of each prompt by length, steps by (batch, context)."""
+
+    prefill: dict[int, list[float]] = field(default_factory=dict)
+    decode: dict[tuple[int, int], list[StepTime]] = field(default_factory=dict)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's flags, and those of the engine."""
+    add_model_argument(parser)
+    group = parser.add_argument_group("benchmark")
+    group.add_argument(
+        "--random", metavar="NAME", help="a published shape with random weights: llama-3.2-1b, ..."
+    )
+    for name, default, text in (
+        ("prefill", "128,512", "prompt lengths in tokens"),
+        ("batch", "1,4,8", "sequences that decode together"),
+        ("context", "128,1024", "tokens in the cache when decoding starts"),
+    ):
+        group.add_argument(
+            f"--{name}", type=_counts, default=default, metavar="N,N", help=f"{text} ({default})"
+        )
+    group.add_argument(
+        "--repeats", type=_count, default=5, metavar="N", help="prompts of each length (5)"
+    )
+    group.add_argument(
+        "--steps", type=_count, default=32, metavar="N", help="decode steps of each kind (32)"
+    )
+    group.add_argument("--json", metavar="FILE", help="write the result to this file")
+    add_options(parser, EngineConfig)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Build the engine, measure, print and write."""
+    from sandwich.build import build_engine
+
+    cells = Cells(args.prefill, args.batch, args.context, args.repeats, args.steps)
+    config = engine_config(args, cells)
+    parts = build_engine(config)
+    try:
+        work = StepWork(parts.shape, parts.dtype, parts.kv_dtype)
+        meter = LimitMeter(parts.isa, parts.dtype, parts.cpus, parts.llc_bytes)
+        try:
+            driver = EngineDriver(parts.engine, config.seed)
+            times = measure(driver, meter, cells)
+        finally:
+            meter.close()
+    finally:
+        parts.engine.close()
+    result = {
+        "benchmark": "latency",
+        **provenance(parts.machine),
+        "model": config.model,
+        "dtype": parts.dtype,
+        "kv_cache_dtype": parts.kv_dtype,
+        "seed": config.seed,
+        "plan": parts.plans,
+        **summary(times, meter, work),
+    }
+    show(result, Console())
+    if args.json:
+        write_json(args.json, result)
+
+
+def engine_config(args: argparse.Namespace, cells: Cells) -> EngineConfig:
+    """The flags' configuration, made large enough for what is to be measured."""
+    if args.random and args.model:
+        raise ConfigError(f"give a model or --random, not both: {args.model!r}, {args.random!r}")
+    config = build_config(EngineConfig, args)
+    if args.random:
+        config = replace(config, model=args.random, random_weights=True)
+    return replace(
+        config,
+        max_num_seqs=max(config.max_num_seqs, *cells.batches),
+        max_model_len=config.max_model_len or cells.max_model_len(config.max_num_batched_tokens),
+    )
+
+
+def measure(driver: EngineDriver, meter: LimitMeter, cells: Cells) -> Times:
+    """Every cell once to warm up, then `num_repeats` rounds over all prompts, then decode."""
+    times = Times()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        num_cells = cells.num_repeats * len(cells.prefill)
+        task = progress.add_task("prefill", total=num_cells)
+        for n in cells.prefill:
+            driver.prefill(n)
+        for _ in range(cells.num_repeats):
+            for n in cells.prefill:
+                seconds = sum(step.seconds for step in driver.prefill(n))
+                times.prefill.setdefault(n, []).append(seconds)
+                for _ in range(NUM_PEAK_SAMPLES):
+                    meter.sample_peak()
+                progress.advance(task)
+
+        def between(i: int) -> None:
+            if i % STEPS_PER_READ_SAMPLE == 0:
+                meter.sample_read()
+
+        pairs = [(batch, context) for batch in cells.batches for context in cells.contexts]
+        task = progress.add_task("decode", total=len(pairs))
+        for batch, context in pairs:
+            steps = driver.decode(batch, context, NUM_WARMUPS + cells.num_steps, between)
+            times.decode[batch, context] = list(steps)[NUM_WARMUPS:]
+            progress.advance(task)
+    return times
+
+
+def summary(times: Times, meter: LimitMeter, work: StepWork) -> dict[str, Any]:
+    """The measured part of the result: limits, prefill, decode."""
+    read, peak = meter.read_gbps, meter.peak_gflops
+    return {
+        "limits": {
+            "read_gbps": read.median,
+            "read_gbps_best": read.best,
+            "peak_gflops": peak.median,
+            "peak_gflops_best": peak.best,
+        },
+        "prefill": [prefill_row(n, s, work, peak.median) for n, s in times.prefill.items()],
+        "decode": [decode_row(c, s, work, read.median) for (_, c), s in times.decode.items()],
+    }
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
