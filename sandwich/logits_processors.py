@@ -78,14 +78,14 @@ def logprob_entry(row: Float32Array, token_id: int, num_top: int) -> LogprobEntr
     """Log probability and rank of one token of a raw row, and of the `num_top` likeliest."""
     peak = row.max()
     check_finite(peak)
-    log_total = float(peak) + np.log(np.exp(row - peak).sum(dtype=np.float64))
+    log_total = np.log(np.exp(row - peak).sum(dtype=np.float64))  # above the peak
     chosen = row[token_id]
     num_before = np.count_nonzero(row > chosen) + np.count_nonzero(row[:token_id] == chosen)
     best = top_ids(row, num_top)
     return LogprobEntry(
         token_id=token_id,
-        logprob=float(chosen) - float(log_total),
+        logprob=float(chosen - peak - log_total),
         rank=int(num_before) + 1,
         top_ids=tuple(best.tolist()),
-        top_logprobs=tuple((row[best] - log_total).tolist()),
+        top_logprobs=tuple((row[best] - peak - log_total).tolist()),
     )

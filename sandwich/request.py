@@ -83,13 +83,13 @@ class Request:
     """
 
     request_id: str
-    prompt_token_ids: Sequence[int] | npt.NDArray[np.integer]
+    prompt_token_ids: Sequence[int] | npt.NDArray[np.integer] = field(repr=False)
     params: SamplingParams
     eos_token_ids: Collection[int] = ()
     choice_index: int = 0
     arrival_time: float = field(default_factory=time.monotonic)
 
-    token_ids: npt.NDArray[np.int32] = field(init=False)  # (capacity,), [0, num_tokens) are valid
+    token_ids: npt.NDArray[np.int32] = field(init=False, repr=False)  # [0, num_tokens) are valid
     num_prompt_tokens: int = field(init=False)
     num_tokens: int = field(init=False)  # prompt and output
     num_computed: int = field(init=False, default=0)

@@ -16,7 +16,7 @@ from codegen.spec import Phase
 from sandwich.engine import Engine
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
 from sandwich.executor.null import NullExecutor
-from sandwich.request import Request, TokenEvent
+from sandwich.request import Request, RequestTimings, TokenEvent
 from sandwich.sampling_params import SamplingParams
 
 MAX_STEPS = 10_000  # no test comes near; a live-lock ends here
@@ -35,6 +35,10 @@ def tiny_limits(**changes: int) -> ExecutorLimits:
     return ExecutorLimits(**(sizes | changes))
 
 
+class BadBatch(BaseException):
+    """A batch is wrong. No Exception, which the engine would take for a failure of the executor."""
+
+
 class AuditingExecutor(NullExecutor):
     """A null executor with a cache of token ids: each batch must find its past in its blocks."""
 
@@ -47,13 +51,19 @@ class AuditingExecutor(NullExecutor):
     def run(self, batch: Batch) -> StepOutput:
         self.batches.append(batch)
         output = super().run(batch)
+        try:
+            self._audit(batch)
+        except (AssertionError, IndexError) as error:
+            raise BadBatch(f"{error}: {batch}") from error
+        is_poisoned = [batch.requests[index].request_id in self.poisoned for index in batch.sampled]
+        logits = np.where(np.array(is_poisoned, np.bool_)[:, None], np.nan, output.logits)
+        return StepOutput(logits.astype(np.float32), output.argmax)
+
+    def _audit(self, batch: Batch) -> None:
         self._audit_limits(batch)
         self._cached[batch.slot_mapping] = batch.token_ids
         for index in range(len(batch.requests)):
             self._audit_sequence(batch, index)
-        is_poisoned = [batch.requests[index].request_id in self.poisoned for index in batch.sampled]
-        logits = np.where(np.array(is_poisoned, np.bool_)[:, None], np.nan, output.logits)
-        return StepOutput(logits.astype(np.float32), output.argmax)
 
     def _audit_limits(self, batch: Batch) -> None:
         limits, num_seqs = self.limits, len(batch.requests)
@@ -86,7 +96,11 @@ class AuditingExecutor(NullExecutor):
         assert np.array_equal(self._cached[slots], request.token_ids[:context_len])
         own_rows = batch.logit_rows[np.array(batch.sampled, np.int32) == index]
         assert ((own_rows >= rows.start) & (own_rows < rows.stop)).all()
-        assert (rows.stop - 1 in own_rows) == (context_len == request.num_tokens)
+        if request.params.prompt_logprobs is None:
+            at_end = [rows.stop - 1] if context_len == request.num_tokens else []
+            assert own_rows.tolist() == at_end
+        else:
+            assert context_len < request.num_tokens or rows.stop - 1 in own_rows
 
 
 class Driver:
@@ -106,7 +120,7 @@ class Driver:
         choice: int = 0,
         **params: Any,
     ) -> str:
-        """Add a request, greedy unless told otherwise; a number is the length of a made-up prompt."""
+        """Add a request, greedy unless told otherwise; `prompt` may be the length of one."""
         name = request_id or f"r{len(self.requests)}"
         tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else list(prompt)
         wanted = SamplingParams(**({"temperature": 0.0, "max_tokens": 4} | params))
@@ -138,6 +152,11 @@ class Driver:
 
     def end(self, request_id: str) -> TokenEvent:
         return self.events[request_id][-1]
+
+    def timings(self, request_id: str) -> RequestTimings:
+        timings = self.end(request_id).timings
+        assert timings is not None
+        return timings
 
     def chunks(self) -> list[tuple[str, list[int]]]:
         """Phase and number of tokens per sequence of each batch so far."""

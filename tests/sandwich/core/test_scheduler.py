@@ -65,8 +65,8 @@ def test_no_more_than_the_limit_of_sequences_run_at_once(drive: Drive) -> None:
     names = [driver.add(1, max_tokens=2) for _ in range(5)]
     driver.run()
     assert max(len(lengths) for _, lengths in driver.chunks()) == 2
-    first_seen = [driver.requests[name].first_scheduled_time for name in names]
-    assert first_seen == sorted(first_seen, key=lambda time: time or 0.0)
+    first_seen = [driver.timings(name).first_scheduled or 0.0 for name in names]
+    assert first_seen == sorted(first_seen)
 
 
 def test_the_first_to_come_is_the_first_to_be_admitted(drive: Drive) -> None:
@@ -74,9 +74,10 @@ def test_the_first_to_come_is_the_first_to_be_admitted(drive: Drive) -> None:
     long, short = driver.add(20, max_tokens=8), driver.add(24, max_tokens=1)
     tiny = driver.add(1, max_tokens=1)  # would fit at once, but must not overtake
     driver.run()
-    assert driver.end(long).timings.finished <= driver.requests[short].first_scheduled_time
-    first_of_tiny = driver.requests[tiny].first_scheduled_time
-    assert driver.requests[short].first_scheduled_time <= first_of_tiny
+    batches = driver.executor.batches
+    order = [request.request_id for batch in batches for request in batch.requests]
+    assert order.index(long) < order.index(short) < order.index(tiny)
+    assert driver.timings(long).finished <= (driver.timings(short).first_scheduled or 0.0)
 
 
 @pytest.mark.parametrize("max_tokens", [None, 1, 100])
@@ -84,7 +85,8 @@ def test_a_prompt_of_the_model_s_length_is_refused_and_one_shorter_is_not(
     drive: Drive, max_tokens: int | None
 ) -> None:
     driver = drive(max_model_len=48, num_blocks=16)
-    with pytest.raises(ContextLengthError, match=r"48 tokens.*model's length is 48.*shorten") as error:
+    message = r"48 tokens.*model's length is 48.*shorten"
+    with pytest.raises(ContextLengthError, match=message) as error:
         driver.add(48, max_tokens=max_tokens)
     assert error.value.code == "context_length_exceeded"
     assert not driver.engine.has_work()
@@ -103,14 +105,14 @@ def test_a_request_longer_than_the_cache_is_refused_at_once(drive: Drive) -> Non
     assert len(driver.tokens(name)) == 1
 
 
-@pytest.mark.parametrize(("max_tokens", "num_expected"), [(None, 38), (100, 38), (38, 38), (37, 37)])
+@pytest.mark.parametrize(("max_tokens", "num_got"), [(None, 38), (100, 38), (38, 38), (37, 37)])
 def test_max_tokens_is_clipped_to_what_fits_the_model(
-    drive: Drive, max_tokens: int | None, num_expected: int
+    drive: Drive, max_tokens: int | None, num_got: int
 ) -> None:
     driver = drive(max_model_len=48)
     name = driver.add(10, max_tokens=max_tokens)
     driver.run()
-    assert len(driver.tokens(name)) == num_expected
+    assert len(driver.tokens(name)) == num_got
     assert driver.end(name).finish_reason == "length"
 
 
@@ -145,7 +147,7 @@ def test_the_youngest_gives_way_and_is_recomputed(drive: Drive) -> None:
     assert driver.engine.stats.num_preemptions == driver.requests[young].num_preemptions
     assert driver.tokens(old) == driver.executor.continuation([1, 2, 3], 12)
     assert driver.tokens(young) == driver.executor.continuation([4, 5, 6], 12)
-    assert driver.end(young).timings.num_preemptions == driver.requests[young].num_preemptions
+    assert driver.timings(young).num_preemptions == driver.requests[young].num_preemptions
 
 
 def test_a_preempted_request_prefills_prompt_and_output_again(drive: Drive) -> None:
