@@ -40,17 +40,17 @@ class _PublicNamespace(Namespace):
         self, *rest = args
         names = dict(*rest, **attributes)
         for name in names:
-            self._check(name)
+            _check_public(name)
         Namespace.__init__(self, names)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name)
+        _check_public(name)
         super().__setitem__(name, value)
 
-    @staticmethod
-    def _check(name: str) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"namespace attribute {name!r} is not allowed")
+
+def _check_public(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"namespace attribute {name!r} is not allowed")
 
 
 def _raise_exception(message: str) -> NoReturn:

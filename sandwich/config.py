@@ -219,7 +219,10 @@ class EngineConfig:
         "model", "longest prompt + reply, in tokens (default: the model's own limit)", _POSITIVE
     )
     served_model_name: str | None = _option(
-        "model", "name of the model in the API (default: the model's own name)", str, metavar="NAME"
+        "server",
+        "name of the model in the API (default: the model's own name)",
+        str,
+        metavar="NAME",
     )
     chat_template: str | None = _option(
         "model", "Jinja chat template: a file, or the template itself", str, metavar="FILE"
@@ -234,7 +237,7 @@ class EngineConfig:
         "scheduling", "most prompt tokens in one prefill step", _POSITIVE, 512
     )
     max_num_queued_reqs: int = _option(
-        "scheduling", "most waiting requests; more are refused with status 429", _POSITIVE, 256
+        "server", "most waiting requests; more are refused with status 429", _POSITIVE, 256
     )
     seed: int = _option("model", "seed of --random-weights", _integer(0), 0, flag="weights-seed")
     kv_cache_dtype: str = _option(
@@ -261,7 +264,11 @@ class EngineConfig:
         metavar="CPUS",
     )
     isa: str | None = _option(
-        "machine", SANDWICH_ISA.help + " (sandwich probe lists them)", str, env=SANDWICH_ISA
+        "machine",
+        SANDWICH_ISA.help + " (sandwich probe lists them)",
+        str,
+        env=SANDWICH_ISA,
+        metavar="NAME",
     )
     executor: str = _option(
         "development",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from types import TracebackType
@@ -101,8 +101,11 @@ class LLM:
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
-    ) -> Iterator[OutputDelta]:
-        """Continue one prompt, piece by piece; closing the iterator ends the request."""
+    ) -> Generator[OutputDelta]:
+        """Continue one prompt, piece by piece; closing the iterator ends the request.
+
+        There is a piece after every step of the engine, also if it is empty.
+        """
         _, [token_ids] = self._encode([prompt])
         params = sampling_params or self.default_sampling_params()
         if params.n != 1:
@@ -113,7 +116,7 @@ class LLM:
 
     def chat_stream(
         self, messages: Conversation, sampling_params: SamplingParams | None = None
-    ) -> Iterator[OutputDelta]:
+    ) -> Generator[OutputDelta]:
         """Reply to one conversation, piece by piece."""
         text = self.tokenizer.apply_chat_template(messages)
         token_ids = self.tokenizer.encode(text, add_special_tokens=False)
@@ -220,15 +223,14 @@ class LLM:
             for index, (text, ids, choices) in enumerate(rows)
         ]
 
-    def _deltas(self, groups: list[_Choices]) -> Iterator[OutputDelta]:
+    def _deltas(self, groups: list[_Choices]) -> Generator[OutputDelta]:
         deltas: deque[OutputDelta] = deque()
         streams = self._submit(groups, deltas.append)
         try:
             while deltas or not streams[0].is_finished:
-                if deltas:
-                    yield deltas.popleft()
-                else:
+                if not deltas:
                     self._step()
+                yield deltas.popleft() if deltas else OutputDelta()
         finally:
             self._abort(streams)
 

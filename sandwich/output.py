@@ -79,6 +79,7 @@ class OutputDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    error: str | None = None  # the message behind finish_reason "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,9 @@ class OutputStream:
         text = self._advance(event)
         self._pieces.append(text)
         token_ids = () if event.token_id is None else (event.token_id,)
-        return OutputDelta(text, token_ids, logprobs, self.finish_reason, self.stop_reason)
+        return OutputDelta(
+            text, token_ids, logprobs, self.finish_reason, self.stop_reason, self.error
+        )
 
     def result(self) -> CompletionOutput:
         """Everything so far, as one value."""

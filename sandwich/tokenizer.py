@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
-from tokenizers import processors
 
 from sandwich.chat_template import ChatTemplate, Message
-from sandwich.errors import InvalidRequestError, ModelError
 from sandwich.checkpoint.fields import read_json
+from sandwich.errors import InvalidRequestError, ModelError
 from sandwich.token_bytes import TokenBytes
 
 _SPECIAL_TOKEN_NAMES: Final = (
@@ -43,7 +42,7 @@ class Tokenizer:
         config_file = self.folder / "tokenizer_config.json"
         config = read_json(config_file) if config_file.is_file() else {}
         self.special_tokens = _named_special_tokens(config)
-        self._backend = _load_backend(self.folder / "tokenizer.json", config, self.special_tokens)
+        self._backend = _load_backend(self.folder / "tokenizer.json", self.special_tokens.values())
         self._bytes = TokenBytes(_decoder_state(self._backend))
         self._template_source = (
             _given_template(chat_template) if chat_template else _own_template(self.folder, config)
@@ -190,9 +189,7 @@ class IncrementalDetokenizer:
         return piece
 
 
-def _load_backend(
-    path: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]
-) -> tokenizers.Tokenizer:
+def _load_backend(path: Path, special_tokens: Iterable[str]) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise ModelError(
             f"{path.parent} has no tokenizer.json; transformers makes one of other files: "
@@ -204,27 +201,9 @@ def _load_backend(
         raise ModelError(f"{path} is not a tokenizer: {error}; fetch the model again") from error
     backend.no_truncation()
     backend.no_padding()
-    known = [token for token in special_tokens.values() if backend.token_to_id(token) is not None]
+    known = [token for token in special_tokens if backend.token_to_id(token) is not None]
     backend.add_special_tokens(known)
-    if "add_bos_token" in config or "add_eos_token" in config:
-        backend.post_processor = _bos_eos_processor(backend, config, special_tokens)
     return backend
-
-
-def _bos_eos_processor(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str]
-) -> processors.TemplateProcessing:
-    """`add_bos_token` and `add_eos_token` in the configuration overrule tokenizer.json."""
-
-    def wanted(name: str) -> list[tuple[str, int]]:
-        token = special_tokens.get(f"{name}_token")
-        token_id = None if token is None else backend.token_to_id(token)
-        is_wanted = bool(config.get(f"add_{name}_token")) and token_id is not None
-        return [(token, token_id)] if is_wanted else []  # type: ignore[list-item]
-
-    bos, eos = wanted("bos"), wanted("eos")
-    pieces = [*(token for token, _ in bos), "$A", *(token for token, _ in eos)]
-    return processors.TemplateProcessing(single=pieces, special_tokens=bos + eos)
 
 
 def _decoder_state(backend: tokenizers.Tokenizer) -> bytes:

@@ -13,7 +13,6 @@ from sandwich.errors import InvalidRequestError, MemoryLimitError, ModelError, S
 EXIT_FAILURE = 1
 EXIT_USER_MISTAKE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
-_USER_MISTAKES = (ConfigError, InvalidRequestError, MemoryLimitError, ModelError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `sandwich probe | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
-    except SandwichError as error:
+    except _expected_errors() as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_MISTAKE if isinstance(error, _USER_MISTAKES) else EXIT_FAILURE
+        return EXIT_USER_MISTAKE if isinstance(error, _user_mistakes()) else EXIT_FAILURE
+
+
+def _user_mistakes() -> tuple[type[Exception], ...]:
+    from platforms.isa import IsaError
+    from platforms.record import RecordError
+
+    return ConfigError, InvalidRequestError, MemoryLimitError, ModelError, IsaError, RecordError
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Everything that is raised on purpose; imported only when something was raised."""
+    from platforms.memory import ArenaError
+    from platforms.placement import PlacementError
+
+    return SandwichError, ArenaError, PlacementError, *_user_mistakes()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -40,11 +40,15 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_options(parser: argparse.ArgumentParser, *configs: type) -> None:
-    """A flag for every option, in the groups that the options name."""
+def add_options(
+    parser: argparse.ArgumentParser, *configs: type, without_groups: Collection[str] = ()
+) -> None:
+    """A flag for every option, in the groups that the options name, except for some groups."""
     groups: dict[str, _Group] = {}
     for config in configs:
         for name, (field, option) in options(config).items():
+            if option.group in without_groups:
+                continue
             if option.group not in groups:
                 groups[option.group] = parser.add_argument_group(option.group)
             _add_flag(groups[option.group], name, field, option)

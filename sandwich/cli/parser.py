@@ -10,37 +10,38 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from sandwich import __version__
 
 
-class VerbModule(Protocol):
-    """What the file of a verb offers. The module's docstring is the verb's description."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-
-    def main(self, args: argparse.Namespace) -> int | None: ...
-
-
 @dataclass(frozen=True)
 class Verb:
+    """A module with `add_arguments(parser)` and `main(args) -> int | None`, or a group of verbs."""
+
     name: str
-    module: str
+    module: str | None
     help: str
+    arguments: str | None = None  # for the line of usage; by default argparse lists all
+    verbs: tuple[Verb, ...] = ()
 
 
-VERBS = (
-    Verb("serve", "sandwich.cli.serve", "answer HTTP requests in the way of the OpenAI API"),
-    Verb("chat", "sandwich.cli.chat", "talk to a model in the terminal"),
-    Verb("complete", "sandwich.cli.complete", "continue a text"),
-    Verb("probe", "sandwich.cli.probe", "show what this machine has and what may be used of it"),
-    Verb("plan", "sandwich.cli.plan", "show how a model would run on this machine"),
-    Verb("bench", "sandwich.cli.bench", "measure speed"),
-    Verb("collect-env", "sandwich.cli.collect_env", "print what a bug report needs"),
-)
 BENCHMARKS = (
-    Verb("latency", "bench.latency", "prefill and decode beside the limits of this machine"),
+    Verb("latency", "bench.latency", "prefill and decode, beside the limits of this machine"),
+)
+VERBS = (
+    Verb(
+        "serve",
+        "sandwich.cli.serve",
+        "answer HTTP requests in the way of the OpenAI API",
+        "[MODEL]",
+    ),
+    Verb("chat", "sandwich.cli.chat", "talk to a model in the terminal", "[MODEL]"),
+    Verb("complete", "sandwich.cli.complete", "continue a text", "TEXT"),
+    Verb("probe", "sandwich.cli.probe", "show what this machine has and what may be used of it"),
+    Verb("plan", "sandwich.cli.plan", "show how a model would run on this machine", "[MODEL]"),
+    Verb("bench", None, "measure speed", verbs=BENCHMARKS),
+    Verb("collect-env", "sandwich.cli.collect_env", "print what a bug report needs"),
 )
 
 
@@ -53,8 +54,8 @@ class Parser(argparse.ArgumentParser):
     """One line for an error, no abbreviated flags, flags of a verb on demand."""
 
     def __init__(self, *args: Any, verb: Verb | None = None, **kwargs: Any) -> None:
-        kwargs = {"formatter_class": _HelpFormatter, "allow_abbrev": False} | kwargs
-        super().__init__(*args, **kwargs)
+        options: dict[str, Any] = {"formatter_class": _HelpFormatter, "allow_abbrev": False}
+        super().__init__(*args, **(options | kwargs))
         self._verb = verb
 
     def parse_known_args(  # type: ignore[override]
@@ -62,11 +63,19 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         verb, self._verb = self._verb, None
         if verb is not None:
-            module: Any = importlib.import_module(verb.module)
-            self.description = self.description or verb.help
-            self.set_defaults(verb_main=module.main)
-            module.add_arguments(self)
+            self._load(verb)
         return super().parse_known_args(args, namespace)
+
+    def _load(self, verb: Verb) -> None:
+        self.description = f"{verb.help[0].upper()}{verb.help[1:]}."
+        if verb.module is None:
+            self.add_verbs(verb.verbs)
+            return
+        module: Any = importlib.import_module(verb.module)
+        self.set_defaults(verb_main=module.main)
+        module.add_arguments(self)
+        if verb.arguments is not None:
+            self.usage = f"%(prog)s [options] {verb.arguments}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
