@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from sandwich.cli.logs import set_up_logging
 from sandwich.cli.options import add_options, build_config
 from sandwich.config import EngineConfig
 from sandwich.errors import SandwichError
@@ -62,6 +63,7 @@ def open_llm(args: argparse.Namespace) -> Iterator[LLM]:
     from sandwich.build import build_engine
 
     config = build_config(EngineConfig, args)
+    set_up_logging(config.debug)
     is_terminal = sys.stderr.isatty()
     if is_terminal:
         print(f"loading {config.model} ...", end="", file=sys.stderr, flush=True)
