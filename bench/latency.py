@@ -7,14 +7,15 @@ between the repetitions of what they are compared with. All figures are medians.
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from bench.driver import EngineDriver, StepTime, decode_headroom
-from bench.limits import LimitMeter
+from bench.limits import Meter, PeakMeter, ReadMeter
 from bench.record import provenance, write_json
 from bench.summary import decode_row, prefill_row, show
 from bench.work import StepWork
@@ -39,11 +40,10 @@ class Cells:
     def max_model_len(self, max_num_batched_tokens: int) -> int:
         """Tokens that the longest sequence will have."""
         decode = max(
-            context + decode_headroom(batch, context, max_num_batched_tokens) + self.num_steps
-            for batch in self.batches
-            for context in self.contexts
+            context + decode_headroom(batch, context, max_num_batched_tokens)
+            for batch, context in product(self.batches, self.contexts)
         )
-        return max(decode, max(self.prefill) + 1)
+        return max(decode + NUM_WARMUPS + self.num_steps, max(self.prefill) + 1)
 
 
 @dataclass
@@ -86,16 +86,14 @@ def main(args: argparse.Namespace) -> None:
     cells = Cells(args.prefill, args.batch, args.context, args.repeats, args.steps)
     config = engine_config(args, cells)
     parts = build_engine(config)
-    try:
+    with closing(parts.engine):
         work = StepWork(parts.shape, parts.dtype, parts.kv_dtype)
-        meter = LimitMeter(parts.isa, parts.dtype, parts.cpus, parts.llc_bytes)
-        try:
-            driver = EngineDriver(parts.engine, config.seed)
-            times = measure(driver, meter, cells)
-        finally:
-            meter.close()
-    finally:
-        parts.engine.close()
+        plans = parts.plans
+        with (
+            closing(ReadMeter(parts.isa, plans.decode.cpus, parts.llc_bytes)) as read,
+            closing(PeakMeter(parts.isa, parts.dtype, plans.prefill.cpus)) as peak,
+        ):
+            times = measure(EngineDriver(parts.engine, config.seed), read, peak, cells)
     result = {
         "benchmark": "latency",
         **provenance(parts.machine),
@@ -103,8 +101,8 @@ def main(args: argparse.Namespace) -> None:
         "dtype": parts.dtype,
         "kv_cache_dtype": parts.kv_dtype,
         "seed": config.seed,
-        "plan": parts.plans,
-        **summary(times, meter, work),
+        "plan": plans.to_json(),
+        **summary(times, read, peak, work),
     }
     show(result, Console())
     if args.json:
@@ -125,38 +123,33 @@ def engine_config(args: argparse.Namespace, cells: Cells) -> EngineConfig:
     )
 
 
-def measure(driver: EngineDriver, meter: LimitMeter, cells: Cells) -> Times:
-    """Every cell once to warm up, then `num_repeats` rounds over all prompts, then decode."""
+def measure(driver: EngineDriver, read: Meter, peak: Meter, cells: Cells) -> Times:
+    """Every length once to warm up, then rounds over all prompts, then decode, cell by cell."""
     times = Times()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        num_cells = cells.num_repeats * len(cells.prefill)
-        task = progress.add_task("prefill", total=num_cells)
+    say = Console(stderr=True).print  # no live display: it would run beside what is timed
+    for n in cells.prefill:
+        driver.prefill(n)
+    for i in range(cells.num_repeats):
+        say(f"prefill, round {i + 1} of {cells.num_repeats}")
         for n in cells.prefill:
-            driver.prefill(n)
-        for _ in range(cells.num_repeats):
-            for n in cells.prefill:
-                seconds = sum(step.seconds for step in driver.prefill(n))
-                times.prefill.setdefault(n, []).append(seconds)
-                for _ in range(NUM_PEAK_SAMPLES):
-                    meter.sample_peak()
-                progress.advance(task)
+            seconds = sum(step.seconds for step in driver.prefill(n))
+            times.prefill.setdefault(n, []).append(seconds)
+            for _ in range(NUM_PEAK_SAMPLES):
+                peak.sample()
 
-        def between(i: int) -> None:
-            if i % STEPS_PER_READ_SAMPLE == 0:
-                meter.sample_read()
+    def between(i: int) -> None:
+        if i % STEPS_PER_READ_SAMPLE == 0:
+            read.sample()
 
-        pairs = [(batch, context) for batch in cells.batches for context in cells.contexts]
-        task = progress.add_task("decode", total=len(pairs))
-        for batch, context in pairs:
-            steps = driver.decode(batch, context, NUM_WARMUPS + cells.num_steps, between)
-            times.decode[batch, context] = list(steps)[NUM_WARMUPS:]
-            progress.advance(task)
+    for batch, context in product(cells.batches, cells.contexts):
+        say(f"decode, batch {batch}, context {context}")
+        steps = driver.decode(batch, context, NUM_WARMUPS + cells.num_steps, between)
+        times.decode[batch, context] = list(steps)[NUM_WARMUPS:]
     return times
 
 
-def summary(times: Times, meter: LimitMeter, work: StepWork) -> dict[str, Any]:
+def summary(times: Times, read: Meter, peak: Meter, work: StepWork) -> dict[str, Any]:
     """The measured part of the result: limits, prefill, decode."""
-    read, peak = meter.read_gbps, meter.peak_gflops
     return {
         "limits": {
             "read_gbps": read.median,

@@ -1,6 +1,6 @@
-"""What these cores can do at most, measured: read bandwidth and the register-only peak.
+"""What some cores can do at most, measured: read bandwidth and the register-only peak.
 
-A machine that others use is never twice the same, so a LimitMeter takes single samples, to be
+A machine that others use is never twice the same, so a meter takes single samples, to be
 interleaved with what they are compared with. Knows nothing of models or engines.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from codegen.compile import pin_pool
-from codegen.limits import LimitProbes
+from codegen.limits import PeakProbe, ReadProbe
 from platforms.isa import IsaRow
 from platforms.memory import Arena
 
@@ -26,80 +26,87 @@ PEAK_TURNS = 1_000_000
 CACHES_PER_BUFFER = 8  # so that what a cache holds does not count
 
 
-@dataclass
-class Samples:
-    """Rates of one limit, as they came."""
+class Meter(ABC):
+    """Samples of one limit, in G-units per second, as they came.
 
-    values: list[float] = field(default_factory=list)
+    Owns a pinned thread with a pool of one worker per CPU until `close`.
+    """
+
+    def __init__(self, cpus: Sequence[int]) -> None:
+        self.samples: list[float] = []
+        # A pool belongs to the thread that made it, so every call goes through this one thread.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits")
+        self._do(lambda: os.sched_setaffinity(0, {cpus[0]}))
+        self._do(lambda: pin_pool(list(cpus)))
 
     @property
     def median(self) -> float:
-        return statistics.median(self.values)
+        return statistics.median(self.samples)
 
     @property
     def best(self) -> float:
-        return max(self.values)
+        return max(self.samples)
 
-
-class LimitMeter:
-    """Samples the limits of `cpus`, one thread on each, with kernels for `isa` and `dtype`.
-
-    `llc_bytes` is the size of the last-level caches together. Every sample is also kept in
-    `read_gbps` or `peak_gflops`. Owns a thread and a large buffer until `close`.
-    """
-
-    def __init__(self, isa: IsaRow, dtype: str, cpus: Sequence[int], llc_bytes: int) -> None:
-        self.read_gbps = Samples()
-        self.peak_gflops = Samples()
-        step = LimitProbes.words_per_turn(isa, len(cpus))
-        num_words = max(READ_BYTES, CACHES_PER_BUFFER * llc_bytes) // 4 // step * step
-        self._arena = Arena(4 * num_words + (1 << 16), "limits")
-        self._words = self._arena.array((num_words,), np.int32)
-        # The cores' thread pool belongs to the thread that first called it, so all calls are its.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits")
-        self._thread.submit(self._prepare, isa, dtype, tuple(cpus)).result()
-
-    def sample_read(self) -> float:
-        """One pass over the buffer, in GB/s."""
-        rate = self._words.nbytes / 1e9 / self._timed(self._read)
-        self.read_gbps.values.append(rate)
-        return rate
-
-    def sample_peak(self) -> float:
-        """A short run of multiply-adds out of registers, in GFLOP/s."""
-        flops = int(self._turns[0]) * self._probes.flops_per_turn
-        rate = flops / 1e9 / self._timed(self._peak)
-        self.peak_gflops.values.append(rate)
-        return rate
+    @abstractmethod
+    def sample(self) -> None:
+        """Measure once, for about ten milliseconds."""
 
     def close(self) -> None:
-        """Let go of the thread and the buffer."""
         self._thread.shutdown()
+
+    def _do(self, function: Callable[[], None]) -> float:
+        """Run on the pinned thread; the seconds it took there."""
+
+        def timed() -> float:
+            started = time.perf_counter()
+            function()
+            return time.perf_counter() - started
+
+        return self._thread.submit(timed).result()
+
+
+class ReadMeter(Meter):
+    """Read bandwidth in GB/s, from memory that dwarfs the caches (`llc_bytes`, all together)."""
+
+    def __init__(
+        self, isa: IsaRow, cpus: Sequence[int], llc_bytes: int, nbytes: int = READ_BYTES
+    ) -> None:
+        super().__init__(cpus)
+        step = ReadProbe.words_per_turn(isa, len(cpus))
+        num_words = max(nbytes, CACHES_PER_BUFFER * llc_bytes) // 4 // step * step
+        self._probe = ReadProbe(isa, len(cpus), num_words)
+        self._arena = Arena(4 * num_words + (1 << 16), "limits")
+        self._words = self._arena.array((num_words,), np.int32)
+        self._sums = self._arena.array(self._probe.sums_shape, np.int32)
+        self._do(lambda: self._probe.fill(self._words))
+
+    def sample(self) -> None:
+        """One pass over the buffer."""
+        seconds = self._do(lambda: self._probe.read(self._words, self._sums))
+        self.samples.append(self._words.nbytes / seconds / 1e9)
+
+    def close(self) -> None:
+        super().close()
         self._arena.close()
 
-    def _prepare(self, isa: IsaRow, dtype: str, cpus: tuple[int, ...]) -> None:
-        os.sched_setaffinity(0, {cpus[0]})
-        pin_pool(list(cpus))
-        self._probes = LimitProbes(isa, dtype, len(cpus), self._words.size)
-        self._operands = self._arena.array(self._probes.operand_shape, np.int32)
-        self._turns = self._arena.array((1,), np.int32)
-        self._sums = self._arena.array(self._probes.result_shape, np.int32)
-        self._results = self._arena.array(self._probes.result_shape, np.float32)
-        self._probes.write_operands(self._operands)
-        self._probes.fill(self._words)
-        self._turns[0] = PEAK_TURNS
 
-    def _read(self) -> None:
-        self._probes.read(self._words, self._sums)
+class PeakMeter(Meter):
+    """Multiply-adds out of registers in GFLOP/s, as kernels for `dtype` do them on `isa`."""
 
-    def _peak(self) -> None:
-        self._probes.peak(self._operands, self._turns, self._results)
+    def __init__(
+        self, isa: IsaRow, dtype: str, cpus: Sequence[int], num_turns: int = PEAK_TURNS
+    ) -> None:
+        super().__init__(cpus)
+        self._probe = PeakProbe(isa, dtype, len(cpus))
+        arena = Arena(1 << 16, "operands")
+        self._operands = arena.array(self._probe.operand_shape, np.int32)
+        self._turns = arena.array((1,), np.int32)
+        self._sums = arena.array(self._probe.sums_shape, np.float32)
+        self._probe.write_operands(self._operands)
+        self._turns[0] = num_turns
+        self._flops = num_turns * self._probe.flops_per_turn
 
-    def _timed(self, run: Callable[[], None]) -> float:
-        return self._thread.submit(self._timed_here, run).result()
-
-    @staticmethod
-    def _timed_here(run: Callable[[], None]) -> float:
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
+    def sample(self) -> None:
+        """`num_turns` turns of the loop."""
+        seconds = self._do(lambda: self._probe.multiply(self._operands, self._turns, self._sums))
+        self.samples.append(self._flops / seconds / 1e9)

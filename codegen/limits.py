@@ -24,63 +24,72 @@ PEAK_UNROLL = 2
 Words = npt.NDArray[np.int32]
 
 
-class LimitProbes:
-    """Probes for the `num_cores` cores of the calling thread's pool (codegen.compile.pin_pool).
+class ReadProbe:
+    """Reads `num_words` int32 words (a multiple of `words_per_turn`), an equal share on each core.
 
-    `read` goes over `num_words` int32 words (a multiple of `words_per_turn`), `peak` multiplies as
-    kernels for weights of `dtype` do on `isa`: bf16 pairs where it has a dot product of them, else
-    float32. Arrays come from an Arena (64-byte aligned) and are shared, not copied. A call returns
-    when every core is done. Not thread-safe.
+    The cores are those of the calling thread's pool (codegen.compile.pin_pool). Arrays come from an
+    Arena (64-byte aligned). A call returns when every core is done. Not thread-safe.
     """
 
-    def __init__(self, isa: IsaRow, dtype: str, num_cores: int, num_words: int) -> None:
-        kit = Kit(isa, dtype if isa.has_bf16_dot else "float32")
+    def __init__(self, isa: IsaRow, num_cores: int, num_words: int) -> None:
         step = self.words_per_turn(isa, num_cores)
         if num_words % step:
             raise ValueError(f"num_words is {num_words}, it must be a multiple of {step}")
-        # More chains than any known core's latency times throughput, and never a spill.
-        self.chains = min(isa.num_vector_registers - 4, 24)
-        self.operand_shape = (self.chains + 2, isa.lanes)
-        self.result_shape = (num_cores, isa.lanes)
-        self.flops_per_turn = 2 * self.chains * PEAK_UNROLL * isa.lanes * kit.kr * num_cores
-        self._kr = kit.kr
-        functions = {
-            "limit_fill": fill_function(kit, num_cores, num_words),
-            "limit_read": read_function(kit, num_cores, num_words),
-            "limit_peak": peak_function(kit, num_cores, self.chains),
-        }
-        self._modules = {name: lower(function, isa) for name, function in functions.items()}
+        kit = Kit(isa, "float32")
+        self.sums_shape = (num_cores, isa.lanes)
+        self._fill = compiled(fill_function(kit, num_cores, num_words), isa)
+        self._read = compiled(read_function(kit, num_cores, num_words), isa)
 
     @staticmethod
     def words_per_turn(isa: IsaRow, num_cores: int) -> int:
         """Words that all cores read in one turn of the loop."""
         return READ_VECTORS * isa.lanes * num_cores
 
+    def fill(self, words: Words) -> None:
+        """Set every word to one; a core touches first, and so places, what it will read."""
+        self._fill(tensor(words))
+
+    def read(self, words: Words, sums: Words) -> None:
+        """Read every word once; `sums` (sums_shape) receives the sums of each core."""
+        self._read(tensor(words), tensor(sums))
+
+
+class PeakProbe:
+    """Multiplies as kernels for weights of `dtype` do on `isa`, and does nothing else.
+
+    That is bf16 pairs where the ISA has a dot product of them, else float32. Cores, arrays and
+    threads as for ReadProbe.
+    """
+
+    def __init__(self, isa: IsaRow, dtype: str, num_cores: int) -> None:
+        kit = Kit(isa, dtype if isa.has_bf16_dot else "float32")
+        # More chains than any known core's latency times throughput, and never a spill.
+        self.chains = min(isa.num_vector_registers - 4, 24)
+        self.operand_shape = (self.chains + 2, isa.lanes)
+        self.sums_shape = (num_cores, isa.lanes)
+        self.flops_per_turn = 2 * self.chains * PEAK_UNROLL * isa.lanes * kit.kr * num_cores
+        self._kr = kit.kr
+        self._module = lower(peak_function(kit, num_cores, self.chains), isa)
+
     def write_operands(self, out: Words) -> None:
-        """Starts and operands of `peak` (operand_shape): no zeros, no subnormals, no overflow."""
+        """What `multiply` starts from (operand_shape): no zeros, no subnormals, no overflow."""
         starts = np.linspace(1.0, 2.0, out[: self.chains].size, dtype=np.float32)
         out[: self.chains] = starts.view(np.int32).reshape(self.chains, -1)
         one = np.float32(1.0).view(np.int32)
         out[self.chains :] = one | one >> 16 if self._kr == 2 else one
 
-    def fill(self, words: Words) -> None:
-        """Set every word to one; a core touches first, and so places, what it will read."""
-        self._call("limit_fill", words)
-
-    def read(self, words: Words, sums: Words) -> None:
-        """Read every word once; `sums` (result_shape) receives the sums of each core."""
-        self._call("limit_read", words, sums)
-
-    def peak(self, operands: Words, turns: Words, results: npt.NDArray[np.float32]) -> None:
-        """`turns[0]` turns of `flops_per_turn`; `results` (result_shape) receives the sums."""
-        self._call("limit_peak", operands, turns, results)
+    def multiply(self, operands: Words, turns: Words, sums: npt.NDArray[np.float32]) -> None:
+        """`turns[0]` turns of `flops_per_turn`; `sums` (sums_shape) receives each core's sums."""
+        self._module["limit_peak"](tensor(operands), tensor(turns), tensor(sums))
 
     def assembly(self) -> str:
-        """The machine code of `peak`, for its test."""
-        return str(self._modules["limit_peak"].inspect_source("asm"))
+        """The machine code, for its test."""
+        return str(self._module.inspect_source("asm"))
 
-    def _call(self, name: str, *arrays: npt.NDArray[Any]) -> None:
-        self._modules[name][name](*(tensor(array) for array in arrays))
+
+def compiled(prim_func: Any, isa: IsaRow) -> Any:
+    """The PrimFunc as a function of tensors."""
+    return lower(prim_func, isa)[prim_func.attrs["global_symbol"]]
 
 
 def over_share(
@@ -134,7 +143,7 @@ def read_function(kit: Kit, num_cores: int, num_words: int) -> Any:
 
 
 def peak_function(kit: Kit, num_cores: int, chains: int) -> Any:
-    """(operands, turns, results): independent chains of multiply-adds that never touch memory.
+    """(operands, turns, sums): independent chains of multiply-adds that never touch memory.
 
     The starts differ, or LLVM would see that the chains are one; they and the operands come from
     memory, or it would compute the result itself.
@@ -143,7 +152,7 @@ def peak_function(kit: Kit, num_cores: int, chains: int) -> Any:
     def build() -> None:
         operands = T.arg("operands", T.buffer((chains + 2, kit.lanes), "int32"))
         turns = T.arg("turns", T.buffer((1,), "int32"))
-        results = T.arg("results", T.buffer((num_cores, kit.lanes), "float32"))
+        sums = T.arg("sums", T.buffer((num_cores, kit.lanes), "float32"))
 
         def as_word(value: Any, lanes: int) -> Any:
             suffix = f"x{lanes}" if lanes > 1 else ""
@@ -161,7 +170,7 @@ def peak_function(kit: Kit, num_cores: int, chains: int) -> Any:
                     at = i * kit.lanes
                     kit.store(acc, (at,), kit.mac(kit.load(acc, at), (scalar,), vector))
             total = sum_of([kit.load(acc, i * kit.lanes) for i in range(chains)])
-            kit.store(results, (core, 0), total)
+            kit.store(sums, (core, 0), total)
 
     return prim_func("limit_peak", build)
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from codegen.limits import PEAK_UNROLL, LimitProbes
+from codegen.limits import PEAK_UNROLL, PeakProbe, ReadProbe
 from platforms.cpuinfo import read_cpu_info
 from platforms.isa import isa_row, runnable_isas
 from platforms.memory import Arena
@@ -23,22 +23,20 @@ MULTIPLY = {
 }
 
 
-def make_probes(isa: str, dtype: str) -> LimitProbes:
-    row = isa_row(isa)
-    return LimitProbes(row, dtype, NUM_CORES, 3 * LimitProbes.words_per_turn(row, NUM_CORES))
-
-
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_word_is_filled_and_read_once(isa: str) -> None:
-    probes = make_probes(isa, "float32")
-    num_words = 3 * probes.words_per_turn(isa_row(isa), NUM_CORES)
+    row = isa_row(isa)
+    num_words = 3 * ReadProbe.words_per_turn(row, NUM_CORES)
+    probe = ReadProbe(row, NUM_CORES, num_words)
     arena = Arena(1 << 20, "test")
-    words = arena.array((num_words + 1,), np.int32)
-    sums = arena.array(probes.result_shape, np.int32)
-    probes.fill(words[:num_words])
+    words = arena.array((num_words,), np.int32)
+    beyond = arena.array((64,), np.int32)
+    sums = arena.array(probe.sums_shape, np.int32)
+    probe.fill(words)
     assert words.sum() == num_words
-    words[:num_words] = np.arange(num_words)
-    probes.read(words[:num_words], sums)
+    assert not beyond.any()
+    words[:] = np.arange(num_words)
+    probe.read(words, sums)
     assert sums.sum() == num_words * (num_words - 1) // 2
     assert np.all(sums.sum(axis=1) > 0)  # both cores took part
 
@@ -46,29 +44,29 @@ def test_every_word_is_filled_and_read_once(isa: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_multiply_add_is_done(isa: str, dtype: str) -> None:
-    probes = make_probes(isa, dtype)
+    probe = PeakProbe(isa_row(isa), dtype, NUM_CORES)
     num_turns = 5
     arena = Arena(1 << 20, "test")
-    operands = arena.array(probes.operand_shape, np.int32)
+    operands = arena.array(probe.operand_shape, np.int32)
     turns = arena.array((1,), np.int32)
-    results = arena.array(probes.result_shape, np.float32)
-    probes.write_operands(operands)
+    sums = arena.array(probe.sums_shape, np.float32)
+    probe.write_operands(operands)
     turns[0] = num_turns
-    probes.peak(operands, turns, results)
+    probe.multiply(operands, turns, sums)
     # Both operands are one, so a multiply-add of one value adds one, and counts for two operations.
-    starts = operands[: probes.chains].view(np.float32).sum(axis=0)
-    gained = (results - starts).sum(axis=1)
-    assert gained == pytest.approx(num_turns * probes.flops_per_turn / 2 / NUM_CORES, rel=1e-5)
+    starts = operands[: probe.chains].view(np.float32).sum(axis=0)
+    gained = (sums - starts).sum(axis=1)
+    assert gained == pytest.approx(num_turns * probe.flops_per_turn / 2 / NUM_CORES, rel=1e-5)
 
 
 @pytest.mark.parametrize(("isa", "dtype"), MULTIPLY, ids="-".join)
 def test_the_loop_multiplies_in_registers_only(isa: str, dtype: str) -> None:
-    probes = make_probes(isa, dtype)
-    blocks = re.split(r"^\.?L\w+:", probes.assembly(), flags=re.MULTILINE)
-    loops = [b for b in blocks if len(re.findall(MULTIPLY[isa, dtype], b)) >= probes.chains]
+    probe = PeakProbe(isa_row(isa), dtype, NUM_CORES)
+    blocks = re.split(r"^\.?L\w+:", probe.assembly(), flags=re.MULTILINE)
+    loops = [b for b in blocks if len(re.findall(MULTIPLY[isa, dtype], b)) >= probe.chains]
     assert len(loops) == 1
     body = re.split(r"\n\s+(?:j\w+|b\.\w+|cbn?z)\s", loops[0])[0]
-    assert len(re.findall(MULTIPLY[isa, dtype], body)) == probes.chains * PEAK_UNROLL
+    assert len(re.findall(MULTIPLY[isa, dtype], body)) == probe.chains * PEAK_UNROLL
     assert "(%r" not in body
     assert "[sp" not in body
 
@@ -76,4 +74,4 @@ def test_the_loop_multiplies_in_registers_only(isa: str, dtype: str) -> None:
 def test_a_buffer_that_does_not_divide_among_the_cores_is_refused() -> None:
     row = isa_row("generic")
     with pytest.raises(ValueError, match="multiple of"):
-        LimitProbes(row, "float32", NUM_CORES, LimitProbes.words_per_turn(row, NUM_CORES) + 1)
+        ReadProbe(row, NUM_CORES, ReadProbe.words_per_turn(row, NUM_CORES) + 1)
