@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen.spec import ModelShape
+from platforms.memory import ALIGNMENT
 
 DEFAULT_BLOCK_SIZE = 32  # tokens in one KV block
-ALIGNMENT = 64  # bytes; every tensor of an arena starts on such a boundary
 STAGING_SKEW = 16  # words added to a staging row, so that a panel's rows do not share one L1 set
 
 Array = npt.NDArray[np.generic]
@@ -69,7 +69,7 @@ class TensorSpec:
 
     @property
     def arena_nbytes(self) -> int:
-        """Bytes it takes in an arena, where every tensor starts on an `ALIGNMENT` boundary."""
+        """Bytes it takes in an arena, where every array starts on an `ALIGNMENT` boundary."""
         return round_up(self.nbytes, ALIGNMENT)
 
 

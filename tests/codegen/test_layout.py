@@ -14,6 +14,7 @@ from codegen.layout import (
     widen,
 )
 from codegen.spec import ModelShape
+from platforms.memory import Arena
 
 RAGGED = [(1, 1), (3, 5), (8, 8), (31, 17), (32, 16), (33, 16), (64, 64), (95, 33), (97, 129)]
 
@@ -159,7 +160,14 @@ def test_tensor_specs_name_every_tensor_and_their_bytes_add_up() -> None:
     assert specs["norm"].dtype == np.float32
     assert specs["lm_head"].shape == (112 * 30,)
     assert specs["rope_cos"].shape == (64, 10)
-    assert layout.weight_bytes == sum(-(-spec.nbytes // 64) * 64 for spec in specs.values())
+
+
+def test_an_arena_of_weight_bytes_holds_every_tensor() -> None:
+    layout = ModelLayout.build(make_shape(qkv_bias=True, o_bias=True), "float32", lanes=4, panel=8)
+    arena = Arena(layout.weight_bytes, "weights")
+    for spec in layout.tensor_specs().values():
+        assert arena.array(spec.shape, spec.dtype).shape == spec.shape
+    assert arena.nbytes - arena.nbytes_used < 64
 
 
 def test_a_tied_model_has_no_separate_embedding() -> None:

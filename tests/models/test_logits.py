@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.models.conftest import Driver, TinyLlama
 
 FLOAT32_TOLERANCE = 1e-5
-BF16_TOLERANCE = 0.03
+BF16_TOLERANCE = 0.02
 CHUNKS = [1, 7, 31, 32, 33, 64]
 
 

@@ -1,0 +1,58 @@
+"""The cos and sin tables equal transformers' to the rounding of float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from sandwich.models.rope import POSITIONS_AT_ONCE, RopeConfig, fill_tables, inverse_frequencies
+
+NUM_POSITIONS = POSITIONS_AT_ONCE + 3  # a second round of three
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("rope", "parameters"),
+    [
+        (RopeConfig(10000.0), {"rope_type": "default"}),
+        (RopeConfig(500000.0), {"rope_type": "default"}),
+        (RopeConfig(10000.0, "linear", 4.0), {"rope_type": "linear", "factor": 4.0}),
+        (RopeConfig(500000.0, "llama3", 32.0), {"rope_type": "llama3", "factor": 32.0, **LLAMA3}),
+        (RopeConfig(10000.0, "llama3", 3.0), {"rope_type": "llama3", "factor": 3.0, **LLAMA3}),
+    ],
+    ids=lambda value: value.rope_type if isinstance(value, RopeConfig) else "",
+)
+@pytest.mark.parametrize("head_dim", [2, 20, 64, 128])
+def test_tables_equal_those_of_transformers(
+    rope: RopeConfig, parameters: dict[str, Any], head_dim: int
+) -> None:
+    embedding = LlamaRotaryEmbedding(
+        LlamaConfig(
+            hidden_size=4 * head_dim,
+            num_attention_heads=4,
+            head_dim=head_dim,
+            rope_parameters={**parameters, "rope_theta": rope.theta},
+        )
+    )
+    np.testing.assert_array_max_ulp(
+        inverse_frequencies(rope, head_dim), embedding.inv_freq.numpy(), maxulp=1
+    )
+    expected = embedding(torch.zeros(1), torch.arange(NUM_POSITIONS)[None])
+    cos, sin = np.zeros((2, NUM_POSITIONS, head_dim // 2), np.float32)
+    fill_tables(rope, head_dim, cos, sin)
+    for table, truth in zip((cos, sin), expected, strict=True):
+        # one float32 rounding of the angle at the last position, and one of the result
+        difference = np.abs(table - truth[0, :, : head_dim // 2].numpy())
+        assert difference.max() <= NUM_POSITIONS * 2.0**-23 + 2.0**-24
+
+
+def test_a_table_may_be_shorter_than_one_round() -> None:
+    cos, sin = np.zeros((2, 1, 4), np.float32)
+    fill_tables(RopeConfig(), 8, cos, sin)
+    assert cos.tolist() == [[1.0] * 4]
+    assert sin.tolist() == [[0.0] * 4]
