@@ -265,11 +265,10 @@ def _read_prompt(index: int, prompt: object) -> tuple[str | None, list[int] | No
         return prompt, None
     if isinstance(prompt, Mapping) and prompt and set(prompt) <= _PROMPT_KEYS:
         text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-        is_text = isinstance(text, str) or (text is None and token_ids is not None)
-        if is_text and token_ids is None:
+        if token_ids is None and isinstance(text, str):
             return text, None
-        if is_text and all(isinstance(i, int | np.integer) for i in token_ids or ()):
-            return text, [int(i) for i in token_ids or ()]
+        if token_ids is not None and all(isinstance(i, int | np.integer) for i in token_ids):
+            return text, [int(i) for i in token_ids]
     raise InvalidRequestError(
         f"prompt {index} is {str(prompt)[:80]!r} but must be text, "
         '{"prompt": text} or {"prompt_token_ids": [whole numbers]}',

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ _SPECIAL_TOKEN_NAMES: Final = (
     "cls_token",
     "mask_token",
 )
+_ID_LIMIT: Final = 1 << 32  # the library takes no id beyond
 _NUM_CONTEXT_TOKENS: Final = 6  # of the prompt: enough to hold one whole character of text
 
 
@@ -98,11 +100,12 @@ class Tokenizer:
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
-        return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        known = [token_id for token_id in token_ids if 0 <= token_id < _ID_LIMIT]
+        return self._backend.decode(known, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, a leading space included; empty for an unknown id."""
-        token = self._backend.id_to_token(token_id)
+        token = self._token(token_id)
         if token is None:
             return b""
         return token.encode() if token_id in self.special_ids else self._bytes.of(token)
@@ -113,11 +116,14 @@ class Tokenizer:
 
     def is_text(self, token_id: int) -> bool:
         """Whether the id becomes text: known, and not special."""
-        return token_id not in self.special_ids and self._backend.id_to_token(token_id) is not None
+        return token_id not in self.special_ids and self._token(token_id) is not None
 
     def num_open_tokens(self, pending: Sequence[int]) -> int:
         """As TokenBytes.num_open, for ids for which `is_text` holds."""
-        return self._bytes.num_open([self._backend.id_to_token(i) or "" for i in pending])
+        return self._bytes.num_open([self._token(token_id) or "" for token_id in pending])
+
+    def _token(self, token_id: int) -> str | None:
+        return self._backend.id_to_token(token_id) if 0 <= token_id < _ID_LIMIT else None
 
     # ---- chat ----
 
@@ -162,7 +168,8 @@ class IncrementalDetokenizer:
         self._context: list[int] = []
         self._context_text = ""
         self._pending: list[int] = []
-        for token_id in [i for i in prompt_ids if tokenizer.is_text(i)][-_NUM_CONTEXT_TOKENS:]:
+        texts = (token_id for token_id in reversed(prompt_ids) if tokenizer.is_text(token_id))
+        for token_id in reversed(list(islice(texts, _NUM_CONTEXT_TOKENS))):
             self.push(token_id)
 
     def push(self, token_id: int) -> str:

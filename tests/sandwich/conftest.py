@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from sandwich.engine import Engine
+from sandwich.executor.base import ExecutorLimits
+from sandwich.executor.null import NullExecutor
 from sandwich.tokenizer import Tokenizer
 
 SPECIAL_TOKENS = ["<s>", "</s>", "<|user|>", "<|end|>"]
@@ -121,3 +125,41 @@ def tokenizers_by_kind(tokenizer_folders: dict[str, Path]) -> dict[str, Tokenize
 @pytest.fixture(scope="session")
 def tokenizer(tokenizers_by_kind: dict[str, Tokenizer]) -> Tokenizer:
     return tokenizers_by_kind["byte_level"]
+
+
+@dataclass(frozen=True)
+class NullParts:
+    """What an LLM needs of a built engine, over an executor without a model."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+    eos_token_ids: tuple[int, ...] = (1,)
+
+    @property
+    def model_config(self) -> NullParts:
+        return self
+
+
+@pytest.fixture
+def make_parts(tokenizer: Tokenizer) -> Callable[..., NullParts]:
+    """`make_parts(generation_defaults, failing_runs, **limits)`: an engine without a model."""
+
+    def make(
+        generation_defaults: dict[str, Any] | None = None,
+        failing_runs: tuple[int, ...] = (),
+        **changes: int,
+    ) -> NullParts:
+        sizes = {
+            "block_size": 8,
+            "num_blocks": 64,
+            "max_num_seqs": 4,
+            "max_num_batched_tokens": 16,
+            "max_model_len": 128,
+            "vocab_size": tokenizer.vocab_size,
+        }
+        limits = ExecutorLimits(**(sizes | changes))
+        engine = Engine(NullExecutor(limits, failing_runs))
+        return NullParts(engine, tokenizer, generation_defaults or {})
+
+    return make

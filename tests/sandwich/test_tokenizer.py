@@ -43,7 +43,7 @@ def pieces_of(tokenizer: Tokenizer, ids: list[int], prompt: list[int] | None = N
 
 
 def token_ids(kind: str) -> st.SearchStrategy[list[int]]:
-    any_id = st.integers(0, 320)  # ids beyond every vocabulary included
+    any_id = st.one_of(st.integers(0, 320), st.sampled_from([-1, 2**32]))  # unknown ones too
     return st.lists(st.one_of(any_id, BYTE_IDS.get(kind, any_id)), max_size=24)
 
 
