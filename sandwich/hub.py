@@ -24,7 +24,7 @@ def resolve_model(model: str) -> Path:
     if model == EMBEDDED_NAME:
         return EMBEDDED_MODEL
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder
     if folder.is_file():
         raise ConfigError(f"model {model!r} is a file; give the folder that holds its config.json")
