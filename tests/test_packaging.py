@@ -1,6 +1,8 @@
 """pyproject.toml, the requirement files and the tree say the same thing."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -50,3 +52,24 @@ def test_the_requirement_files_hold_the_pins_of_pyproject(
 def test_no_package_is_pinned_twice(checkout: Path) -> None:
     names = [n for f in ("runtime", "test", "dev") for n in requirements(checkout, f)]
     assert len(names) == len(set(names))
+
+
+def test_the_preflight_names_what_is_missing_and_how_to_get_it(
+    checkout: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ensurepip.py").write_text("raise ImportError('gone', name='ensurepip')")
+    done = subprocess.run(
+        [sys.executable, checkout / ".ci/preflight.py"],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "ensurepip is missing" in done.stderr
+    assert "apt install python3-venv" in done.stderr
+
+
+def test_the_preflight_is_silent_where_nothing_is_missing(checkout: Path) -> None:
+    run = [sys.executable, checkout / ".ci/preflight.py"]
+    done = subprocess.run(run, check=True, capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
