@@ -149,12 +149,12 @@ def draw(weights: Weights, uniform: float) -> int:
     """Index of the weight at `uniform` in [0, 1) of the running sum; never one of weight 0."""
     starts = np.arange(0, len(weights), _BLOCK)
     sums = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
-    target = min(uniform * sums[-1], np.nextafter(sums[-1], 0.0))
+    target = uniform * sums[-1]  # below sums[-1], also rounded, as uniform <= 1 - 2^-53
     block = int(np.searchsorted(sums, target, side="right"))
     before = sums[block - 1] if block else 0.0
     inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
     index = int(np.searchsorted(before + np.cumsum(inside, dtype=np.float64), target, side="right"))
-    if index == len(inside):  # the two ways to sum the block differ in their last bit
+    if index == len(inside):  # the two ways to sum the block differ in their last bits
         index = int(np.flatnonzero(inside)[-1])
     return block * _BLOCK + index
 

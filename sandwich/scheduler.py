@@ -125,7 +125,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Assert everything that must hold between two steps."""
-        assert len(self.waiting) + len(self.running) == len(self._requests)
+        assert [*self.running, *self.waiting] == [*self._requests.values()], "out of order"
         assert len(self.running) <= self.limits.max_num_seqs
         assert all(not request.block_table.num_blocks for request in self.waiting)
         self.pool.check_integrity(request.block_table for request in self.running)

@@ -53,10 +53,13 @@ requests = st.tuples(
 happenings = st.lists(
     st.one_of(
         requests,
+        requests,
+        requests,
         st.tuples(st.just("abort"), st.integers(0, 30)),
         st.tuples(st.just("steps"), st.integers(1, 12)),
     ),
-    max_size=25,
+    min_size=3,
+    max_size=30,
 )
 
 

@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
-from sandwich.sampler import UniformStream, choose, draw, nucleus
+from codegen.spec import Phase
+from sandwich.batch_builder import build_batch
+from sandwich.executor.base import StepOutput
+from sandwich.request import Request
+from sandwich.sampler import Sampler, UniformStream, choose, draw, nucleus
 from sandwich.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -140,6 +144,14 @@ def test_a_draw_walks_the_running_sum_of_equal_weights(num_weights: int) -> None
     assert draw(weights, 1 - 2**-53) == num_weights - 1
 
 
+def test_the_largest_uniform_still_draws_a_weight_that_is_there() -> None:
+    rng = np.random.default_rng(0)
+    for num_weights in rng.integers(1, 600, 300).tolist():
+        weights = rng.random(num_weights, dtype=np.float32) ** 8
+        weights[num_weights // 2 + 1 :] = 0.0
+        assert weights[draw(weights, 1 - 2**-53)] > 0
+
+
 @given(
     np_st.arrays(np.float32, st.integers(1, 700), elements=st.floats(0, 1, width=32)),
     st.floats(0, 1, exclude_max=True),
@@ -195,6 +207,19 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_batch(drive: Drive) ->
     crowded.add([1, 2, 3], "a", **sampled)
     crowded.add([7] * 13, "c", max_tokens=20)
     assert crowded.run().tokens("a") == expected
+
+
+def test_a_token_depends_on_the_row_the_seed_and_its_index_only() -> None:
+    params = SamplingParams(seed=3)
+    for prompt, output in (([1], []), ([1, 2, 3], []), ([1], [4, 5]), ([1, 2, 3], [5, 4])):
+        request = Request("r", prompt, params, choice_index=1)
+        for token_id in output:
+            request.accept(token_id, now=0.0)
+        request.block_table.extend(np.zeros(2, np.int32))
+        batch = build_batch(Phase.PREFILL, [request], [request.num_tokens], 4)
+        step = StepOutput(LOGITS[None], np.array([4], np.int32))
+        (token,) = Sampler().sample(step, batch)
+        assert token.token_id == choose(LOGITS, params, UniformStream()(3, 1, len(output)))
 
 
 def test_other_seeds_and_other_choices_give_other_tokens(drive: Drive) -> None:
