@@ -10,7 +10,7 @@ import argparse
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,8 +19,12 @@ from bench.limits import Meter, PeakMeter, ReadMeter
 from bench.record import provenance, write_json
 from bench.summary import decode_row, prefill_row, show
 from bench.work import StepWork
+from platforms.machine import Machine
 from sandwich.cli.options import add_model_argument, add_options, build_config
 from sandwich.config import ConfigError, EngineConfig
+
+if TYPE_CHECKING:
+    from sandwich.build import EngineParts
 
 NUM_WARMUPS = 1
 NUM_PEAK_SAMPLES = 3  # after every prompt
@@ -87,13 +91,7 @@ def main(args: argparse.Namespace) -> None:
     config = engine_config(args, cells)
     parts = build_engine(config)
     with closing(parts.engine):
-        work = StepWork(parts.shape, parts.dtype, parts.kv_dtype)
-        plans = parts.plans
-        with (
-            closing(ReadMeter(parts.isa, plans.decode.cpus, parts.llc_bytes)) as read,
-            closing(PeakMeter(parts.isa, parts.dtype, plans.prefill.cpus)) as peak,
-        ):
-            times = measure(EngineDriver(parts.engine, config.seed), read, peak, cells)
+        times, read, peak = measure(parts, config.seed, cells)
     result = {
         "benchmark": "latency",
         **provenance(parts.machine),
@@ -101,8 +99,8 @@ def main(args: argparse.Namespace) -> None:
         "dtype": parts.dtype,
         "kv_cache_dtype": parts.kv_dtype,
         "seed": config.seed,
-        "plan": plans.to_json(),
-        **summary(times, read, peak, work),
+        "plan": parts.plans.to_json(),
+        **summary(times, read, peak, StepWork(parts.shape, parts.dtype, parts.kv_dtype)),
     }
     show(result, Console())
     if args.json:
@@ -123,7 +121,22 @@ def engine_config(args: argparse.Namespace, cells: Cells) -> EngineConfig:
     )
 
 
-def measure(driver: EngineDriver, read: Meter, peak: Meter, cells: Cells) -> Times:
+def measure(parts: EngineParts, seed: int, cells: Cells) -> tuple[Times, Meter, Meter]:
+    """Measure all cells beside the limits of the plans' cores: read bandwidth and peak."""
+    plans = parts.plans
+    read = ReadMeter(parts.isa, plans.decode.cpus, last_level_cache_bytes(parts.machine))
+    peak = PeakMeter(parts.isa, parts.dtype, plans.prefill.cpus)
+    with closing(read), closing(peak):
+        return take_times(EngineDriver(parts.engine, seed), read, peak, cells), read, peak
+
+
+def last_level_cache_bytes(machine: Machine) -> int:
+    """All instances of the last level together; 0 if the machine hides its caches."""
+    last = max((cache.level for cache in machine.caches), default=0)
+    return sum((c.nbytes or 0) * len(c.instances) for c in machine.caches if c.level == last)
+
+
+def take_times(driver: EngineDriver, read: Meter, peak: Meter, cells: Cells) -> Times:
     """Every length once to warm up, then rounds over all prompts, then decode, cell by cell."""
     times = Times()
     say = Console(stderr=True).print  # no live display: it would run beside what is timed
