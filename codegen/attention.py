@@ -29,7 +29,9 @@ def attention(step: Step, core: Expr, layer: Expr) -> None:
     with T.serial(begin, end) as unit:
         head = T.bind(unit // step.num_tiles)
         tile = T.bind(unit % step.num_tiles)
-        sequence, first, count = (T.bind(step.b["tiles"][tile, part]) for part in range(TILE_FIELDS))
+        sequence, first, count = (
+            T.bind(step.b["tiles"][tile, part]) for part in range(TILE_FIELDS)
+        )
         with T.If(count == spec.query_tile):
             with T.Then():
                 whole.emit(head, sequence, first)

@@ -55,8 +55,12 @@ def rms_norm(step: Step, core: Expr, weight: Callable[[Expr], Expr], out: str, n
     begin, end = split(core, step.spec.num_cores, num_rows)
     with T.serial(begin, end) as row:
         from_row = T.bind(source(row))
-        mean = _sum_of_squares(kit, x, from_row, num_vectors) / T.float32(step.spec.shape.hidden_size)
-        scale = kit.splat(T.bind(T.float32(1) / T.sqrt(mean + T.float32(step.spec.shape.rms_norm_eps))))
+        mean = _sum_of_squares(kit, x, from_row, num_vectors) / T.float32(
+            step.spec.shape.hidden_size
+        )
+        scale = kit.splat(
+            T.bind(T.float32(1) / T.sqrt(mean + T.float32(step.spec.shape.rms_norm_eps)))
+        )
         with T.serial(0, num_vectors) as i:
             scaled = kit.load(x, from_row, i * lanes) * scale * weight(i * lanes)
             kit.store_act(step.b[out], row, i * lanes, scaled)

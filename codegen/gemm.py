@@ -90,7 +90,9 @@ class Gemm:
             at = T.bind(base + T.cast(k_word, "int64") * width)
             if self.tile.prefetch_bytes:
                 self._prefetch(at, width)
-            vectors = [T.bind(kit.load(self.w, *self._word(at + j * lanes))) for j in range(num_vectors)]
+            vectors = [
+                T.bind(kit.load(self.w, *self._word(at + j * lanes))) for j in range(num_vectors)
+            ]
             acc.multiply(vectors, lambda i: kit.a_operand(lambda w: self.a[row + i, w], k_word))
 
         k_loop(k_begin, self.k_words_per_block, layout.k_words, self.tile.k_unroll, multiply)

@@ -61,7 +61,11 @@ def decoder_layer(step: Step, layer: Expr) -> None:
                                   step.num_tokens))  # fmt: skip
 
     def gemm(role: str, a: str, epilogue: Epilogue) -> None:
-        run(lambda core: linear(step, role, a, epilogue, layer).emit(core, step.spec.num_cores, step.num_tokens))
+        run(
+            lambda core: linear(step, role, a, epilogue, layer).emit(
+                core, step.spec.num_cores, step.num_tokens
+            )
+        )
 
     norm("input_norm")
     gemm("qkv", "normed", store(step, "qkv", "qkv_out", layer))
@@ -91,11 +95,15 @@ def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None
     )
 
 
-def _biased(step: Step, role: str, layer: Expr | None, column: Expr, vectors: Sequence[Expr]) -> list[Expr]:
+def _biased(
+    step: Step, role: str, layer: Expr | None, column: Expr, vectors: Sequence[Expr]
+) -> list[Expr]:
     bias, lanes = role + "_bias", step.kit.lanes
     if not step.has(bias):
         return list(vectors)
-    return [v + step.kit.load(step.b[bias], layer, column + j * lanes) for j, v in enumerate(vectors)]
+    return [
+        v + step.kit.load(step.b[bias], layer, column + j * lanes) for j, v in enumerate(vectors)
+    ]
 
 
 def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogue:

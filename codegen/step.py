@@ -121,7 +121,9 @@ class Step:
     def of(spec: ProgramSpec) -> Step:
         """A Step with its kits and layouts and, until `declare`, no buffers."""
         layouts = Layouts.of(spec)
-        return Step(spec, _kit(spec, spec.dtype), _kit(spec, spec.kv_dtype), layouts.model, layouts.kv)
+        return Step(
+            spec, _kit(spec, spec.dtype), _kit(spec, spec.kv_dtype), layouts.model, layouts.kv
+        )
 
     def declare(self) -> None:
         """Add the parameters to the PrimFunc under construction: the scalars, then every buffer."""

@@ -67,9 +67,13 @@ class Plan:
         groups: dict[GemmTile, list[str]] = {}
         for role, tile in self.tiles:
             groups.setdefault(tile, []).append(role)
-        tiles = "; ".join(f"{_tile_text(tile)} ({', '.join(roles)})" for tile, roles in groups.items())
+        tiles = "; ".join(
+            f"{_tile_text(tile)} ({', '.join(roles)})" for tile, roles in groups.items()
+        )
         cpus = ",".join(map(str, self.cpus))
-        return f"{self.phase.value:<8} cores {cpus}  tiles {tiles}  {self.query_tile} queries a pass"
+        return (
+            f"{self.phase.value:<8} cores {cpus}  tiles {tiles}  {self.query_tile} queries a pass"
+        )
 
 
 def _tile_text(tile: GemmTile) -> str:
@@ -103,7 +107,7 @@ class PlanPair:
 
 
 def panel_width(isa: IsaRow) -> int:
-    """Columns of a weight panel: four vectors where the register file holds 6 x 4 tiles, else two."""
+    """Columns of a weight panel: four vectors where the registers hold a 6 x 4 tile, else two."""
     return isa.lanes * (4 if isa.num_vector_registers >= 32 else 2)
 
 

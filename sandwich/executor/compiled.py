@@ -7,51 +7,19 @@ plan, and the step is one native call. Nothing moves when the phase changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from codegen.compile import tensor
-from codegen.layout import TensorSpec
-from codegen.spec import Phase, ProgramSpec
+from codegen.spec import Phase
 from codegen.step import argument_specs
 from platforms.memory import Arena
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
-from sandwich.executor.launcher import Launcher
+from sandwich.executor.programs import PhaseProgram, distinct_arrays, step_specs
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class PhaseProgram:
-    """A compiled program, what it was compiled for, and the launcher of its plan."""
-
-    spec: ProgramSpec
-    function: Any
-    launcher: Launcher
-
-
-def cache_specs(spec: ProgramSpec) -> dict[str, TensorSpec]:
-    """The tensors of the KV cache."""
-    return argument_specs(spec)["cache"]
-
-
-def step_specs(specs: Mapping[Phase, ProgramSpec]) -> dict[Phase, dict[str, TensorSpec]]:
-    """Metadata and workspace of each phase's program."""
-    groups = {phase: argument_specs(spec) for phase, spec in specs.items()}
-    return {phase: group["metadata"] | group["workspace"] for phase, group in groups.items()}
-
-
-def step_bytes(specs: Mapping[Phase, ProgramSpec]) -> int:
-    """Bytes of an arena for the metadata and workspace of all `specs`, shared where they agree."""
-    return sum(spec.arena_nbytes for spec in _distinct(specs).values())
-
-
-def _distinct(specs: Mapping[Phase, ProgramSpec]) -> dict[tuple[str, TensorSpec], TensorSpec]:
-    """One entry per array: programs share those of one name and shape."""
-    return {(name, spec): spec for group in step_specs(specs).values() for name, spec in group.items()}
 
 
 class CompiledExecutor:
@@ -73,7 +41,7 @@ class CompiledExecutor:
         self._limits = limits
         specs = {phase: program.spec for phase, program in programs.items()}
         shared = {
-            key: arena.array(spec.shape, spec.dtype) for key, spec in _distinct(specs).items()
+            key: arena.array(spec.shape, spec.dtype) for key, spec in distinct_arrays(specs).items()
         }
         self._steps: dict[Phase, Arrays] = {
             phase: {name: shared[name, spec] for name, spec in group.items()}
@@ -136,7 +104,9 @@ def query_tiles(query_starts: npt.NDArray[np.int32], query_tile: int) -> npt.NDA
     counts = np.diff(query_starts)
     tiles_per_seq = -(-counts // query_tile)
     sequence = np.repeat(np.arange(len(counts), dtype=np.int32), tiles_per_seq)
-    index = np.arange(len(sequence)) - np.repeat(np.cumsum(tiles_per_seq) - tiles_per_seq, tiles_per_seq)
+    index = np.arange(len(sequence)) - np.repeat(
+        np.cumsum(tiles_per_seq) - tiles_per_seq, tiles_per_seq
+    )
     first = query_starts[sequence] + index * query_tile
     rows = np.minimum(query_tile, query_starts[sequence + 1] - first)
     return np.stack((sequence, first, rows), axis=1).astype(np.int32)

@@ -58,7 +58,7 @@ class Launcher:
         started = time.perf_counter()
         try:
             job()
-        except BaseException as error:  # noqa: BLE001  (it belongs to the caller)
+        except BaseException as error:  # it belongs to the caller
             self._results.put((0.0, error))
         else:
             self._results.put((time.perf_counter() - started, None))

@@ -1,0 +1,217 @@
+"""From a configuration to a running engine: probe, plan, memory plan, compile, load, in that order.
+
+Whatever `auto` means is decided here, once, and said. Nothing is loaded before it is known to fit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codegen.layout import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
+from codegen.spec import ModelShape
+from platforms.isa import IsaRow
+from platforms.machine import Machine
+from platforms.memory import Arena
+from platforms.probe import probe
+from platforms.render import render
+from platforms.sysfs import parse_cpu_list
+from sandwich.config import EMBEDDED_MODEL, ConfigError, EngineConfig
+from sandwich.engine import Engine
+from sandwich.executor.base import Executor, ExecutorLimits
+from sandwich.executor.compiled import CompiledExecutor
+from sandwich.executor.null import NullExecutor
+from sandwich.executor.programs import compile_programs, program_specs, step_bytes
+from sandwich.executor.reference import ReferenceExecutor
+from sandwich.hub import resolve_model
+from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
+from sandwich.models.config import ModelConfig
+from sandwich.models.generation import generation_defaults
+from sandwich.models.presets import PRESETS, preset
+from sandwich.tokenizer import Tokenizer
+from sandwich.weights import ModelWeights, load_weights, random_weights
+from schedules.plan import PlanPair, default_plans
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """A running engine and what its users need to know of how it came about."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    model_config: ModelConfig
+    generation_defaults: dict[str, Any]
+    machine: Machine
+    isa: IsaRow
+    plans: PlanPair
+    memory: MemoryPlan
+
+    @property
+    def dtype(self) -> str:
+        """Type of the weights."""
+        return self.memory.layout.dtype
+
+    @property
+    def kv_dtype(self) -> str:
+        """Type of the KV cache."""
+        return self.memory.kv.dtype
+
+    @property
+    def llc_bytes(self) -> int:
+        """Bytes of one last-level cache; 0 if the machine does not say."""
+        return self.machine.cache_bytes(3) or self.machine.cache_bytes(2) or 0
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes of the model, with the longest sequence that is served."""
+        return self.memory.layout.shape
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the model comes from; a preset with random weights has no folder of its own."""
+
+    config: ModelConfig
+    folder: Path
+    has_random_weights: bool
+
+    @staticmethod
+    def of(config: EngineConfig) -> _Source:
+        if config.random_weights and config.model in PRESETS:
+            return _Source(preset(config.model), EMBEDDED_MODEL, True)  # with a tokenizer to try it
+        folder = resolve_model(config.model)
+        return _Source(ModelConfig.from_folder(folder), folder, config.random_weights)
+
+    def load(self, layout: ModelLayout, arena: Arena, seed: int) -> ModelWeights:
+        if self.has_random_weights:
+            return random_weights(self.config, layout, arena, seed)
+        return load_weights(self.folder, self.config, layout, arena)
+
+
+def build_engine(config: EngineConfig) -> EngineParts:
+    """Build what `config` asks for. Takes as long as reading the weights, and compiling at first.
+
+    Raises ConfigError, ModelError, IsaError or MemoryLimitError, each before anything is loaded.
+    """
+    machine = probe(isa=config.isa)
+    _log.info("%s", render(machine))
+    source = _Source.of(config)
+    tokenizer = Tokenizer(source.folder, config.chat_template)
+    defaults = (
+        {}
+        if source.folder == EMBEDDED_MODEL and source.has_random_weights
+        else (generation_defaults(source.folder))
+    )
+    plans, memory = make_plans(config, machine, source.config)
+    executor = _executor(config, source, plans, memory)
+    return EngineParts(
+        engine=Engine(executor),
+        tokenizer=tokenizer,
+        model_config=source.config,
+        generation_defaults=defaults,
+        machine=machine,
+        isa=machine.isa_row,
+        plans=plans,
+        memory=memory,
+    )
+
+
+def make_plans(
+    config: EngineConfig, machine: Machine, model: ModelConfig
+) -> tuple[PlanPair, MemoryPlan]:
+    """The execution and memory plans, printed; MemoryLimitError if the model cannot fit."""
+    isa = machine.isa_row
+    shape = model.shape(longest_context(model, config.max_model_len))
+    plans = default_plans(isa, _cpus(config.cpu_bind, machine), shape.group_size)
+    for plan in (plans.prefill, plans.decode):
+        _log.info("plan %s", plan.render())
+    dtype = _resolve_dtype(config.dtype, model)
+    kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    layout = ModelLayout.build(shape, dtype, isa.lanes, plans.panel)
+    specs = program_specs(plans, shape, dtype, kv_dtype, _limits(config, shape, num_blocks=1))
+    memory = plan_memory(model, layout, kv_dtype, step_bytes(specs), config, machine.limits)
+    _log.info("%s", memory.render())
+    return plans, memory
+
+
+def _limits(config: EngineConfig, shape: ModelShape, num_blocks: int) -> ExecutorLimits:
+    return ExecutorLimits(
+        block_size=DEFAULT_BLOCK_SIZE,
+        num_blocks=num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=shape.max_model_len,
+        vocab_size=shape.vocab_size,
+        max_num_logits=config.max_num_seqs,
+    )
+
+
+def _resolve_dtype(dtype: str, model: ModelConfig) -> str:
+    """float32 for checkpoints stored so, bfloat16 for the 16-bit ones and where nothing is said."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if model.dtype == "float32" else "bfloat16"
+
+
+def _cpus(cpu_bind: str, machine: Machine) -> tuple[int, ...]:
+    """The CPUs to work on: those that suit this machine, or those that the user names."""
+    if cpu_bind in ("auto", "nobind"):
+        return machine.usable_cpus()
+    named = tuple(cpu for part in cpu_bind.split("|") for cpu in parse_cpu_list(part))
+    strange = sorted(set(named) - set(machine.limits.affinity))
+    if strange:
+        raise ConfigError(
+            f"--cpu-bind names CPU {strange[0]}, which this process may not use; "
+            f"it may use {list(machine.limits.affinity)}"
+        )
+    return tuple(dict.fromkeys(named))
+
+
+def _executor(
+    config: EngineConfig, source: _Source, plans: PlanPair, memory: MemoryPlan
+) -> Executor:
+    limits = _limits(config, memory.layout.shape, memory.kv.num_blocks)
+    if config.executor == "null":
+        return NullExecutor(limits)
+    arena = Arena(memory.layout.weight_bytes, "weights")
+    if config.executor == "reference":
+        weights = source.load(memory.layout, arena, config.seed)
+        return ReferenceExecutor(weights, memory.kv, limits)
+    return compiled_executor(
+        plans,
+        memory.layout,
+        memory.kv,
+        limits,
+        lambda: source.load(memory.layout, arena, config.seed),
+        config.cache_dir,
+        is_pinned=config.cpu_bind != "nobind",
+    )
+
+
+def compiled_executor(
+    plans: PlanPair,
+    layout: ModelLayout,
+    kv: KvLayout,
+    limits: ExecutorLimits,
+    load: Callable[[], ModelWeights],
+    cache_dir: Path,
+    is_pinned: bool = True,
+) -> CompiledExecutor:
+    """Compile the programs while `load` fills the weights, then join the two."""
+    specs = program_specs(plans, layout.shape, layout.dtype, kv.dtype, limits)
+    with ThreadPoolExecutor(1) as pool:
+        programs = pool.submit(compile_programs, specs, plans, cache_dir, is_pinned)
+        weights = load()
+    cache_arena = Arena(kv.keys.arena_nbytes + kv.values.arena_nbytes, "KV cache")
+    cache = {
+        "keys": cache_arena.array(kv.keys.shape, kv.keys.dtype),
+        "values": cache_arena.array(kv.values.shape, kv.values.dtype),
+    }
+    workspace = Arena(step_bytes(specs), "workspace")
+    return CompiledExecutor(programs.result(), limits, weights.tensors, cache, workspace)
