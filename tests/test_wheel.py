@@ -80,8 +80,8 @@ def server(environment: Path, cwd: Path) -> Iterator[str]:
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)
-            if match := re.search(r"http://127\.0\.0\.1:\d+", line):
-                yield match[0]
+            if match := re.search(r"^ready: (http://\S+)", line):
+                yield match[1]
                 break
         else:
             pytest.fail("the server ended before it was ready:\n" + "".join(said))
