@@ -6,14 +6,13 @@ remainder. It must not know kernels, plans or the machine.
 
 from __future__ import annotations
 
-import math
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -61,22 +60,9 @@ class Chunk:
         return (self.stop - self.start) * self.tensor.num_columns
 
 
-class TensorSource(Protocol):
-    """Where rows come from; called from several threads, each with a buffer of its own."""
-
-    def read_rows(self, tensor: CheckpointTensor, start: int, stop: int, buffer: Buffer) -> Array:
-        """Rows of a tensor as float32, float16 or bf16 bit patterns; may be a view of `buffer`."""
-        ...
-
-
-class _CheckpointSource:
-    """Rows of a checkpoint on disk; the page cache keeps none of them."""
-
-    def __init__(self, checkpoint: SafetensorsCheckpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def read_rows(self, tensor: CheckpointTensor, start: int, stop: int, buffer: Buffer) -> Array:
-        return self._checkpoint.read_rows(tensor.name, start, stop, buffer)
+# Gives the rows of a chunk as float32, float16 or bf16 bit patterns, perhaps in the buffer. It is
+# called from several threads, each with a buffer of its own.
+ReadRows = Callable[[Chunk, Buffer], Array]
 
 
 def load_weights(
@@ -90,16 +76,41 @@ def load_weights(
         ModelError: a file is missing or damaged, or its tensors are not those of `config`.
     """
     with SafetensorsCheckpoint(path) as checkpoint:
-        _check_tensors(path, checkpoint.tensors, layout.shape)
-        return _pack(_CheckpointSource(checkpoint), config, layout, arena, f"loading {config.name}")
+        stored = checkpoint.tensors
+        _check_tensors(path, stored, layout.shape)
+
+        def position(tensor: CheckpointTensor) -> tuple[Path, int]:
+            return stored[tensor.name].file, stored[tensor.name].offset
+
+        def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
+            return checkpoint.read_rows(chunk.tensor.name, chunk.start, chunk.stop, buffer)
+
+        tensors = sorted(checkpoint_tensors(layout.shape), key=position)
+        chunks = list(_chunks(tensors, layout))
+        return _pack(read_rows, chunks, config, layout, arena)
 
 
 def random_weights(
     config: ModelConfig, layout: ModelLayout, arena: Arena, seed: int = 0
 ) -> ModelWeights:
-    """Fill `arena` with small random weights, the same for the same seed; norms are 1."""
-    source = _RandomSource(layout, seed)
-    return _pack(source, config, layout, arena, f"filling {config.name} at random")
+    """Fill `arena` with small random weights, the same for the same seed; norms are 1.
+
+    Rows are cut out of one block of normal values, every chunk from another place of it.
+    """
+    chunks = list(_chunks(checkpoint_tensors(layout.shape), layout))
+    size = max(chunk.num_values for chunk in chunks) + CHUNK_VALUES
+    values = np.random.default_rng(seed).standard_normal(size, np.float32)
+    values *= np.float32(RANDOM_SCALE)
+    block: Array = bf16_from_float32(values) if layout.dtype == "bfloat16" else values
+
+    def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
+        if chunk.tensor.role.endswith("norm"):
+            return np.ones(chunk.stop - chunk.start, np.float32)
+        at = zlib.crc32(f"{chunk.tensor.name}[{chunk.start}]".encode()) % CHUNK_VALUES
+        rows = block[at : at + chunk.num_values]
+        return rows.reshape(chunk.stop - chunk.start, *chunk.tensor.shape[1:])
+
+    return _pack(read_rows, chunks, config, layout, arena)
 
 
 def _check_tensors(path: Path, stored: dict[str, StoredTensor], shape: ModelShape) -> None:
@@ -135,7 +146,11 @@ def _shorten(names: list[str]) -> str:
 
 
 def _pack(
-    source: TensorSource, config: ModelConfig, layout: ModelLayout, arena: Arena, title: str
+    read_rows: ReadRows,
+    chunks: Sequence[Chunk],
+    config: ModelConfig,
+    layout: ModelLayout,
+    arena: Arena,
 ) -> ModelWeights:
     tensors = {
         name: arena.array(spec.shape, spec.dtype) for name, spec in layout.tensor_specs().items()
@@ -147,17 +162,15 @@ def _pack(
     def pack_chunk(chunk: Chunk) -> int:
         if len(getattr(per_thread, "buffer", ())) < chunk.num_values * MAX_VALUE_NBYTES:
             per_thread.buffer = np.empty(chunk.num_values * MAX_VALUE_NBYTES, np.uint8)
-        rows = source.read_rows(chunk.tensor, chunk.start, chunk.stop, per_thread.buffer)
-        packer.pack(chunk.tensor, chunk.start, rows)
+        packer.pack(chunk.tensor, chunk.start, read_rows(chunk, per_thread.buffer))
         return chunk.num_values
 
-    chunks = list(_chunks(checkpoint_tensors(layout.shape), layout))
     value_nbytes = layout.lm_head.value_dtype.itemsize
     threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pack-weights")
     try:
         with _progress() as progress:
             total = sum(chunk.num_values for chunk in chunks) * value_nbytes
-            bar = progress.add_task(title, total=total)
+            bar = progress.add_task(f"loading {config.name}", total=total)
             for packed in as_completed([threads.submit(pack_chunk, chunk) for chunk in chunks]):
                 progress.advance(bar, packed.result() * value_nbytes)
     finally:
@@ -180,24 +193,3 @@ def _progress() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-class _RandomSource:
-    """Rows cut out of one block of normal values, each chunk from another place of it."""
-
-    def __init__(self, layout: ModelLayout, seed: int) -> None:
-        largest = max(
-            chunk.num_values for chunk in _chunks(checkpoint_tensors(layout.shape), layout)
-        )
-        self._slack = CHUNK_VALUES
-        self._seed = seed
-        values = np.random.default_rng(seed).standard_normal(largest + self._slack, np.float32)
-        values *= np.float32(RANDOM_SCALE)
-        self._block: Array = bf16_from_float32(values) if layout.dtype == "bfloat16" else values
-
-    def read_rows(self, tensor: CheckpointTensor, start: int, stop: int, buffer: Buffer) -> Array:
-        if tensor.role.endswith("norm"):
-            return np.ones(stop - start, np.float32)
-        shape = (stop - start, *tensor.shape[1:])
-        at = zlib.crc32(f"{tensor.name}[{start}]".encode()) % self._slack
-        return self._block[at : at + math.prod(shape)].reshape(shape)

@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,9 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(np.uint16),
 }
+
+# What the kernel read ahead for another thread must not be dropped, or it is read twice.
+KEPT_NBYTES: Final = 32 << 20
 
 Array = npt.NDArray[Any]
 
@@ -84,13 +88,16 @@ class SafetensorsCheckpoint:
 
     def _close(self) -> None:
         while self._fds:
-            os.close(self._fds.popitem()[1])
+            file, fd = self._fds.popitem()
+            os.close(fd)
+            with suppress(OSError):  # the file may be gone, and its pages with it
+                drop_file_pages(file)
 
     def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
         """Rows [start, stop) of a tensor, a view of `buffer`; bf16 as uint16.
 
-        The file's pages are dropped from the page cache afterwards. Raises ModelError if the file
-        ends too early.
+        Pages well before these rows leave the page cache: read in the order of the file, they are
+        done with. Raises ModelError if the file ends too early.
         """
         tensor = self.tensors[name]
         dtype = NUMPY_DTYPES[tensor.dtype]
@@ -99,7 +106,8 @@ class SafetensorsCheckpoint:
         offset = tensor.offset + start * row_nbytes
         wanted = buffer[: (stop - start) * row_nbytes]
         self._fill(tensor.file, offset, wanted)
-        drop_file_pages(tensor.file, offset, len(wanted))
+        if offset > KEPT_NBYTES:
+            drop_file_pages(tensor.file, 0, offset - KEPT_NBYTES)
         return wanted.view(dtype).reshape(shape)
 
     def _fill(self, file: Path, offset: int, buffer: npt.NDArray[np.uint8]) -> None:
