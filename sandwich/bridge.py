@@ -17,15 +17,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from sandwich.engine import Engine
 from sandwich.errors import InvalidRequestError, QueueFullError, SandwichError, UnavailableError
 from sandwich.request import Request, TokenEvent
+from sandwich.request_stream import RequestStream
 
 logger = logging.getLogger("sandwich.bridge")
 
@@ -44,9 +44,13 @@ class BridgeState(Enum):
 
 
 class Observer(Protocol):
-    """Told everything that leaves the engine, on the loop's thread. `now` is time.monotonic()."""
+    """Told what happens, on the loop's thread. `now` is time.monotonic()."""
 
-    def on_event(self, request: Request, event: TokenEvent, now: float) -> None: ...
+    def on_event(self, request: Request, event: TokenEvent, now: float) -> None:
+        """An event has left the engine."""
+
+    def on_end(self, reason: str) -> None:
+        """A request has ended for its client; once for each. "abort": nobody waited any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,89 +111,13 @@ class _Inbox:
             return orders
 
 
-class RequestStream:
-    """The events of the requests of one call, on the loop's side; made by `AsyncEngine.open`.
-
-    A context manager: leaving it aborts what has not ended and gives its places back.
-    """
-
-    def __init__(self, bridge: AsyncEngine, num_places: int) -> None:
-        self._bridge = bridge
-        self.num_places = num_places  # held now
-        self._running: set[str] = set()
-        self._events: list[TokenEvent] = []
-        self._failure: SandwichError | None = None
-        self._ready = asyncio.Event()
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Hand the requests to the engine; as many as places were asked for."""
-        assert len(requests) == self.num_places
-        assert not self._running
-        if self._failure is not None:
-            raise self._failure
-        self._running = {request.request_id for request in requests}
-        self._bridge._submit(self, requests)
-
-    async def next(self, timeout_s: float | None = None) -> list[TokenEvent]:
-        """Everything that arrived since the last call, at least one event; [] after `timeout_s`.
-
-        Each request's events end with one that has a `finish_reason`. Raises the failure that ended
-        the stream: UnavailableError, or what the engine found wrong with a request.
-        """
-        assert self._running or self._events or self._failure, "nothing is left to wait for"
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-        except TimeoutError:
-            return []
-        events, self._events = self._events, []
-        if self._failure is None:
-            self._ready.clear()
-        elif not events:
-            raise self._failure
-        return events
-
-    def stop(self, request_id: str) -> None:
-        """End a request early, as finished: its last event will say "stop"."""
-        if request_id in self._running:
-            self._bridge._stop(request_id)
-
-    def close(self) -> None:
-        for request_id in self._running:
-            self._bridge._abandon(request_id)
-        self._running.clear()
-        self._bridge._release(self, self.num_places)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _deliver(self, event: TokenEvent) -> None:
-        self._events.append(event)
-        self._ready.set()
-        if event.finish_reason is not None:
-            self._running.discard(event.request_id)
-            self._bridge._release(self, 1)
-
-    def _fail(self, failure: SandwichError) -> None:
-        self._failure = failure
-        self._ready.set()
-
-
 @dataclass(slots=True)
 class _Ticket:
-    """A request in the engine: who waits for its events, and how its end is called."""
+    """A request in the engine and who waits for its events."""
 
     request: Request
     stream: RequestStream | None  # None: nobody
-    is_stopped: bool = False
+    is_aborted: bool = False
 
 
 class AsyncEngine:
@@ -282,27 +210,32 @@ class AsyncEngine:
         if self._thread.is_alive():
             logger.error("the engine is still in a step after %g s", _JOIN_TIMEOUT_S)
 
-    def _submit(self, stream: RequestStream, requests: Sequence[Request]) -> None:
+    # As request_stream.StreamOwner.
+
+    def submit(self, stream: RequestStream, requests: Sequence[Request]) -> None:
         for request in requests:
             assert request.request_id not in self._tickets
             self._tickets[request.request_id] = _Ticket(request, stream)
         self._inbox.add(requests)
 
-    def _stop(self, request_id: str) -> None:
+    def abort(self, request_id: str) -> None:
         ticket = self._tickets.get(request_id)
-        if ticket is not None and not ticket.is_stopped:
-            ticket.is_stopped = True
-            self._inbox.abort(request_id)
+        if ticket is not None and not ticket.is_aborted:
+            ticket.is_aborted = True
+            if not self._inbox.abort(request_id):
+                del self._tickets[request_id]
 
-    def _abandon(self, request_id: str) -> None:
-        ticket = self._tickets.get(request_id)
-        if ticket is None:
-            return
-        ticket.stream = None
-        if not ticket.is_stopped and not self._inbox.abort(request_id):
-            del self._tickets[request_id]
+    def abandon(self, request_id: str) -> None:
+        self.abort(request_id)
+        if ticket := self._tickets.get(request_id):
+            ticket.stream = None
+        self.settle("abort")
 
-    def _release(self, stream: RequestStream, num_places: int) -> None:
+    def settle(self, reason: str) -> None:
+        if self._observer is not None:
+            self._observer.on_end(reason)
+
+    def release(self, stream: RequestStream, num_places: int) -> None:
         stream.num_places -= num_places
         self.num_places_taken -= num_places
         if stream.num_places == 0:
@@ -319,30 +252,29 @@ class AsyncEngine:
         return min(max(num_missing * seconds_per_end, least), most)
 
     def _receive(self, delivery: _Delivery) -> None:
+        received = []
         for event in delivery.events:
-            self._receive_event(event, delivery.time)
+            if ticket := self._tickets.get(event.request_id):
+                self._hand_on(event, ticket)
+                received.append((ticket.request, event))
         for request_id, error in delivery.refused:
-            ticket = self._tickets.pop(request_id, None)
-            if ticket is not None and ticket.stream is not None:
-                ticket.stream._fail(error)
+            refused = self._tickets.pop(request_id, None)
+            if refused is not None and refused.stream is not None:
+                refused.stream.fail(error)
+        if self._observer is not None:  # last: whoever waits does not depend on it
+            for request, event in received:
+                self._observer.on_event(request, event, delivery.time)
 
-    def _receive_event(self, event: TokenEvent, now: float) -> None:
-        ticket = self._tickets.get(event.request_id)
-        if ticket is None:
-            return
+    def _hand_on(self, event: TokenEvent, ticket: _Ticket) -> None:
         if event.finish_reason is not None:
             del self._tickets[event.request_id]
-            self._ends.append(now)
-            if ticket.is_stopped and event.finish_reason == "abort":
-                event = replace(event, finish_reason="stop")
-        if self._observer is not None:
-            self._observer.on_event(ticket.request, event, now)
+            self._ends.append(time.monotonic())
         if ticket.stream is not None:
-            ticket.stream._deliver(event)
+            ticket.stream.deliver(event)
 
     def _fail_all(self, message: str) -> None:
         for stream in tuple(self._streams):
-            stream._fail(UnavailableError(message))
+            stream.fail(UnavailableError(message))
 
     def _engine_died(self, error: BaseException) -> None:
         self.state = BridgeState.FAILED

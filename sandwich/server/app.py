@@ -22,6 +22,7 @@ from sandwich.server import chat, completions, models
 from sandwich.server.backend import Backend
 from sandwich.server.errors import (
     REQUEST_ID,
+    REQUEST_ID_HEADER,
     AuthenticationError,
     Handler,
     error_middleware,
@@ -42,7 +43,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 @web.middleware
 async def _id_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Names the request, in the log and to the client; a client may bring its own name."""
-    given = request.headers.get(REQUEST_ID, "")
+    given = request.headers.get(REQUEST_ID_HEADER, "")
     is_usable = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
     request[REQUEST_ID] = given if is_usable else uuid.uuid4().hex
     return await handler(request)
@@ -50,7 +51,7 @@ async def _id_middleware(request: web.Request, handler: Handler) -> web.StreamRe
 
 async def _add_id(request: web.Request, response: web.StreamResponse) -> None:
     if REQUEST_ID in request:
-        response.headers[REQUEST_ID] = request[REQUEST_ID]
+        response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
 
 
 @web.middleware
@@ -129,7 +130,8 @@ class Server:
         return True if service is None else await service.bridge.drain(timeout_s)
 
     async def stop(self) -> None:
-        """Stop listening, let handlers write their last bytes, end the engine."""
+        """End what still runs, stop listening, let handlers write their last bytes."""
+        await self.drain(0)
         await self._runner.cleanup()
         if self.state.service is not None:
             await self.state.service.stop()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 from msgspec import UNSET
@@ -88,6 +88,7 @@ class CompletionFormat:
     created: int
     body: CompletionBody
     service: Service
+    _begun: set[int] = field(default_factory=set)  # choices whose first chunk is out
 
     def whole(self, generation: Generation) -> Completion:
         choices = []
@@ -104,8 +105,8 @@ class CompletionFormat:
 
     def chunks(self, choice: Choice, delta: OutputDelta) -> Iterator[Completion]:
         """As generation.ChunkFormat. The first chunk of a choice has the echoed prompt."""
-        num_before = len(choice.output.token_ids) - len(delta.token_ids)
-        is_first = num_before == 0 and (bool(delta.token_ids) or delta.finish_reason is not None)
+        is_first = choice.index not in self._begun
+        self._begun.add(choice.index)
         text = (choice.prompt_text if is_first else "") + delta.text
         logprobs = self._logprobs(choice, delta.logprobs, is_first)
         if text or logprobs is not None or delta.finish_reason is not None:

@@ -18,7 +18,8 @@ from sandwich.errors import InvalidRequestError, QueueFullError, SandwichError, 
 
 logger = logging.getLogger("sandwich.server")
 
-REQUEST_ID = "X-Request-Id"
+REQUEST_ID = web.RequestKey("request_id", str)
+REQUEST_ID_HEADER = "X-Request-Id"
 INVALID_REQUEST = "invalid_request_error"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

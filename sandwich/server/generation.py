@@ -13,10 +13,10 @@ from typing import Protocol
 import msgspec
 from aiohttp import web
 
-from sandwich.bridge import RequestStream
 from sandwich.errors import SandwichError
 from sandwich.output import OutputDelta, OutputStream
 from sandwich.request import Request, RequestTimings, TokenEvent
+from sandwich.request_stream import RequestStream
 from sandwich.server.errors import REQUEST_ID, RequestFailedError, describe
 from sandwich.server.limits import ServerLimits
 from sandwich.server.responses import PromptTokensDetails, Timings, Usage
@@ -43,14 +43,15 @@ class Generation:
         self._stream = stream
         self._by_id = {choice.request.request_id: choice for choice in choices}
         self._num_open = len(choices)
+        self._failure: RequestFailedError | None = None  # raised once what came before is out
 
     def submit(self) -> None:
         self._stream.submit([choice.request for choice in self.choices])
 
     @property
     def is_over(self) -> bool:
-        """Whether every choice has its last event."""
-        return self._num_open == 0
+        """Whether every choice has had its last event."""
+        return self._num_open == 0 and self._failure is None
 
     async def advance(self, timeout_s: float | None = None) -> list[tuple[Choice, OutputDelta]]:
         """What came in since the last call, at least one delta; [] after `timeout_s`.
@@ -59,15 +60,21 @@ class Generation:
         stream.
         """
         deltas = []
-        for event in await self._stream.next(timeout_s):
+        events = [] if self._failure else await self._stream.next(timeout_s)
+        for event in events:
             choice = self._by_id[event.request_id]
-            deltas.append((choice, await self._feed(choice.output, event)))
+            delta = await self._feed(choice.output, event)
+            if delta.finish_reason == "error":
+                self._failure = RequestFailedError(choice.output.error or "the engine failed")
+            else:
+                deltas.append((choice, delta))
             if choice.output.needs_abort:
-                self._stream.stop(event.request_id)
+                self._stream.abort(event.request_id)
             if event.finish_reason is not None:
                 self._num_open -= 1
-            if choice.output.finish_reason == "error":
-                raise RequestFailedError(choice.output.error or "the engine ended the request")
+                self._stream.settle(event.request_id, choice.output.finish_reason or "error")
+        if self._failure is not None and not deltas:
+            raise self._failure
         return deltas
 
     async def finish(self) -> None:

@@ -66,9 +66,12 @@ class Metrics:
             self._last_token_times[event.request_id] = now
         if event.finish_reason is not None:
             self._last_token_times.pop(event.request_id, None)
-            self._ends[event.finish_reason] += 1
             if event.timings is not None:
                 self._observe(event.timings)
+
+    def on_end(self, reason: str) -> None:
+        """As `bridge.Observer`."""
+        self._ends[reason] += 1
 
     def _observe(self, timings: RequestTimings) -> None:
         self._e2e.observe(timings.finished - timings.arrival)
