@@ -1,6 +1,7 @@
 """What every test shares: the checkout, no network, no deadlines on a shared machine."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,12 @@ settings.load_profile("house")
 def checkout() -> Path:
     """The root of the checkout under test."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of compiled programs for this run alone, in this process and those it starts."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SANDWICH_CACHE_DIR", str(folder))
+        yield folder
