@@ -1,10 +1,12 @@
-"""Paged attention for both phases: blockwise softmax(QK)V over the KV cache, causal, grouped queries.
+"""Paged attention for both phases: blockwise softmax(QK)V over the KV cache, causal, grouped
+queries.
 
-A unit of work is one KV head and one query tile: up to `query_tile` consecutive tokens of a sequence with all the
-query heads that share the head, so keys and values are read once for all of them. Both products are register tiles as
-in codegen.gemm, with tokens in lanes for QK and dims in lanes for PV. Blocks come in ascending order and a
-row's arithmetic is the same in every tile, so its result depends on neither phase, chunk nor batch. The running
-softmax is that of FlashAttention-2 (arXiv 2307.08691).
+A unit of work is one KV head and one query tile: up to `query_tile` consecutive tokens of a
+sequence with all the query heads that share the head, so keys and values are read once for all of
+them. Both products are register tiles as in codegen.gemm, with tokens in lanes for QK and dims in
+lanes for PV. Blocks come in ascending order and a row's arithmetic is the same in every tile, so
+its result depends on neither phase, chunk nor batch. The running softmax is that of
+FlashAttention-2 (arXiv 2307.08691).
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def attention(step: Step, core: Expr, layer: Expr) -> None:
 
 @dataclass(frozen=True)
 class _QueryTile:
-    """The code for `num_tokens` consecutive tokens; its rows are (token, query head of the group)."""
+    """The code for `num_tokens` consecutive tokens; its rows are (token, query head of the
+    group).
+    """
 
     step: Step
     layer: Expr
@@ -87,7 +91,9 @@ class _QueryTile:
         return min(self.rows, accumulators // columns), columns
 
     def _scores(self, state: _State, head: Expr, first: Expr, block: Expr, num_valid: Expr) -> None:
-        """scores = QK of one block; row of token t sees `num_valid` + t of its tokens, the rest are -inf."""
+        """scores = QK of one block; row of token t sees `num_valid` + t of its tokens, the rest are
+        -inf.
+        """
         step, kit, lanes = self.step, self.step.kv_kit, self.step.kv_kit.lanes
         group, words = step.spec.shape.group_size, kit.act_words(step.kv.head_dim_padded)
 
@@ -100,8 +106,14 @@ class _QueryTile:
                 return step.b["queries"][token, query_head * words + word]
 
             def multiply(word: Expr) -> None:
-                keys = [T.bind(kit.load(step.b["keys"], self.layer, head, block, word, (column + j) * lanes))
-                        for j in range(columns)]  # fmt: skip
+                keys = [
+                    T.bind(
+                        kit.load(
+                            step.b["keys"], self.layer, head, block, word, (column + j) * lanes
+                        )
+                    )
+                    for j in range(columns)
+                ]
                 acc.multiply(keys, lambda i: kit.a_operand(lambda w: query(i, w), word))
 
             total = step.spec.shape.head_dim // step.kv.kr
@@ -116,7 +128,9 @@ class _QueryTile:
         self._each_register_tile(step.kv.block_size // lanes, product)
 
     def _softmax(self, state: _State) -> None:
-        """probabilities = 2**(scores - running maximum); running sums and the factor for `out` follow."""
+        """probabilities = 2**(scores - running maximum); running sums and the factor for `out`
+        follow.
+        """
         kit, lanes = self.step.kv_kit, self.step.kv_kit.lanes
         num_vectors = self.step.kv.block_size // lanes
         with T.serial(0, self.rows) as row:
@@ -137,17 +151,29 @@ class _QueryTile:
             kit.store(state.sums, (row, 0), total)
 
     def _weigh(self, state: _State, head: Expr, block: Expr, num_tokens: Expr) -> None:
-        """out = out * factor + probabilities V, over the `num_tokens` tokens of the block that exist."""
+        """out = out * factor + probabilities V, over the `num_tokens` tokens of the block that
+        exist.
+        """
         step, kit, lanes = self.step, self.step.kv_kit, self.step.kv_kit.lanes
         num_words = T.bind((num_tokens + (step.kv.kr - 1)) // step.kv.kr)
 
         def product(row: Expr, rows: int, column: int, columns: int) -> None:
             acc = Accumulators(kit, rows, columns)
-            acc.load(lambda i, j: kit.load(state.out, row + i, (column + j) * lanes)
-                     * kit.load(state.factors, row + i, 0))  # fmt: skip
+            acc.load(
+                lambda i, j: (
+                    kit.load(state.out, row + i, (column + j) * lanes)
+                    * kit.load(state.factors, row + i, 0)
+                )
+            )
             with T.serial(0, num_words) as word:
-                values = [T.bind(kit.load(step.b["values"], self.layer, head, block, word, (column + j) * lanes))
-                          for j in range(columns)]  # fmt: skip
+                values = [
+                    T.bind(
+                        kit.load(
+                            step.b["values"], self.layer, head, block, word, (column + j) * lanes
+                        )
+                    )
+                    for j in range(columns)
+                ]
                 acc.multiply(
                     values, lambda i: kit.a_operand(lambda w: state.probabilities[row + i, w], word)
                 )
@@ -158,7 +184,9 @@ class _QueryTile:
         self._each_register_tile(step.kv.head_dim_padded // lanes, product)
 
     def _each_register_tile(self, num_vectors: int, product: _Product) -> None:
-        """Cover rows x vectors with register tiles: a loop over whole ones, then the exact tail of rows."""
+        """Cover rows x vectors with register tiles: a loop over whole ones, then the exact tail of
+        rows.
+        """
         rows, columns = self._tiles(num_vectors)
         for column in range(0, num_vectors, columns):
             with T.serial(0, self.rows // rows) as i:

@@ -1,7 +1,8 @@
 """The disk cache of compiled programs, keyed by content.
 
-A key covers everything that shapes the code: the ProgramSpec, the ISA row, the TVM version and the sources of the
-generator. A file is a SHA-256 digest followed by the object code; one that is damaged is rebuilt, never trusted.
+A key covers everything that shapes the code: the ProgramSpec, the ISA row, the TVM version and the
+sources of the generator. A file is a SHA-256 digest followed by the object code; one that is
+damaged is rebuilt, never trusted.
 """
 
 from __future__ import annotations
@@ -71,6 +72,6 @@ class ProgramCache:
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".partial")
             with os.fdopen(handle, "wb") as file:
                 file.write(hashlib.sha256(code).digest() + code)
-            os.replace(name, path)
+            Path(name).replace(path)
         except OSError as error:
             _log.warning("compiled programs cannot be kept in %s: %s", self.folder, error)

@@ -1,4 +1,5 @@
-"""From a PrimFunc to an object file's bytes, and from those to a function: TVM and its ORC JIT loader.
+"""From a PrimFunc to an object file's bytes, and from those to a function: TVM and its ORC JIT
+loader.
 
 Loading needs no C compiler and no linker on the machine.
 """
@@ -17,13 +18,16 @@ from platforms.isa import IsaRow
 
 TVM_VERSION: str = tvm.__version__
 
-# Our buffers are shaped by hand and never shrink; this pass takes 90 % of the compile time to find that out.
+# Our buffers are shaped by hand and never shrink; this pass takes 90 % of the compile time to find
+# that out.
 _SPECIFY_CPUS, _COUNT_ONLY = -2, 1  # modes of runtime.config_threadpool
 _DISABLED_PASSES = ["s_tir.CompactBufferAllocation"]
 
 
 def lower(prim_func: Any, isa: IsaRow) -> Any:
-    """The runtime module of one PrimFunc for `isa`; its inspect_source("ll" | "asm") shows the code."""
+    """The runtime module of one PrimFunc for `isa`; its inspect_source("ll" | "asm") shows the
+    code.
+    """
     module = tvm.IRModule({prim_func.attrs["global_symbol"]: prim_func})
     with tvm.transform.PassContext(disabled_pass=_DISABLED_PASSES):
         return tvm.compile(module, target=tvm.target.Target(isa.llvm_target())).mod
@@ -43,7 +47,9 @@ def _session() -> tvm_ffi_orcjit.ExecutionSession:
 
 
 def load(code: bytes, name: str) -> Any:
-    """The function `name` of an object file; it takes ints and DLPack tensors, and runs without the GIL."""
+    """The function `name` of an object file; it takes ints and DLPack tensors, and runs without the
+    GIL.
+    """
     return _session().load_module(code)[name]
 
 
@@ -53,7 +59,9 @@ def tensor(array: Any) -> Any:
 
 
 def pin_pool(cpus: list[int], is_pinned: bool = True) -> None:
-    """Give the calling thread a pool of one worker per CPU, each on its own (the caller is worker 0)."""
+    """Give the calling thread a pool of one worker per CPU, each on its own (the caller is worker
+    0).
+    """
     configure = tvm.get_global_func("runtime.config_threadpool")
     if is_pinned:
         configure(_SPECIFY_CPUS, len(cpus), [str(cpu) for cpu in cpus])

@@ -1,7 +1,8 @@
-"""The operators between the GEMMs: embedding, RMSNorm, RoPE with the write to the KV cache, greedy argmax.
+"""The operators between the GEMMs: embedding, RMSNorm, RoPE with the write to the KV cache, greedy
+argmax.
 
-Each function emits the share of one core. Rows are padded to whole vectors and the padding holds zeros, so loops run
-over whole vectors and need no masks.
+Each function emits the share of one core. Rows are padded to whole vectors and the padding holds
+zeros, so loops run over whole vectors and need no masks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ LOG2_E = 1.4426950408889634
 
 
 def embed(step: Step, core: Expr) -> None:
-    """x[t, :] = the embedding of token t, from the row-major table or, where they are tied, out of the LM head."""
+    """x[t, :] = the embedding of token t, from the row-major table or, where they are tied, out of
+    the LM head.
+    """
     begin, end = split(core, step.spec.num_cores, step.num_tokens)
     read_row = _row_of_table if step.has("embed_tokens") else _row_of_panels
     with T.serial(begin, end) as token:
@@ -47,8 +50,14 @@ def _row_of_panels(step: Step, token_id: Expr, token: Expr) -> None:
             T.buffer_store(x, T.reinterpret("float32", word & -65536), [token, k_word * 2 + 1])
 
 
-def rms_norm(step: Step, core: Expr, weight: Callable[[Expr], Expr], out: str, num_rows: Expr,
-             source: Callable[[Expr], Expr] = lambda row: row) -> None:  # fmt: skip
+def rms_norm(
+    step: Step,
+    core: Expr,
+    weight: Callable[[Expr], Expr],
+    out: str,
+    num_rows: Expr,
+    source: Callable[[Expr], Expr] = lambda row: row,
+) -> None:
     """out[r] = x[source(r)] / rms * weight, as activations (RMSNorm, arXiv 1910.07467)."""
     kit, x, lanes = step.kit, step.b["x"], step.kit.lanes
     num_vectors = step.model.hidden_padded // lanes
@@ -86,10 +95,12 @@ def _sum_of_squares(kit: Kit, x: Expr, row: Expr, num_vectors: int) -> Expr:
 
 
 def rope_and_cache(step: Step, core: Expr, layer: Expr) -> None:
-    """Rotate queries and keys by position (RoPE, arXiv 2104.09864, halves rotated) and put K and V into the cache.
+    """Rotate queries and keys by position (RoPE, arXiv 2104.09864, halves rotated) and put K and V
+    into the cache.
 
-    Queries leave scaled by log2(e) / sqrt(head_dim), ready for a softmax in powers of two. One item of work is one
-    token of one KV head with the query heads that share it; a core owns a range of heads before a range of tokens.
+    Queries leave scaled by log2(e) / sqrt(head_dim), ready for a softmax in powers of two. One item
+    of work is one token of one KV head with the query heads that share it; a core owns a range of
+    heads before a range of tokens.
     """
     shape = step.spec.shape
     begin, end = split(core, step.spec.num_cores, step.num_tokens * shape.num_kv_heads)
@@ -141,7 +152,8 @@ def _store_key(step: Step, layer: Expr, head: Expr, token: Expr, rotated: Expr) 
 def _store_value(step: Step, layer: Expr, head: Expr, token: Expr) -> None:
     """Put the token's V into its half of the words it shares with its neighbour.
 
-    The last token of a sequence's run also clears the other half, so that a product with it is never NaN.
+    The last token of a sequence's run also clears the other half, so that a product with it is
+    never NaN.
     """
     shape, kv, source = step.spec.shape, step.kv, step.b["qkv_out"]
     slot = T.bind(step.b["slots"][token])
@@ -151,8 +163,9 @@ def _store_value(step: Step, layer: Expr, head: Expr, token: Expr) -> None:
         with T.serial(0, shape.head_dim) as d:
             T.buffer_store(step.b["values"], source[token, base + d], [*row, d])
         return
-    halves = T.decl_buffer([*step.b["values"].shape[:-1], kv.head_dim_padded * 2], "uint16",
-                           data=step.b["values"].data)  # fmt: skip
+    halves = T.decl_buffer(
+        [*step.b["values"].shape[:-1], kv.head_dim_padded * 2], "uint16", data=step.b["values"].data
+    )
     parity = T.bind(slot % 2)
     with T.serial(0, shape.head_dim) as d:
         T.buffer_store(halves, bf16_bits(step, source[token, base + d]), [*row, d * 2 + parity])
@@ -182,8 +195,14 @@ def argmax_share(step: Step, core: Expr) -> None:
             better = seen > kit.load(values, 0)
             kit.store(ids, (0,), T.Select(better, kit.ramp(i * lanes), kit.load(ids, 0)))
             kit.store(values, (0,), T.Select(better, seen, kit.load(values, 0)))
-        _pick(step.b["best_values"], step.b["best_ids"], [core, row], lanes,
-              lambda lane: values[lane], lambda lane: ids[lane])  # fmt: skip
+        _pick(
+            step.b["best_values"],
+            step.b["best_ids"],
+            [core, row],
+            lanes,
+            lambda lane: values[lane],
+            lambda lane: ids[lane],
+        )
 
 
 def argmax_of_shares(step: Step, core: Expr) -> None:
@@ -191,19 +210,33 @@ def argmax_of_shares(step: Step, core: Expr) -> None:
     begin, end = split(core, step.spec.num_cores, step.num_logits)
     values, ids = step.b["best_values"], step.b["best_ids"]
     with T.serial(begin, end) as row:
-        _pick(values, ids, [0, row], step.spec.num_cores,
-              lambda other: values[other, row], lambda other: ids[other, row])  # fmt: skip
+        _pick(
+            values,
+            ids,
+            [0, row],
+            step.spec.num_cores,
+            lambda other: values[other, row],
+            lambda other: ids[other, row],
+        )
         T.buffer_store(step.b["argmax"], T.min(ids[0, row], step.spec.shape.vocab_size - 1), [row])
 
 
-def _pick(best_values: Expr, best_ids: Expr, at: list[Expr], count: int, value: Callable[[Expr], Expr],
-          token_id: Callable[[Expr], Expr]) -> None:  # fmt: skip
+def _pick(
+    best_values: Expr,
+    best_ids: Expr,
+    at: list[Expr],
+    count: int,
+    value: Callable[[Expr], Expr],
+    token_id: Callable[[Expr], Expr],
+) -> None:
     """best[at] = the largest of `count` candidates, the lowest id among equals."""
     T.buffer_store(best_values, value(0), at)
     T.buffer_store(best_ids, token_id(0), at)
     with T.serial(1, count) as i:
-        better = T.Or(value(i) > best_values[tuple(at)],
-                      T.And(value(i) == best_values[tuple(at)], token_id(i) < best_ids[tuple(at)]))  # fmt: skip
+        better = T.Or(
+            value(i) > best_values[tuple(at)],
+            T.And(value(i) == best_values[tuple(at)], token_id(i) < best_ids[tuple(at)]),
+        )
         with T.If(better), T.Then():
             T.buffer_store(best_values, value(i), at)
             T.buffer_store(best_ids, token_id(i), at)

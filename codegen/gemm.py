@@ -1,9 +1,10 @@
 """The GEMM loop nest, once for all ISAs and dtypes: C[m, n] = sum over k of A[m, k] * W[n, k].
 
-W is packed in N-panels (codegen.layout.PanelLayout), A is row-major. A core owns whole panels (loop jr); inside a
-panel, K is cut in blocks of KC (pc), M in register tiles of MR rows (ir) and one exact tail slice for M mod MR. Every
-output element is one chain of multiply-adds over k in ascending order from zero, for every M, tile and plan, so
-a row's result never depends on the rows beside it.
+W is packed in N-panels (codegen.layout.PanelLayout), A is row-major. A core owns whole panels (loop
+jr); inside a panel, K is cut in blocks of KC (pc), M in register tiles of MR rows (ir) and one
+exact tail slice for M mod MR. Every output element is one chain of multiply-adds over k in
+ascending order from zero, for every M, tile and plan, so a row's result never depends on the rows
+beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from codegen.kit import Expr, Kit, T, split
 from codegen.layout import PanelLayout
 from codegen.spec import GemmTile
 
-# epilogue(row, panel, accumulators): stores one row of a tile; accumulators are its vectors, left to right.
+# epilogue(row, panel, accumulators): stores one row of a tile; accumulators are its vectors, left
+# to right.
 Epilogue = Callable[[Expr, Expr, Sequence[Expr]], None]
 
 
@@ -23,8 +25,9 @@ Epilogue = Callable[[Expr, Expr, Sequence[Expr]], None]
 class Gemm:
     """One GEMM of a program.
 
-    a: activations (num_tokens, words); w: packed weights (num_layers, num_words) read at `layer`, or (num_words,)
-    if it is None; partial: float32 (num_tokens, n_padded) scratch, used where the tile cuts K in blocks.
+    a: activations (num_tokens, words); w: packed weights (num_layers, num_words) read at `layer`,
+    or (num_words,) if it is None; partial: float32 (num_tokens, n_padded) scratch, used where the
+    tile cuts K in blocks.
     """
 
     kit: Kit
@@ -166,7 +169,9 @@ class Accumulators:
 def k_loop(
     begin: Expr, per_block: int, total: int, unroll: int, step: Callable[[Expr], None]
 ) -> None:
-    """step(k) for the K words of a block from `begin`, `unroll` of them per turn, then the exact remainder."""
+    """step(k) for the K words of a block from `begin`, `unroll` of them per turn, then the exact
+    remainder.
+    """
     exact = total % per_block == 0
     count: Expr = per_block if exact else T.min(per_block, total - begin)
     with T.serial(0, count // unroll) as turn:

@@ -1,12 +1,14 @@
-"""The words kernels are written in: vector loads, stores and intrinsics of one ISA and dtype as TVM expressions.
+"""The words kernels are written in: vector loads, stores and intrinsics of one ISA and dtype as TVM
+expressions.
 
-A kernel written with a Kit says nothing of an ISA. Kernels are plain Python functions that add statements to the
-PrimFunc under construction, so sizes, tiles and tails are ordinary Python values.
+A kernel written with a Kit says nothing of an ISA. Kernels are plain Python functions that add
+statements to the PrimFunc under construction, so sizes, tiles and tails are ordinary Python values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -21,8 +23,8 @@ Expr = Any  # a TVM expression or buffer; TVM's own classes carry no useful stat
 class Kit:
     """Vector operations of `isa` for weights of `dtype` ("float32" or "bfloat16").
 
-    Weights travel as words of `kr` values (bf16: an int32 pair). Activations that feed a GEMM are stored as words of
-    `act_kr` values: bf16 pairs where the ISA multiplies bf16, else float32.
+    Weights travel as words of `kr` values (bf16: an int32 pair). Activations that feed a GEMM are
+    stored as words of `act_kr` values: bf16 pairs where the ISA multiplies bf16, else float32.
     """
 
     def __init__(self, isa: IsaRow, dtype: str) -> None:
@@ -58,7 +60,9 @@ class Kit:
         T.buffer_store(buffer, value, [*index[:-1], self.ramp(index[-1])])
 
     def store_act(self, buffer: Expr, row: Expr, column: Expr, value: Expr) -> None:
-        """Store float32 lanes as activations (num_tokens, words), from value `column` (a multiple of lanes) on."""
+        """Store float32 lanes as activations (num_tokens, words), from value `column` (a multiple
+        of lanes) on.
+        """
         if not self.has_dot:
             self.store(buffer, (row, column), value)
             return
@@ -81,8 +85,8 @@ class Kit:
     def a_operand(self, at: Callable[[Expr], Expr], k_word: Expr) -> tuple[Expr, ...]:
         """The scalars of A that meet weight word `k_word`; `at(i)` reads word i of A's row.
 
-        Where bf16 weights meet float32 activations, one word of weights meets two scalars, so rows of A are padded
-        with zeros to an even number of values.
+        Where bf16 weights meet float32 activations, one word of weights meets two scalars, so rows
+        of A are padded with zeros to an even number of values.
         """
         if self.act_kr == self.kr:
             return (T.bind(at(k_word)),)
@@ -105,9 +109,22 @@ def split(core: Expr, num_cores: int, count: Expr) -> tuple[Expr, Expr]:
 
 def each_core(num_cores: int, body: Callable[[Expr], None]) -> None:
     """Run `body(core)` on every core of the parallel region, then wait for all of them."""
+    if num_cores == 1:
+        body(T.int32(0))
+        return
     with T.attr(T.int32(0), "pragma_parallel_barrier_when_finish", T.int32(1)):
         with T.parallel(0, num_cores) as core:
             body(core)
+
+
+@contextmanager
+def parallel_region(num_cores: int) -> Iterator[None]:
+    """One launch of `num_cores` workers around the `each_core` loops inside; none for one core."""
+    if num_cores == 1:
+        yield
+        return
+    with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
+        yield
 
 
 def prim_func(name: str, build: Callable[[], None]) -> Any:
@@ -120,4 +137,4 @@ def prim_func(name: str, build: Callable[[], None]) -> Any:
     return builder.get()
 
 
-__all__ = ["Expr", "Kit", "T", "each_core", "prim_func", "split"]
+__all__ = ["Expr", "Kit", "T", "each_core", "parallel_region", "prim_func", "split"]

@@ -1,7 +1,8 @@
-"""A phase program: one PrimFunc that runs a whole forward step, from token ids to logits and their argmax.
+"""A phase program: one PrimFunc that runs a whole forward step, from token ids to logits and their
+argmax.
 
-It reads like the model. The step is one parallel region; every operator is a parallel loop over the plan's cores with
-a barrier behind it, and the code between the loops runs on all of them.
+It reads like the model. The step is one parallel region; every operator is a parallel loop over the
+plan's cores with a barrier behind it, and the code between the loops runs on all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from codegen.attention import attention
 from codegen.elementwise import argmax_of_shares, argmax_share, embed, rms_norm, rope_and_cache
 from codegen.gemm import Epilogue, Gemm
-from codegen.kit import Expr, T, each_core, prim_func
+from codegen.kit import Expr, T, each_core, parallel_region, prim_func
 from codegen.layout import PanelLayout
 from codegen.spec import ProgramSpec
 from codegen.step import Step
@@ -21,7 +22,9 @@ Body = Callable[[Step], None]
 
 
 def phase_program(spec: ProgramSpec) -> Any:
-    """The PrimFunc of `spec`, named after its phase; its arguments are step.SCALARS, then argument_specs(spec)."""
+    """The PrimFunc of `spec`, named after its phase; its arguments are step.SCALARS, then
+    argument_specs(spec).
+    """
     return step_program(spec, forward)
 
 
@@ -31,9 +34,8 @@ def step_program(spec: ProgramSpec, body: Body) -> Any:
     def build() -> None:
         step = Step.of(spec)
         step.declare()
-        with step.kit.imports():
-            with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
-                body(step)
+        with step.kit.imports(), parallel_region(spec.num_cores):
+            body(step)
 
     return prim_func(spec.phase.value, build)
 
@@ -44,21 +46,41 @@ def forward(step: Step) -> None:
     run(lambda core: embed(step, core))
     with T.serial(0, step.spec.shape.num_layers) as layer:
         decoder_layer(step, layer)
-    run(lambda core: rms_norm(step, core, lambda at: step.kit.load(step.b["norm"], at), "final", step.num_logits,
-                              lambda row: step.b["logit_rows"][row]))  # fmt: skip
-    run(lambda core: linear(step, "lm_head", "final", store(step, "lm_head", "logits")).emit(
-        core, step.spec.num_cores, step.num_logits))  # fmt: skip
+    run(
+        lambda core: rms_norm(
+            step,
+            core,
+            lambda at: step.kit.load(step.b["norm"], at),
+            "final",
+            step.num_logits,
+            lambda row: step.b["logit_rows"][row],
+        )
+    )
+    run(
+        lambda core: linear(step, "lm_head", "final", store(step, "lm_head", "logits")).emit(
+            core, step.spec.num_cores, step.num_logits
+        )
+    )
     run(lambda core: argmax_share(step, core))
     run(lambda core: argmax_of_shares(step, core))
 
 
 def decoder_layer(step: Step, layer: Expr) -> None:
-    """One Llama block: attention and gated MLP, each on a normed copy and added to the residual stream x."""
+    """One Llama block: attention and gated MLP, each on a normed copy and added to the residual
+    stream x.
+    """
     run = _runner(step)
 
     def norm(name: str) -> None:
-        run(lambda core: rms_norm(step, core, lambda at: step.kit.load(step.b[name], layer, at), "normed",
-                                  step.num_tokens))  # fmt: skip
+        run(
+            lambda core: rms_norm(
+                step,
+                core,
+                lambda at: step.kit.load(step.b[name], layer, at),
+                "normed",
+                step.num_tokens,
+            )
+        )
 
     def gemm(role: str, a: str, epilogue: Epilogue) -> None:
         run(
@@ -132,7 +154,9 @@ def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
 
 
 def silu_gate(step: Step, layer: Expr) -> Epilogue:
-    """gated = silu(gate) * up, of panels that hold half gate columns, half up columns (SwiGLU, arXiv 2002.05202)"""
+    """gated = silu(gate) * up, of panels that hold half gate columns, half up columns (SwiGLU,
+    arXiv 2002.05202)
+    """
     layout = step.model.gate_up
 
     def epilogue(row: Expr, panel: Expr, vectors: Sequence[Expr]) -> None:

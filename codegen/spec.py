@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Phase(str, Enum):
+class Phase(StrEnum):
     """The two phases of a forward step; each has a plan and a program of its own."""
 
     PREFILL = "prefill"
@@ -41,8 +41,9 @@ class ModelShape:
 class GemmTile:
     """The schedule of one GEMM role.
 
-    mr: rows of the register tile. kc: values of K per block, 0 for all of them. k_unroll: weight words per turn of
-    the innermost loop. prefetch_bytes: distance of the software prefetch of weights, 0 for none.
+    mr: rows of the register tile. kc: values of K per block, 0 for all of them. k_unroll: weight
+    words per turn of the innermost loop. prefetch_bytes: distance of the software prefetch of
+    weights, 0 for none.
     """
 
     mr: int
@@ -58,7 +59,8 @@ GEMM_ROLES = ("qkv", "o", "gate_up", "down", "lm_head")
 class StepLimits:
     """The largest step a program takes; every buffer of a program is this large.
 
-    `num_blocks` of `block_size` tokens are in the KV cache, at most `max_blocks_per_seq` of them one sequence's.
+    `num_blocks` of `block_size` tokens are in the KV cache, at most `max_blocks_per_seq` of them
+    one sequence's.
     """
 
     max_num_tokens: int
@@ -73,8 +75,8 @@ class StepLimits:
 class ProgramSpec:
     """Everything a phase program depends on; its repr is the program's key in the cache.
 
-    panel: columns of a weight panel. tiles: (role, tile) for every role of GEMM_ROLES. query_tile: tokens of one
-    sequence that share a pass over its keys and values.
+    panel: columns of a weight panel. tiles: (role, tile) for every role of GEMM_ROLES. query_tile:
+    tokens of one sequence that share a pass over its keys and values.
     """
 
     phase: Phase

@@ -1,7 +1,7 @@
 """What the operators of a phase program share: the sizes, the kits and the buffers, by name.
 
-`argument_specs` is the one list of a program's arguments, in order; the executor allocates from it and `Step.declare`
-turns it into the PrimFunc's parameters.
+`argument_specs` is the one list of a program's arguments, in order; the executor allocates from it
+and `Step.declare` turns it into the PrimFunc's parameters.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def num_k_blocks(layout: PanelLayout, kc: int) -> int:
 
 def _scratch_columns(spec: ProgramSpec, model: ModelLayout) -> int:
     """Columns of the partial sums of those roles whose tile cuts K; one if none does."""
-    cut = [getattr(model, role).n_padded for role in GEMM_ROLES
-           if num_k_blocks(getattr(model, role), spec.tile(role).kc) > 1]  # fmt: skip
+    cut = [
+        getattr(model, role).n_padded
+        for role in GEMM_ROLES
+        if num_k_blocks(getattr(model, role), spec.tile(role).kc) > 1
+    ]
     return max(cut, default=1)
 
 
@@ -105,7 +108,9 @@ def _kit(spec: ProgramSpec, dtype: str) -> Kit:
 
 @dataclass
 class Step:
-    """A program under construction: `b[name]` is a buffer, `num_tokens` and its like are scalars."""
+    """A program under construction: `b[name]` is a buffer, `num_tokens` and its like are
+    scalars.
+    """
 
     spec: ProgramSpec
     kit: Kit

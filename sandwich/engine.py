@@ -85,7 +85,9 @@ class Engine:
         started = time.monotonic()
         try:
             output = self.executor.run(batch)
-            self.stats.phases[batch.phase].run_seconds += time.monotonic() - started
+            elapsed = time.monotonic() - started
+            native = elapsed if output.native_seconds is None else output.native_seconds
+            self.stats.phases[batch.phase].run_seconds += native
             return self.sampler.sample(output, batch)
         except Exception as error:
             ids = [request.request_id for request in batch.requests]

@@ -1,4 +1,6 @@
-"""The table of intrinsics: for each ISA row, the portable ones with that ISA's own spellings in their place."""
+"""The table of intrinsics: for each ISA row, the portable ones with that ISA's own spellings in
+their place.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def intrinsics_for(isa: IsaRow) -> dict[str, Intrinsic]:
 
 
 def module_text(isa: IsaRow) -> str:
-    """One LLVM IR module with every intrinsic of `isa`, each line once (declarations may be shared)."""
+    """One LLVM IR module with every intrinsic of `isa`, each line once (declarations may be
+    shared).
+    """
     seen: set[str] = set()
     lines: list[str] = []
     for row in intrinsics_for(isa).values():

@@ -1,10 +1,13 @@
-"""AVX-512 with BF16: a dot product of bf16 pairs and a rounding conversion, each one instruction."""
+"""AVX-512 with BF16: a dot product of bf16 pairs and a rounding conversion, each one
+instruction.
+"""
 
 from __future__ import annotations
 
 from codegen.intrinsics.base import PACK_BF16, Intrinsic, mac_bf16
 
-# VDPBF16PS rounds to nearest even and flushes subnormals; it adds the odd pair's product first, then the even one's.
+# VDPBF16PS rounds to nearest even and flushes subnormals; it adds the odd pair's product first,
+# then the even one's.
 MAC_BF16 = Intrinsic(
     "sw_mac_bf16",
     "float32x$L",

@@ -1,8 +1,9 @@
 """Intrinsics every ISA shares, spelled in portable LLVM IR for vectors of any number of lanes.
 
-An intrinsic is its meaning (a NumPy function, the truth of its test) and its spelling (LLVM IR text that TVM
-imports and LLVM inlines). `$L` is the number of float32 lanes, `$H` half of it. bf16 pairs travel as int32
-lanes, the value with the even index in the low half. An ISA file replaces spellings, never meanings.
+An intrinsic is its meaning (a NumPy function, the truth of its test) and its spelling (LLVM IR text
+that TVM imports and LLVM inlines). `$L` is the number of float32 lanes, `$H` half of it. bf16 pairs
+travel as int32 lanes, the value with the even index in the low half. An ISA file replaces
+spellings, never meanings.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from string import Template
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +22,14 @@ MASK_VALUE = np.float32(-np.inf)
 
 @dataclass(frozen=True)
 class Intrinsic:
-    """One function: `result` is its TVM dtype, `spelling` its IR definition, `meaning` its truth in NumPy."""
+    """One function: `result` is its TVM dtype, `spelling` its IR definition, `meaning` its truth in
+    NumPy.
+    """
 
     name: str
     result: str
     spelling: str
-    meaning: Callable[..., np.ndarray]
+    meaning: Callable[..., Any]
 
     def text(self, lanes: int) -> str:
         """The IR definition for `lanes` float32 lanes."""
@@ -151,8 +155,9 @@ define i16 @sw_bf16_bits(float %x) alwaysinline {
     bf16_from_float32,
 )
 
-# 2**x: n = round(x) through the 1.5 * 2**23 trick, then the degree-6 Taylor polynomial of 2**f on [-0.5, 0.5] (under
-# 2e-7 relative) and n added to the exponent. Below -126 the result is zero, above 126 it is 2**126; NaN stays NaN.
+# 2**x: n = round(x) through the 1.5 * 2**23 trick, then the degree-6 Taylor polynomial of 2**f on
+# [-0.5, 0.5] (under 2e-7 relative) and n added to the exponent. Below -126 the result is zero,
+# above 126 it is 2**126; NaN stays NaN.
 EXP2 = Intrinsic(
     "sw_exp2",
     "float32x$L",

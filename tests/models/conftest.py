@@ -6,6 +6,7 @@ An executor under test is one line in EXECUTORS. Models are written once per ses
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,14 +20,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from codegen.layout import KvLayout, ModelLayout
-from codegen.spec import Phase
+from codegen.spec import ModelShape, Phase
+from platforms.isa import select_isa
 from platforms.memory import Arena
+from sandwich.build import compiled_executor
 from sandwich.executor.base import Batch, Executor, ExecutorLimits
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.config import ModelConfig
 from sandwich.request import Request
 from sandwich.sampling_params import SamplingParams
 from sandwich.weights import ModelWeights, load_weights
+from schedules.plan import default_plans
 
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 128
@@ -55,23 +59,42 @@ def limits_of(config: ModelConfig) -> ExecutorLimits:
     )
 
 
-def make_reference(folder: Path, dtype: str) -> Executor:
-    """The model of `folder` in the NumPy executor; dtype of products and cache."""
-    weights = load(folder, dtype)
-    shape, limits = weights.layout.shape, limits_of(ModelConfig.from_folder(folder))
-    kv = KvLayout(
+def kv_layout(shape: ModelShape, lanes: int, dtype: str, limits: ExecutorLimits) -> KvLayout:
+    return KvLayout(
         shape.num_layers,
         shape.num_kv_heads,
         shape.head_dim,
         BLOCK_SIZE,
-        8,
+        lanes,
         dtype,
         limits.num_blocks,
     )
-    return ReferenceExecutor(weights, kv, limits)
 
 
-EXECUTORS: dict[str, ExecutorFactory] = {"reference": make_reference}
+def make_reference(folder: Path, dtype: str) -> Executor:
+    """The model of `folder` in the NumPy executor; dtype of products and cache."""
+    weights = load(folder, dtype)
+    shape, limits = weights.layout.shape, limits_of(ModelConfig.from_folder(folder))
+    return ReferenceExecutor(weights, kv_layout(shape, 8, dtype, limits), limits)
+
+
+def make_compiled(folder: Path, dtype: str) -> Executor:
+    """The model of `folder` in the compiled executor of the best ISA of this machine."""
+    isa, config = select_isa(), ModelConfig.from_folder(folder)
+    limits, shape = limits_of(config), config.shape(MAX_MODEL_LEN)
+    plans = default_plans(isa, (0,), shape.group_size)
+    layout = ModelLayout.build(shape, dtype, isa.lanes, plans.panel)
+    return compiled_executor(
+        plans,
+        layout,
+        kv_layout(shape, isa.lanes, dtype, limits),
+        limits,
+        lambda: load_weights(folder, config, layout, Arena(layout.weight_bytes, "weights")),
+        Path(tempfile.gettempdir()) / "sandwich-test-programs",
+    )
+
+
+EXECUTORS: dict[str, ExecutorFactory] = {"reference": make_reference, "compiled": make_compiled}
 
 
 @dataclass(frozen=True)
