@@ -15,7 +15,9 @@ from sandwich.embedded.tokens import END_OF_TEXT, chat_text
 
 WINDOW = 1024  # tokens predicted per window
 # Windows per batch. Functions by themselves are a third: a short prompt is then familiar ground.
+# While the learning rate is low, at the end, they are the larger part, since they stay longest.
 MIXTURE = {Kind.LIBRARY: 3, Kind.TESTS: 2, Kind.FUNCTION: 2, Kind.CHAT: 1}
+FINAL_MIXTURE = {Kind.LIBRARY: 2, Kind.TESTS: 1, Kind.FUNCTION: 3, Kind.CHAT: 2}
 SHORT_FUNCTION_COPIES = 3  # of a short function per epoch; a long one appears once
 
 
@@ -63,17 +65,21 @@ class Stream:
 
 
 class Batches:
-    """Training batches in the shares of MIXTURE, shuffled within a batch."""
+    """Training batches in the shares of MIXTURE or FINAL_MIXTURE.
+
+    Each step has windows of its own set apart in every stream, as many as the larger share takes.
+    """
 
     def __init__(self, encoded: Mapping[Kind, list[np.ndarray]], seed: int) -> None:
         self._streams = {kind: Stream(encoded[kind], seed + i) for i, kind in enumerate(MIXTURE)}
 
-    def batch(self, step: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, step: int, length: int, is_final: bool) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of a step: int64 (num_windows * WINDOW / length, length) each."""
+        mixture = FINAL_MIXTURE if is_final else MIXTURE
         windows = np.stack(
             [
-                self._streams[kind].window(step * count + i)
-                for kind, count in MIXTURE.items()
+                self._streams[kind].window(step * max(MIXTURE[kind], FINAL_MIXTURE[kind]) + i)
+                for kind, count in mixture.items()
                 for i in range(count)
             ]
         )

@@ -2,6 +2,7 @@
 
 import copy
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from sandwich.embedded.evaluate import NUM_COMPLETIONS, SAMPLE_FILE, TEMPERATURE
 from sandwich.embedded.tokens import END, END_OF_TEXT, save_tokenizer
 
 SAMPLE_BYTES = 16 * 1024  # the held-out library file nearest to this travels with the model
+FOREIGN_LICENCE = re.compile(r"copyright|licen[cs]e|\(c\)", re.IGNORECASE)
 MODEL_NAME = "sandwich-embedded"
 CARD = """
 # The embedded model of Sandwich
@@ -99,8 +101,8 @@ def write_model(
     exported.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # the writer leaves it to its owner alone
     save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
-    library = [f for f in held_out if f.kind is Kind.LIBRARY]
-    sample = min(library, key=lambda f: abs(len(f.text.encode()) - SAMPLE_BYTES))
+    ours = [f for f in held_out if f.kind is Kind.LIBRARY and not FOREIGN_LICENCE.search(f.text)]
+    sample = min(ours, key=lambda f: abs(len(f.text.encode()) - SAMPLE_BYTES))
     (folder / SAMPLE_FILE).write_text(sample.text, encoding="utf-8")
 
 

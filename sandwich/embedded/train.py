@@ -38,6 +38,7 @@ from sandwich.embedded.tokens import train_tokenizer
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
 WARM_UP = 0.02  # share of the budget with a rising learning rate
+FINAL_PART = 0.3  # share of the budget, at the end, with mostly functions
 DECAY = 0.6  # share of the budget, at the end, with a falling one
 MAX_GRAD_NORM = 1.0
 SHORT_LENGTH, LONG_LENGTH = 512, 1024
@@ -118,7 +119,10 @@ class Run:
     def _step(self, loss_of: Callable[..., torch.Tensor], progress: float) -> float:
         is_long = self.at.step % LONG_EVERY == LONG_EVERY - 1
         length = LONG_LENGTH if is_long else SHORT_LENGTH
-        inputs, targets = map(torch.from_numpy, self.batches.batch(self.at.step, length))
+        inputs, targets = map(
+            torch.from_numpy,
+            self.batches.batch(self.at.step, length, is_final=progress >= 1 - FINAL_PART),
+        )
         loss = loss_of(self.model, inputs, targets).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sandwich.embedded import train
-from sandwich.embedded.batches import MIXTURE, WINDOW, Batches, Stream, documents
+from sandwich.embedded.batches import FINAL_MIXTURE, MIXTURE, WINDOW, Batches, Stream, documents
 from sandwich.embedded.completion import first_function, is_documented_function
 from sandwich.embedded.corpus import Kind, SourceFile, chat_example, functions, source_files
 from sandwich.embedded.evaluate import load
@@ -106,12 +106,25 @@ def test_a_batch_depends_on_seed_and_step_alone(module: SourceFile) -> None:
     rng = np.random.default_rng(0)
     encoded = {kind: [rng.integers(0, 99, 9 * WINDOW).astype(np.uint16)] for kind in Kind}
     batches, again = Batches(encoded, seed=1), Batches(encoded, seed=1)
-    batches.batch(40, WINDOW)
-    inputs, targets = batches.batch(3, 512)
+    batches.batch(40, WINDOW, is_final=False)
+    inputs, targets = batches.batch(3, 512, is_final=False)
     assert inputs.shape == targets.shape == (2 * sum(MIXTURE.values()), 512)
     assert (inputs[:, 1:] == targets[:, :-1]).all()
-    assert (inputs == again.batch(3, 512)[0]).all()
-    assert (inputs != Batches(encoded, seed=2).batch(3, 512)[0]).any()
+    assert (inputs == again.batch(3, 512, is_final=False)[0]).all()
+    assert (inputs != Batches(encoded, seed=2).batch(3, 512, is_final=False)[0]).any()
+
+
+def test_no_window_is_seen_twice_when_the_mixture_changes() -> None:
+    first_ids = {kind: np.uint16(1000 * i) for i, kind in enumerate(Kind)}
+    num_tokens = 16 * WINDOW
+    encoded = {
+        kind: [np.repeat(np.arange(16, dtype=np.uint16) + first, WINDOW)[:num_tokens]]
+        for kind, first in first_ids.items()
+    }
+    batches = Batches(encoded, seed=0)
+    seen = [batches.batch(step, WINDOW, is_final=step >= 2)[0][:, 1] for step in range(4)]
+    assert len(set(np.concatenate(seen).tolist())) == 4 * sum(MIXTURE.values())
+    assert sum(MIXTURE.values()) == sum(FINAL_MIXTURE.values())
 
 
 def test_short_functions_are_copied_and_chats_are_not(module: SourceFile) -> None:
