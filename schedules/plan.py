@@ -131,5 +131,5 @@ def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair
 
 # 6 rows x 4 vectors fill 24 of 32 vector registers, 6 x 2 fill 12 of 16.
 PREFILL_TILE = GemmTile(mr=6, kc=2048, k_unroll=2)
-DECODE_TILE = GemmTile(mr=6, kc=2048, k_unroll=4, prefetch_bytes=2048)
+DECODE_TILE = GemmTile(mr=6, kc=2048, k_unroll=8)
 QUERY_ROWS = 16  # rows of an attention tile: query heads x tokens
