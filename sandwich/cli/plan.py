@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
 
 from sandwich.cli.options import add_model_argument, add_options, build_config
 from sandwich.config import EngineConfig
+
+if TYPE_CHECKING:
+    from sandwich.memory_plan import MemoryPlan
+    from sandwich.models.config import ModelConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,20 +22,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     from platforms.probe import probe
-    from sandwich.hub import resolve_model
-    from sandwich.models.config import ModelConfig
-    from schedules.plan import default_plans
+    from sandwich.build import make_plans
 
     config = build_config(EngineConfig, args)
-    model = ModelConfig.from_folder(resolve_model(config.model))
     machine = probe(isa=config.isa)
-    group_size = model.num_heads // model.num_kv_heads
-    plans = default_plans(machine.isa_row, machine.usable_cpus(), group_size)
+    model = _model_config(config.model)
+    plans, memory = make_plans(config, machine, model)
     if args.json:
-        about = {"model": config.model_name, "machine": machine.fingerprint}
-        print(json.dumps(about | plans.to_json(), indent=2))
+        report = {"model": config.model_name, "machine": machine.fingerprint, **plans.to_json()}
+        print(json.dumps(report | {"memory": _memory_record(memory)}, indent=2))
         return
     print(f"{config.model_name} on {machine.cpu_model} with {machine.isa}")
-    print(f"weights  packed in panels of {plans.panel} columns, one copy for both phases")
+    print(f"weights  packed once in panels of {plans.panel} columns, for both phases")
     print(plans.prefill.render())
     print(plans.decode.render())
+    print(memory.render())
+
+
+def _model_config(model: str) -> ModelConfig:
+    """Of a folder or hub id, or of a published shape, as nothing is loaded."""
+    from sandwich.hub import resolve_model
+    from sandwich.models.config import ModelConfig
+    from sandwich.models.presets import PRESETS, preset
+
+    return preset(model) if model in PRESETS else ModelConfig.from_folder(resolve_model(model))
+
+
+def _memory_record(memory: MemoryPlan) -> dict[str, Any]:
+    return {
+        "dtype": memory.layout.dtype,
+        "kv_cache_dtype": memory.kv.dtype,
+        "max_model_len": memory.max_model_len,
+        "num_cache_tokens": memory.num_cache_tokens,
+        "weight_bytes": memory.layout.weight_bytes,
+        "kv_cache_bytes": memory.kv_bytes,
+        "workspace_bytes": memory.workspace_bytes,
+        "total_bytes": memory.total_bytes,
+        "limit_bytes": memory.budget.limit_bytes,
+    }

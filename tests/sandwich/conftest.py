@@ -12,6 +12,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from sandwich.cli import main
+from sandwich.config import ENVIRONMENT
 from sandwich.engine import Engine
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.null import NullExecutor
@@ -163,3 +165,29 @@ def make_parts(tokenizer: Tokenizer) -> Callable[..., NullParts]:
         return NullParts(engine, tokenizer, generation_defaults or {})
 
     return make
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch, make_parts: Callable[..., NullParts]) -> list[Any]:
+    """Engines are built without a model from now on; the configurations they were asked for."""
+    configs: list[Any] = []
+
+    def build_engine(config: Any) -> NullParts:
+        configs.append(config)
+        return make_parts()
+
+    monkeypatch.setattr("sandwich.build.build_engine", build_engine)
+    return configs
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`run(*argv, code=0)`: what the command prints, as (out, err), when it ends with that code."""
+    for variable in ENVIRONMENT:
+        monkeypatch.delenv(variable.name, raising=False)
+
+    def run_command(*argv: str, code: int = 0) -> Any:
+        assert main(argv) == code
+        return capsys.readouterr()
+
+    return run_command
