@@ -245,7 +245,7 @@ class EngineConfig:
     )
     kv_cache_bytes: int | None = _option(
         "memory",
-        "size of the KV cache, e.g. 4GiB (default: what --max-num-seqs needs, within the limit)",
+        "size of the KV cache (default: 2048 tokens for each of --max-num-seqs, if they fit)",
         parse_nbytes,
         metavar="SIZE",
         flag="kv-cache-size",
@@ -304,7 +304,13 @@ class EngineConfig:
 class ServerConfig:
     """Everything the HTTP server needs to know beside the engine it serves."""
 
-    host: str = _option("server", "address to listen on; 0.0.0.0 is every one", str, "127.0.0.1")
+    host: str = _option(
+        "server",
+        "address to listen on; 0.0.0.0 is every one",
+        str,
+        "127.0.0.1",
+        metavar="ADDRESS",
+    )
     port: int = _option("server", "port to listen on; 0 picks a free one", _integer(0, 65535), 8000)
     api_key: str | None = _option(
         "server",

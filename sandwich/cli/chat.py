@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 
 from rich.console import Console
 
@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     console = Console(highlight=False, markup=False)
+    with suppress(ImportError):  # some builds of Python lack it; it only edits and recalls lines
+        import readline  # noqa: F401
     with open_llm(args) as llm:
         params = sampling_params(args, llm)
         llm.tokenizer.chat_template()  # a model without one is refused before anybody types

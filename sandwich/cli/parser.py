@@ -27,7 +27,12 @@ class Verb:
 
 
 BENCHMARKS = (
-    Verb("latency", "bench.latency", "prefill and decode, beside the limits of this machine"),
+    Verb(
+        "latency",
+        "bench.latency",
+        "prefill and decode beside the machine's limits",
+        "[MODEL]",
+    ),
 )
 VERBS = (
     Verb(
