@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from codegen.gemm import Accumulators, k_loop
-from codegen.kit import Expr, T, split
+from codegen.kit import CACHE_LINE_BYTES, Expr, T, split
+from codegen.spec import Phase
 from codegen.step import TILE_FIELDS, Step
 
 _Product = Callable[[Expr, int, int, int], None]  # (first row, rows, first vector, vectors)
@@ -64,9 +65,12 @@ class _QueryTile:
         state = _State.allocate(self)
         state.reset()
         visible = T.bind(position + self.num_tokens)  # tokens the last row sees
-        with T.serial(0, (visible + (block_size - 1)) // block_size) as i:
+        num_blocks = T.bind((visible + (block_size - 1)) // block_size)
+        with T.serial(0, num_blocks) as i:
             block = T.bind(T.cast(step.b["block_tables"][sequence, i], "int64"))
             start = T.bind(i * block_size)
+            if step.spec.phase is Phase.DECODE:
+                self._prefetch(head, sequence, T.min(i + 1, num_blocks - 1))
             self._scores(state, head, first, block, position + 1 - start)
             self._softmax(state)
             self._weigh(state, head, block, T.bind(T.min(visible - start, block_size)))
@@ -78,6 +82,18 @@ class _QueryTile:
             with T.serial(0, dims // lanes) as j:
                 vector = kit.load(state.out, row, j * lanes) * inverse
                 kit.store_act(step.b["attended"], token, query_head * dims + j * lanes, vector)
+
+    def _prefetch(self, head: Expr, sequence: Expr, index: Expr) -> None:
+        """Ask for all of the sequence's block `index`: blocks lie apart, where no hardware
+        prefetcher follows, and decode reads each of them from memory just once."""
+        step = self.step
+        block = T.bind(T.cast(step.b["block_tables"][sequence, index], "int64"))
+        for cache in (step.b["keys"], step.b["values"]):
+            rows, columns = (int(size) for size in cache.shape[-2:])
+            with T.serial(0, rows * columns * 4 // CACHE_LINE_BYTES) as line:
+                word = line * (CACHE_LINE_BYTES // 4)
+                at = (self.layer, head, block, word // columns, word % columns)
+                step.kit.prefetch(cache, *at)
 
     def _token_and_head(self, row: Expr, head: Expr, first: Expr) -> tuple[Expr, Expr]:
         group = self.step.spec.shape.group_size

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from codegen.kit import Expr, Kit, T, split
+from codegen.kit import CACHE_LINE_BYTES, Expr, Kit, T, split
 from codegen.layout import PanelLayout
 from codegen.spec import GemmTile
 
@@ -120,10 +120,9 @@ class Gemm:
 
     def _prefetch(self, at: Expr, width: int) -> None:
         """Ask for the cache lines of one K step, `prefetch_bytes` ahead of word `at`."""
-        for line in range(-(-width * 4 // 64)):
-            ahead = self.tile.prefetch_bytes + line * 64
-            address = T.handle_add_byte_offset(T.address_of(self.w[self._word(at)]), ahead)
-            T.evaluate(T.call_extern("int32", "sw_prefetch", address))
+        for line in range(0, width * 4, CACHE_LINE_BYTES):
+            ahead = self.tile.prefetch_bytes + line
+            self.kit.prefetch(self.w, *self._word(at), ahead_bytes=ahead)
 
 
 class Accumulators:

@@ -17,6 +17,8 @@ from tvm.tirx.script.builder import ir as T
 from codegen.intrinsics import intrinsics_for, module_text
 from platforms.isa import IsaRow
 
+CACHE_LINE_BYTES = 64
+
 Expr = Any  # a TVM expression or buffer; TVM's own classes carry no useful static types
 
 
@@ -69,6 +71,11 @@ class Kit:
         half = self.lanes // 2
         words = self.call("sw_pack_bf16", value)
         T.buffer_store(buffer, words, [row, self.ramp(column // 2, half)])
+
+    def prefetch(self, buffer: Expr, *index: Expr, ahead_bytes: int = 0) -> None:
+        """Ask for the cache line `ahead_bytes` after an element."""
+        address = T.handle_add_byte_offset(T.address_of(buffer[tuple(index)]), ahead_bytes)
+        T.evaluate(T.call_extern("int32", "sw_prefetch", address))
 
     def zeros(self) -> Expr:
         """A float32 vector of zeros."""
@@ -137,4 +144,13 @@ def prim_func(name: str, build: Callable[[], None]) -> Any:
     return builder.get()
 
 
-__all__ = ["Expr", "Kit", "T", "each_core", "parallel_region", "prim_func", "split"]
+__all__ = [
+    "CACHE_LINE_BYTES",
+    "Expr",
+    "Kit",
+    "T",
+    "each_core",
+    "parallel_region",
+    "prim_func",
+    "split",
+]
