@@ -7,9 +7,14 @@ Loading needs no C compiler and no linker on the machine.
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+# Yields of an idle worker before it sleeps: it stays awake from one decode step to the next (less
+# than a millisecond), but leaves its core to the other phase and an idle server uses no CPU.
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
 
 import tvm
 import tvm_ffi_orcjit
@@ -18,9 +23,12 @@ from platforms.isa import IsaRow
 
 TVM_VERSION: str = tvm.__version__
 
+# Modes of runtime.config_threadpool: a CPU for each worker, or all of them for every worker. The
+# modes that take a count alone use no more than half of the CPUs and pin the caller to the first.
+_ONE_CPU_EACH, _ALL_CPUS_EACH = -2, -3
+
 # Our buffers are shaped by hand and never shrink; this pass takes 90 % of the compile time to find
 # that out.
-_SPECIFY_CPUS, _COUNT_ONLY = -2, 1  # modes of runtime.config_threadpool
 _DISABLED_PASSES = ["s_tir.CompactBufferAllocation"]
 
 
@@ -59,11 +67,11 @@ def tensor(array: Any) -> Any:
 
 
 def pin_pool(cpus: list[int], is_pinned: bool = True) -> None:
-    """Give the calling thread a pool of one worker per CPU, each on its own (the caller is worker
-    0).
+    """Give the calling thread a pool of one worker per CPU (the caller is worker 0), each on its
+    own or, if not `is_pinned`, wherever among them the kernel puts it.
     """
     configure = tvm.get_global_func("runtime.config_threadpool")
-    if is_pinned:
-        configure(_SPECIFY_CPUS, len(cpus), [str(cpu) for cpu in cpus])
-    else:
-        configure(_COUNT_ONLY, len(cpus))
+    mode = _ONE_CPU_EACH if is_pinned else _ALL_CPUS_EACH
+    configure(mode, len(cpus), [str(cpu) for cpu in cpus])
+    if is_pinned:  # TVM has just freed its caller to go anywhere
+        os.sched_setaffinity(0, {cpus[0]})

@@ -8,6 +8,7 @@ plan's cores with a barrier behind it, and the code between the loops runs on al
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from codegen.attention import attention
@@ -15,8 +16,9 @@ from codegen.elementwise import argmax_of_shares, argmax_share, embed, rms_norm,
 from codegen.gemm import Epilogue, Gemm
 from codegen.kit import Expr, T, each_core, parallel_region, prim_func
 from codegen.layout import PanelLayout
-from codegen.spec import ProgramSpec
+from codegen.spec import OPERATORS, ProgramSpec
 from codegen.step import Step
+from codegen.timing import OUTSIDE, clock_import, switch_to
 
 Body = Callable[[Step], None]
 
@@ -34,7 +36,11 @@ def step_program(spec: ProgramSpec, body: Body) -> Any:
     def build() -> None:
         step = Step.of(spec)
         step.declare()
-        with step.kit.imports(), parallel_region(spec.num_cores):
+        with ExitStack() as frames:
+            frames.enter_context(step.kit.imports())
+            if spec.has_timers:
+                frames.enter_context(clock_import())
+            frames.enter_context(parallel_region(spec.num_cores))
             body(step)
 
     return prim_func(spec.phase.value, build)
@@ -42,65 +48,64 @@ def step_program(spec: ProgramSpec, body: Body) -> Any:
 
 def forward(step: Step) -> None:
     """Embedding, the layers, then logits of the wanted rows."""
-    run = _runner(step)
-    run(lambda core: embed(step, core))
+    run(step, "embed", lambda core: embed(step, core))
     with T.serial(0, step.spec.shape.num_layers) as layer:
         decoder_layer(step, layer)
-    run(
-        lambda core: rms_norm(
-            step,
-            core,
-            lambda at: step.kit.load(step.b["norm"], at),
-            "final",
-            step.num_logits,
-            lambda row: step.b["logit_rows"][row],
-        )
-    )
-    run(
-        lambda core: linear(step, "lm_head", "final", store(step, "lm_head", "logits")).emit(
-            core, step.spec.num_cores, step.num_logits
-        )
-    )
-    run(lambda core: argmax_share(step, core))
-    run(lambda core: argmax_of_shares(step, core))
+
+    def final_norm(core: Expr) -> None:
+        def weight(at: Expr) -> Expr:
+            return step.kit.load(step.b["norm"], at)
+
+        wanted = step.b["logit_rows"]
+        rms_norm(step, core, weight, "final", step.num_logits, lambda row: wanted[row])
+
+    lm_head = linear(step, "lm_head", "final", store(step, "lm_head", "logits"))
+    run(step, "norm", final_norm)
+    run(step, "lm_head", lambda core: lm_head.emit(core, step.spec.num_cores, step.num_logits))
+    run(step, "argmax", lambda core: argmax_share(step, core))
+    run(step, "argmax", lambda core: argmax_of_shares(step, core))
+    if step.spec.has_timers:
+        each_core(step.spec.num_cores, lambda core: _clock(step, core, OUTSIDE))
 
 
 def decoder_layer(step: Step, layer: Expr) -> None:
     """One Llama block: attention and gated MLP, each on a normed copy and added to the residual
     stream x.
     """
-    run = _runner(step)
 
     def norm(name: str) -> None:
-        run(
-            lambda core: rms_norm(
-                step,
-                core,
-                lambda at: step.kit.load(step.b[name], layer, at),
-                "normed",
-                step.num_tokens,
-            )
-        )
+        def weight(at: Expr) -> Expr:
+            return step.kit.load(step.b[name], layer, at)
+
+        run(step, name, lambda core: rms_norm(step, core, weight, "normed", step.num_tokens))
 
     def gemm(role: str, a: str, epilogue: Epilogue) -> None:
-        run(
-            lambda core: linear(step, role, a, epilogue, layer).emit(
-                core, step.spec.num_cores, step.num_tokens
-            )
-        )
+        product = linear(step, role, a, epilogue, layer)
+        run(step, role, lambda core: product.emit(core, step.spec.num_cores, step.num_tokens))
 
     norm("input_norm")
     gemm("qkv", "normed", store(step, "qkv", "qkv_out", layer))
-    run(lambda core: rope_and_cache(step, core, layer))
-    run(lambda core: attention(step, core, layer))
+    run(step, "rope_and_cache", lambda core: rope_and_cache(step, core, layer))
+    run(step, "attention", lambda core: attention(step, core, layer))
     gemm("o", "attended", add_to_residual(step, "o", layer))
     norm("post_attention_norm")
     gemm("gate_up", "normed", silu_gate(step, layer))
     gemm("down", "gated", add_to_residual(step, "down", layer))
 
 
-def _runner(step: Step) -> Callable[[Callable[[Expr], None]], None]:
-    return lambda body: each_core(step.spec.num_cores, body)
+def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
+    """`body(core)` on every core of the plan, then a barrier; timed as `operator` if asked for."""
+
+    def timed(core: Expr) -> None:
+        _clock(step, core, OPERATORS.index(operator))
+        body(core)
+
+    each_core(step.spec.num_cores, timed if step.spec.has_timers else body)
+
+
+def _clock(step: Step, core: Expr, slot: int) -> None:
+    with T.If(core == 0), T.Then():
+        switch_to(step.b["ticks"], slot)
 
 
 def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None = None) -> Gemm:

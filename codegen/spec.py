@@ -52,6 +52,21 @@ class GemmTile:
     prefetch_bytes: int = 0
 
 
+# The operators of a step in order, those of a layer in the middle.
+OPERATORS = (
+    "embed",
+    "input_norm",
+    "qkv",
+    "rope_and_cache",
+    "attention",
+    "o",
+    "post_attention_norm",
+    "gate_up",
+    "down",
+    "norm",
+    "lm_head",
+    "argmax",
+)
 GEMM_ROLES = ("qkv", "o", "gate_up", "down", "lm_head")
 
 
@@ -89,6 +104,7 @@ class ProgramSpec:
     num_cores: int
     tiles: tuple[tuple[str, GemmTile], ...]
     query_tile: int
+    has_timers: bool = False
 
     def tile(self, role: str) -> GemmTile:
         """The tile of `role`."""

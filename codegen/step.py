@@ -14,6 +14,7 @@ import numpy as np
 from codegen.kit import Expr, Kit, T
 from codegen.layout import KvLayout, ModelLayout, PanelLayout, TensorSpec, round_up
 from codegen.spec import GEMM_ROLES, ProgramSpec
+from codegen.timing import ticks_spec
 from platforms.isa import isa_row
 
 SCALARS = ("num_tokens", "num_tiles", "num_logits")
@@ -98,7 +99,8 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             "best_values": rows(spec.num_cores, logits, float32),
             "best_ids": rows(spec.num_cores, logits, int32),
             "argmax": TensorSpec((logits,), int32),
-        },
+        }
+        | ({"ticks": ticks_spec()} if spec.has_timers else {}),
     }
 
 

@@ -36,6 +36,9 @@ from sandwich.tokenizer import Tokenizer
 from sandwich.weights import ModelWeights, load_weights, random_weights
 from schedules.plan import PlanPair, default_plans
 
+TIMERS_FROM = 3  # levels of SANDWICH_DEBUG
+DUMPS_FROM = {"tir": 4, "ll": 4, "asm": 5}
+
 _log = logging.getLogger(__name__)
 
 
@@ -191,6 +194,7 @@ def _executor(
         lambda: source.load(memory.layout, arena, config.seed),
         config.cache_dir,
         is_pinned=config.cpu_bind != "nobind",
+        debug=config.debug,
     )
 
 
@@ -202,11 +206,17 @@ def compiled_executor(
     load: Callable[[], ModelWeights],
     cache_dir: Path,
     is_pinned: bool = True,
+    debug: int = 0,
 ) -> CompiledExecutor:
-    """Compile the programs while `load` fills the weights, then join the two."""
-    specs = program_specs(plans, layout.shape, layout.dtype, kv.dtype, limits)
+    """Compile the programs while `load` fills the weights, then join the two.
+
+    debug: as SANDWICH_DEBUG; from 3 on programs time their operators, from 4 on code is dumped.
+    """
+    has_timers = debug >= TIMERS_FROM
+    specs = program_specs(plans, layout.shape, layout.dtype, kv.dtype, limits, has_timers)
+    dump = [form for form, level in DUMPS_FROM.items() if debug >= level]
     with ThreadPoolExecutor(1) as pool:
-        programs = pool.submit(compile_programs, specs, plans, cache_dir, is_pinned)
+        programs = pool.submit(compile_programs, specs, plans, cache_dir, is_pinned, dump)
         weights = load()
     cache_arena = Arena(kv.keys.arena_nbytes + kv.values.arena_nbytes, "KV cache")
     cache = {

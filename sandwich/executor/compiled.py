@@ -6,6 +6,7 @@ plan, and the step is one native call. Nothing moves when the phase changes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +16,13 @@ import numpy.typing as npt
 from codegen.compile import tensor
 from codegen.spec import Phase
 from codegen.step import argument_specs
+from codegen.timing import reset
 from platforms.memory import Arena
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
 from sandwich.executor.programs import PhaseProgram, distinct_arrays, step_specs
+from sandwich.executor.step_report import step_report
 
+_log = logging.getLogger(__name__)
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -70,7 +74,12 @@ class CompiledExecutor:
         num_logits = len(batch.logit_rows)
         scalars = (len(batch.token_ids), num_tiles, num_logits)
         arguments = self._arguments[batch.phase]
+        if program.spec.has_timers:
+            reset(arrays["ticks"])
         seconds = program.launcher.run(lambda: program.function(*scalars, *arguments))
+        if program.spec.has_timers:
+            for line in step_report(program.spec, arrays["ticks"], scalars[0], num_logits):
+                _log.debug("%s", line)
         return StepOutput(
             logits=arrays["logits"][:num_logits, : self._limits.vocab_size],
             argmax=arrays["argmax"][:num_logits],

@@ -6,7 +6,6 @@ side, and a plan switch is a step handed to the other launcher. It knows nothing
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +49,7 @@ class Launcher:
         return seconds
 
     def _serve(self) -> None:
-        self._timed(self._make_pool)
+        self._timed(lambda: pin_pool(self._cpus, self._is_pinned))
         while (job := self._jobs.get()) is not None:
             self._timed(job)
 
@@ -62,8 +61,3 @@ class Launcher:
             self._results.put((0.0, error))
         else:
             self._results.put((time.perf_counter() - started, None))
-
-    def _make_pool(self) -> None:
-        if self._is_pinned:
-            os.sched_setaffinity(0, {self._cpus[0]})
-        pin_pool(self._cpus, self._is_pinned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,12 @@ class PhaseProgram:
 
 
 def program_specs(
-    plans: PlanPair, shape: ModelShape, dtype: str, kv_dtype: str, limits: ExecutorLimits
+    plans: PlanPair,
+    shape: ModelShape,
+    dtype: str,
+    kv_dtype: str,
+    limits: ExecutorLimits,
+    has_timers: bool = False,
 ) -> dict[Phase, ProgramSpec]:
     """What to compile for both phases; the two programs share weights, cache and batch sizes."""
     step_limits = StepLimits(
@@ -57,6 +62,7 @@ def program_specs(
             num_cores=len(plans.of(phase).cpus),
             tiles=plans.of(phase).tiles,
             query_tile=plans.of(phase).query_tile,
+            has_timers=has_timers,
         )
         for phase in Phase
     }
@@ -81,14 +87,22 @@ def step_bytes(specs: Specs) -> int:
 
 
 def compile_programs(
-    specs: Specs, plans: PlanPair, cache_dir: Path, is_pinned: bool = True
+    specs: Specs,
+    plans: PlanPair,
+    cache_dir: Path,
+    is_pinned: bool = True,
+    dump: Sequence[str] = (),
 ) -> dict[Phase, PhaseProgram]:
-    """Machine code for both phases, from the cache or from TVM, each with its launcher."""
+    """Machine code for both phases, from the cache or from TVM, each with its launcher.
+
+    dump: forms to write beside the cache ("tir", "ll", "asm"); they are made by compiling again.
+    """
     cache = ProgramCache(cache_dir)
 
     def code(spec: ProgramSpec) -> bytes:
-        isa = isa_row(spec.isa)
-        return cache.get(cache.key(spec, isa), lambda: _compile(spec))
+        if dump:
+            return _compile(spec, cache_dir / "dump", dump)
+        return cache.get(cache.key(spec, isa_row(spec.isa)), lambda: _compile(spec))
 
     with ThreadPoolExecutor(len(specs)) as pool:
         objects = dict(zip(specs, pool.map(code, specs.values()), strict=True))
@@ -102,6 +116,14 @@ def compile_programs(
     }
 
 
-def _compile(spec: ProgramSpec) -> bytes:
+def _compile(spec: ProgramSpec, folder: Path | None = None, dump: Sequence[str] = ()) -> bytes:
     _log.info("compiling the %s program for %s", spec.phase.value, spec.isa)
-    return object_code(lower(phase_program(spec), isa_row(spec.isa)))
+    program = phase_program(spec)
+    module = lower(program, isa_row(spec.isa))
+    for form in dump:
+        assert folder is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{spec.phase.value}.{form}"
+        file.write_text(program.script() if form == "tir" else module.inspect_source(form))
+        _log.info("wrote %s", file)
+    return object_code(module)
