@@ -6,7 +6,6 @@ interleaved with what they are compared with. Knows nothing of models or engines
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -36,7 +35,6 @@ class Meter(ABC):
         self.samples: list[float] = []
         # A pool belongs to the thread that made it, so every call goes through this one thread.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits")
-        self._do(lambda: os.sched_setaffinity(0, {cpus[0]}))
         self._do(lambda: pin_pool(list(cpus)))
 
     @property

@@ -1,0 +1,146 @@
+"""Launchers: a thread and a pool of workers of their own, errors handed back, nothing done idle."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegen.compile import load, lower, object_code, tensor
+from codegen.kit import T, each_core, parallel_region, prim_func
+from platforms.isa import isa_row
+from platforms.memory import Arena
+from sandwich.executor.launcher import Launcher
+
+TASKS = Path("/proc/self/task")
+CPUS = sorted(os.sched_getaffinity(0))
+two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
+
+
+@pytest.fixture
+def launcher() -> Iterator[Launcher]:
+    with closing(Launcher("test", CPUS[:1], is_pinned=False)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def worker_ids() -> Callable[[Launcher], list[int]]:
+    """Runs a parallel region of two cores; the thread that each of them ran on."""
+
+    def build() -> None:
+        ids = T.match_buffer(T.arg("ids", T.handle()), [T.int64(2)], "int32")
+        with parallel_region(2):
+            each_core(2, lambda core: T.buffer_store(ids, T.call_extern("int32", "gettid"), [core]))
+
+    code = object_code(lower(prim_func("who_runs", build), isa_row("generic")))
+    function = load(code, "who_runs")
+    ids = Arena(64, "ids").array((2,), np.int32)
+
+    def run(launcher: Launcher) -> list[int]:
+        ids[:] = 0
+        launcher.run(lambda: function(tensor(ids)))
+        return [int(i) for i in ids]
+
+    return run
+
+
+def ask(launcher: Launcher, question: Callable[[], object]) -> object:
+    """What `question` answers on the launcher's thread."""
+    answers: list[object] = []
+    launcher.run(lambda: answers.append(question()))
+    return answers[0]
+
+
+def test_every_job_runs_on_the_launchers_own_thread(launcher: Launcher) -> None:
+    threads = {ask(launcher, threading.get_ident) for _ in range(3)}
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+    assert ask(launcher, lambda: threading.current_thread().name) == "sandwich-test"
+
+
+def test_a_job_reports_its_seconds(launcher: Launcher) -> None:
+    assert launcher.run(lambda: None) >= 0.0
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), MemoryError("b"), KeyboardInterrupt("c")])
+def test_what_a_job_raises_is_raised_to_its_caller(
+    launcher: Launcher, error: BaseException
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)) as raised:
+        launcher.run(fail)
+    assert raised.value is error
+    assert ask(launcher, lambda: 7) == 7  # the next job is none the wiser
+
+
+def test_a_pool_that_cannot_be_made_is_an_error_of_the_constructor() -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        Launcher("nowhere", [1 << 12])
+
+
+def test_a_pinned_launcher_runs_on_its_first_cpu_and_nobody_else_is_moved() -> None:
+    with closing(Launcher("test", CPUS[-1:])) as launcher:
+        assert ask(launcher, lambda: os.sched_getaffinity(0)) == {CPUS[-1]}
+    assert sorted(os.sched_getaffinity(0)) == CPUS
+
+
+@two_cpus
+def test_pinned_workers_have_a_cpu_each(worker_ids: Callable[[Launcher], list[int]]) -> None:
+    for cpus in (CPUS[:2], CPUS[1::-1]):
+        with closing(Launcher("test", cpus)) as launcher:
+            assert [os.sched_getaffinity(i) for i in worker_ids(launcher)] == [{c} for c in cpus]
+
+
+@two_cpus
+def test_without_pinning_there_is_a_worker_for_every_cpu_and_each_may_go_anywhere(
+    worker_ids: Callable[[Launcher], list[int]],
+) -> None:
+    with closing(Launcher("test", CPUS[:2], is_pinned=False)) as launcher:
+        ids = worker_ids(launcher)
+        assert len(set(ids)) == 2
+        assert all(os.sched_getaffinity(i) >= set(CPUS[:2]) for i in ids)
+
+
+@two_cpus
+def test_two_launchers_work_side_by_side_with_different_workers(
+    worker_ids: Callable[[Launcher], list[int]],
+) -> None:
+    with closing(Launcher("a", CPUS[:2])) as a, closing(Launcher("b", CPUS[1::-1])) as b:
+        first, second = worker_ids(a), worker_ids(b)
+        assert not set(first) & set(second)
+        assert (worker_ids(a), worker_ids(b)) == (first, second)
+
+
+@two_cpus
+def test_closing_ends_the_thread_and_its_workers(
+    worker_ids: Callable[[Launcher], list[int]],
+) -> None:
+    launcher = Launcher("test", CPUS[:2])
+    ids = worker_ids(launcher)
+    thread = ask(launcher, threading.current_thread)
+    launcher.close()
+    assert isinstance(thread, threading.Thread)
+    assert not thread.is_alive()
+    while any((TASKS / str(i)).exists() for i in ids):
+        os.sched_yield()  # the system takes its threads back
+
+
+def test_an_idle_launcher_uses_no_cpu(launcher: Launcher) -> None:
+    idle = ask(launcher, lambda: time.pthread_getcpuclockid(threading.get_ident()))
+    native_id = ask(launcher, threading.get_native_id)
+    assert isinstance(idle, int)
+    while "State:\tS" not in (TASKS / str(native_id) / "status").read_text():
+        os.sched_yield()  # it is on its way back to the queue
+    before = time.clock_gettime_ns(idle)
+    with closing(Launcher("busy", CPUS[:1], is_pinned=False)) as busy:
+        for _ in range(100):
+            busy.run(lambda: None)
+    assert time.clock_gettime_ns(idle) == before
