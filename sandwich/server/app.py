@@ -59,11 +59,16 @@ async def _key_middleware(request: web.Request, handler: Handler) -> web.StreamR
     key = request.app[STATE].config.api_key
     if key is not None and request.path not in _OPEN_PATHS:
         given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        if not hmac.compare_digest(_raw(given), _raw(f"Bearer {key}")):
             raise AuthenticationError(
                 "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
             )
     return await handler(request)
+
+
+def _raw(header: str) -> bytes:
+    """The bytes as they came; they need not be UTF-8."""
+    return header.encode(errors="surrogateescape")
 
 
 def create_app(state: ServerState) -> web.Application:

@@ -83,12 +83,12 @@ class ChatFormat:
                 )
             )
         return ChatCompletion(
-            self.id,
-            self.created,
-            self.model,
-            choices,
-            generation.usage(),
-            generation.timings(),
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            usage=generation.usage(),
+            timings=generation.timings(),
         )
 
     def chunks(self, choice: Choice, delta: OutputDelta) -> Iterator[ChatCompletionChunk]:
@@ -122,12 +122,12 @@ class ChatFormat:
         timings: Timings | UnsetType = UNSET,
     ) -> ChatCompletionChunk:
         return ChatCompletionChunk(
-            self.id,
-            self.created,
-            self.model,
-            choices,
-            usage if self.body.includes_usage else UNSET,
-            timings,
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            usage=usage if self.body.includes_usage else UNSET,
+            timings=timings,
         )
 
     def _logprobs(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs | None:

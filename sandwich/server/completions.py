@@ -10,13 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from sandwich.output import OutputDelta, OutputStream, PromptLogprobs, TokenLogprobs
 from sandwich.sampling_params import SamplingParams
 from sandwich.server.generation import Choice, Generation, stream_answer
 from sandwich.server.protocol import CompletionBody
-from sandwich.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from sandwich.server.responses import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    Timings,
+    Usage,
+)
 from sandwich.server.service import Service
 from sandwich.server.validation import Prompt, completion_params, split_prompts
 from sandwich.server.wire import json_response, new_id, read_body, service_of
@@ -101,7 +107,7 @@ class CompletionFormat:
                     choice.index, text, logprobs, result.finish_reason, result.stop_reason
                 )
             )
-        return self._completion(choices, generation.usage(), generation)
+        return self._completion(choices, generation.usage(), generation.timings())
 
     def chunks(self, choice: Choice, delta: OutputDelta) -> Iterator[Completion]:
         """As generation.ChunkFormat. The first chunk of a choice has the echoed prompt."""
@@ -113,25 +119,25 @@ class CompletionFormat:
             entry = CompletionChoice(
                 choice.index, text, logprobs, delta.finish_reason, delta.stop_reason
             )
-            yield self._completion([entry], None)
+            yield self._completion([entry], None if self.body.includes_usage else UNSET)
 
     def closing(self, generation: Generation) -> Iterator[Completion]:
         if self.body.includes_usage:
-            yield self._completion([], generation.usage(), generation)
+            yield self._completion([], generation.usage(), generation.timings())
 
     def _completion(
         self,
         choices: list[CompletionChoice],
-        usage: Usage | None,
-        generation: Generation | None = None,
+        usage: Usage | UnsetType | None,
+        timings: Timings | UnsetType = UNSET,
     ) -> Completion:
         return Completion(
-            self.id,
-            self.created,
-            self.service.backend.model_name,
-            choices,
-            UNSET if usage is None and not self.body.includes_usage else usage,
-            UNSET if generation is None else generation.timings(),
+            id=self.id,
+            created=self.created,
+            model=self.service.backend.model_name,
+            choices=choices,
+            usage=usage,
+            timings=timings,
         )
 
     def _logprobs(

@@ -37,7 +37,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    return json_response(ModelList([_card(service_of(request))]))
+    return json_response(ModelList(data=[_card(service_of(request))]))
 
 
 async def get_model(request: web.Request) -> web.Response:
@@ -48,7 +48,12 @@ async def get_model(request: web.Request) -> web.Response:
 
 def _card(service: Service) -> ModelCard:
     backend = service.backend
-    return ModelCard(backend.model_name, backend.created, backend.root, backend.max_model_len)
+    return ModelCard(
+        id=backend.model_name,
+        created=backend.created,
+        root=backend.root,
+        max_model_len=backend.max_model_len,
+    )
 
 
 async def tokenize(request: web.Request) -> web.Response:

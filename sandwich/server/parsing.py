@@ -68,7 +68,7 @@ def _known_fields(value: Any, body: type[Body], path: str) -> Any:
 
 def _unknown_field(name: str, where: str, body: type[Body]) -> InvalidRequestError:
     names = {*body.__struct_fields__, *body.ignored, *body.unsupported}
-    close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name[:64], sorted(names), n=1, cutoff=0.7)
     hint = f"; did you mean `{close[0]}`?" if close else ""
     return InvalidRequestError(
         f"unknown field `{where[:200]}`{hint}", param=where[:200], code="unknown_parameter"

@@ -47,16 +47,16 @@ class CompletionChoice(Struct):
     stop_reason: int | str | None = None
 
 
-class Completion(Struct):
+class Completion(Struct, kw_only=True):
     """A whole text completion, or one chunk of a streamed one: OpenAI gives both the same shape."""
 
     id: str
+    object: str = "text_completion"
     created: int
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
     timings: Timings | UnsetType = UNSET
-    object: str = "text_completion"
 
 
 class TopLogprob(Struct):
@@ -90,14 +90,14 @@ class ChatChoice(Struct):
     stop_reason: int | str | None = None
 
 
-class ChatCompletion(Struct):
+class ChatCompletion(Struct, kw_only=True):
     id: str
+    object: str = "chat.completion"
     created: int
     model: str
     choices: list[ChatChoice]
     usage: Usage
     timings: Timings
-    object: str = "chat.completion"
 
 
 class Delta(Struct):
@@ -113,29 +113,29 @@ class ChunkChoice(Struct):
     stop_reason: int | str | UnsetType | None = UNSET
 
 
-class ChatCompletionChunk(Struct):
+class ChatCompletionChunk(Struct, kw_only=True):
     id: str
+    object: str = "chat.completion.chunk"
     created: int
     model: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     timings: Timings | UnsetType = UNSET
-    object: str = "chat.completion.chunk"
 
 
-class ModelCard(Struct):
+class ModelCard(Struct, kw_only=True):
     id: str
-    created: int
-    root: str
-    max_model_len: int
     object: str = "model"
+    created: int
     owned_by: str = "sandwich"
+    root: str
     parent: str | None = None
+    max_model_len: int
 
 
-class ModelList(Struct):
-    data: list[ModelCard]
+class ModelList(Struct, kw_only=True):
     object: str = "list"
+    data: list[ModelCard]
 
 
 class Health(Struct):

@@ -108,13 +108,13 @@ class Service:
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
         """Raise InvalidRequestError for an id the model does not have."""
         vocab_size = self.backend.engine.limits.vocab_size
-        for token_id in token_ids:
-            if not 0 <= token_id < vocab_size:
-                raise InvalidRequestError(
-                    f"token id {token_id} is not in the vocabulary, whose ids are 0 to "
-                    f"{vocab_size - 1}; use this model's tokenizer",
-                    param=param,
-                )
+        least, most = min(token_ids, default=0), max(token_ids, default=0)
+        if least < 0 or most >= vocab_size:
+            raise InvalidRequestError(
+                f"token id {least if least < 0 else most} is not in the vocabulary, whose ids are "
+                f"0 to {vocab_size - 1}; use this model's tokenizer",
+                param=param,
+            )
 
     async def _off_the_loop(self, work: Callable[[], ResultT], num_chars: int) -> ResultT:
         """Run `work` here if it is short, else on a thread."""

@@ -33,7 +33,9 @@ async def send(rig: Rig, path: str, **fields: Any) -> Leave:
 
     async def leave() -> None:
         call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
+        for response in await asyncio.gather(call, return_exceptions=True):
+            if isinstance(response, aiohttp.ClientResponse):
+                response.close()
         await session.close()
         await asyncio.wait_for(rig.bridge.wait_until_empty(), PATIENCE_S)
 

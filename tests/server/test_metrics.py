@@ -91,8 +91,8 @@ async def test_every_request_ends_once_whatever_happens_to_it(start: StartRig) -
     leaving: list[asyncio.Task[Any]] = []
     for i in range(10):
         fields = {"prompt": ["a" * i, "b"], "n": 1 + i % 3, "stop": "4", "max_tokens": 1 + i}
-        call = rig.post("/v1/completions", fields)
-        (leaving if i % 4 == 0 else staying).append(asyncio.create_task(call))
+        task = asyncio.create_task(rig.post("/v1/completions", fields))
+        (leaving if i % 4 == 0 else staying).append(task)
     await rig.submitted(10)
     num_requests = rig.bridge.num_places_taken
     for call in leaving:

@@ -7,7 +7,6 @@ import json
 import zlib
 from typing import Any
 
-import aiohttp
 import openai
 import pytest
 
@@ -29,6 +28,16 @@ async def refusal(
     assert rig.bridge.num_places_taken == 0
     error: dict[str, Any] = answer["error"]
     return error
+
+
+async def first_line(rig: Rig, head: bytes) -> bytes:
+    """How the server answers bytes that no client library would send."""
+    host, port = rig.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head)
+    line = await reader.readline()
+    writer.close()
+    return line
 
 
 @pytest.mark.parametrize(
@@ -266,6 +275,8 @@ async def test_without_the_key_there_is_no_answer(start: StartRig) -> None:
             assert response.headers["WWW-Authenticate"] == "Bearer"
             error = (await response.json())["error"]
             assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+    status_line = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\r\n\r\n"
+    assert b"401" in await first_line(rig, status_line)
     for path in ("/health", "/version", "/metrics"):
         async with rig.http.get(rig.url + path) as response:
             assert response.status == 200
@@ -334,10 +345,5 @@ async def test_the_encoding_of_a_body_is_undone_within_the_limit(start: StartRig
 
 
 async def test_a_head_that_is_no_http_is_refused(rig: Rig) -> None:
-    host, port = rig.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"\x00\x01\x02\r\n\r\n")
-    assert b"400" in await reader.readline()
-    writer.close()
-    assert isinstance(rig.http, aiohttp.ClientSession)
+    assert b"400" in await first_line(rig, b"\x00\x01\x02\r\n\r\n")
     assert (await rig.get("/health"))[0] == 200
