@@ -1,0 +1,68 @@
+"""The whole engine on the compiled programs and the embedded model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandwich import LLM, SamplingParams
+from sandwich.build import build_engine
+from sandwich.config import EngineConfig
+
+PROMPTS = [
+    'def add(a, b):\n    """',
+    "import os\n",
+    "class Queue:\n    def __init__(self",
+    "x",
+    "def read(path):\n    with open(path) as file:\n        return file.read()\n\n\n" * 9,
+    "#" * 200,
+]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, max_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "float32"])
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    cache_dir = tmp_path_factory.mktemp("programs")
+    # 64-token prefill steps and a cache of 13 blocks: prompts are cut and requests are preempted.
+    with LLM(
+        dtype=request.param,
+        max_num_seqs=6,
+        max_num_batched_tokens=64,
+        max_model_len=384,
+        kv_cache_bytes=13 * 32 * bytes_per_token(request.param),
+        cache_dir=cache_dir,
+    ) as llm:
+        yield llm
+
+
+def bytes_per_token(dtype: str) -> int:
+    parts = build_engine(EngineConfig(executor="null", dtype=dtype))
+    parts.engine.close()
+    return parts.memory.kv.bytes_per_block // parts.memory.kv.block_size
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_tokens_are_the_same_alone_and_in_a_batch_that_is_chunked_and_preempted(
+    llm: LLM, params: SamplingParams
+) -> None:
+    together = llm.generate(PROMPTS, params, use_tqdm=False)
+    alone = [llm.generate(prompt, params, use_tqdm=False)[0] for prompt in PROMPTS]
+    assert [r.outputs[0].token_ids for r in together] == [r.outputs[0].token_ids for r in alone]
+    assert all(len(result.outputs[0].token_ids) == params.max_tokens for result in together)
+
+
+def test_the_highest_debug_level_reports_every_operator_and_dumps_the_code(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="sandwich")
+    with LLM(debug=5, cache_dir=tmp_path, max_num_seqs=1, max_model_len=64) as llm:
+        llm.generate("x = ", SamplingParams(max_tokens=2), use_tqdm=False)
+    for phase in ("prefill", "decode"):
+        for operator in ("embed", "attention", "gate_up", "argmax"):
+            assert any(line.startswith(f"{phase} {operator} ") for line in caplog.messages)
+        for form in ("tir", "ll", "asm"):
+            assert (tmp_path / "dump" / f"{phase}.{form}").stat().st_size > 1000
