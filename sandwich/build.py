@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ class _Source:
         if config.random_weights and config.model in PRESETS:
             return _Source(preset(config.model), EMBEDDED_MODEL, True)  # with a tokenizer to try it
         folder = resolve_model(config.model)
-        return _Source(ModelConfig.from_folder(folder), folder, config.random_weights)
+        model = replace(ModelConfig.from_folder(folder), name=config.model_name)
+        return _Source(model, folder, config.random_weights)
 
     def load(self, layout: ModelLayout, arena: Arena, seed: int) -> ModelWeights:
         if self.has_random_weights:
@@ -224,4 +225,6 @@ def compiled_executor(
         "values": cache_arena.array(kv.values.shape, kv.values.dtype),
     }
     workspace = Arena(step_bytes(specs), "workspace")
-    return CompiledExecutor(programs.result(), limits, weights.tensors, cache, workspace)
+    executor = CompiledExecutor(programs.result(), limits, weights.tensors, cache, workspace)
+    executor.warm_up()
+    return executor

@@ -62,7 +62,7 @@ class Scheduler:
         if self.limits.max_model_len <= self.pool.num_token_slots:
             limit = f"the model's length is {self.limits.max_model_len} tokens (--max-model-len)"
         else:
-            limit = f"the KV cache holds {self.pool.num_token_slots} tokens (--kv-cache-bytes)"
+            limit = f"the KV cache holds {self.pool.num_token_slots} tokens (--kv-cache-size)"
         raise ContextLengthError(
             f"the prompt has {num_prompt_tokens} tokens and {least_new} or more are to follow, but "
             f"{limit}; shorten the prompt or start the server with a higher limit"

@@ -98,7 +98,7 @@ def test_a_prompt_of_the_model_s_length_is_refused_and_one_shorter_is_not(
 
 def test_a_request_longer_than_the_cache_is_refused_at_once(drive: Drive) -> None:
     driver = drive(max_model_len=48, num_blocks=3)
-    with pytest.raises(ContextLengthError, match=r"12 tokens.*KV cache holds 12.*--kv-cache-bytes"):
+    with pytest.raises(ContextLengthError, match=r"12 tokens.*KV cache holds 12.*--kv-cache-size"):
         driver.add(12)
     name = driver.add(11, max_tokens=None)
     driver.run()
