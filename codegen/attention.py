@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from codegen.gemm import Accumulators, k_loop
 from codegen.kit import CACHE_LINE_BYTES, Expr, T, split
+from codegen.layout import round_up
 from codegen.spec import Phase
 from codegen.step import TILE_FIELDS, Step
 
@@ -145,23 +146,28 @@ class _QueryTile:
 
     def _softmax(self, state: _State) -> None:
         """probabilities = 2**(scores - running maximum); running sums and the factor for `out`
-        follow.
+        follow. The rows' factors 2**(old - new maximum) are taken side by side, in lanes.
         """
         kit, lanes = self.step.kv_kit, self.step.kv_kit.lanes
         num_vectors = self.step.kv.block_size // lanes
         with T.serial(0, self.rows) as row:
-            scores = [T.bind(kit.load(state.scores, row, j * lanes)) for j in range(num_vectors)]
+            scores = [kit.load(state.scores, row, j * lanes) for j in range(num_vectors)]
             largest = scores[0]
             for vector in scores[1:]:
                 largest = T.max(largest, vector)
             previous = T.bind(state.maxima[row])
             maximum = T.bind(T.max(previous, kit.call("sw_hmax", largest)))
+            T.buffer_store(state.factors, previous - maximum, [row])
             T.buffer_store(state.maxima, maximum, [row])
-            factor = T.bind(kit.call("sw_exp2", kit.splat(previous - maximum)))
-            kit.store(state.factors, (row, 0), factor)
-            total = kit.load(state.sums, row, 0) * factor
-            for j, vector in enumerate(scores):
-                power = T.bind(kit.call("sw_exp2", vector - kit.splat(maximum)))
+        for first in range(0, self.rows, lanes):
+            factors = kit.call("sw_exp2", kit.load(state.factors, first))
+            kit.store(state.factors, (first,), factors)
+        with T.serial(0, self.rows) as row:
+            total = kit.load(state.sums, row, 0) * kit.splat(state.factors[row])
+            maximum = kit.splat(T.bind(state.maxima[row]))
+            for j in range(num_vectors):
+                score = kit.load(state.scores, row, j * lanes)
+                power = T.bind(kit.call("sw_exp2", score - maximum))
                 kit.store_act(state.probabilities, row, j * lanes, power)
                 total = total + power
             kit.store(state.sums, (row, 0), total)
@@ -178,7 +184,7 @@ class _QueryTile:
             acc.load(
                 lambda i, j: (
                     kit.load(state.out, row + i, (column + j) * lanes)
-                    * kit.load(state.factors, row + i, 0)
+                    * kit.splat(state.factors[row + i])
                 )
             )
             with T.serial(0, num_words) as word:
@@ -220,7 +226,7 @@ class _State:
     out: Expr  # float32 (rows, head_dim_padded)
     maxima: Expr  # float32 (rows,)
     sums: Expr  # float32 (rows, lanes)
-    factors: Expr  # float32 (rows, lanes), all lanes alike
+    factors: Expr  # float32 (rows,), rounded up to whole vectors
 
     @staticmethod
     def allocate(tile: _QueryTile) -> _State:
@@ -236,7 +242,7 @@ class _State:
             out=local(rows, dims),
             maxima=local(rows),
             sums=local(rows, kit.lanes),
-            factors=local(rows, kit.lanes),
+            factors=local(round_up(rows, kit.lanes)),
         )
 
     def reset(self) -> None:

@@ -209,7 +209,7 @@ HMAX = Intrinsic(
     """
 declare float @llvm.vector.reduce.fmax.v${L}f32(<$L x float>)
 define float @sw_hmax(<$L x float> %x) alwaysinline {
-  %r = call float @llvm.vector.reduce.fmax.v${L}f32(<$L x float> %x)
+  %r = call nnan float @llvm.vector.reduce.fmax.v${L}f32(<$L x float> %x)
   ret float %r
 }""",
     lambda x: np.max(x),
