@@ -1,0 +1,246 @@
+"""Every intrinsic of every ISA this CPU runs, compiled alone, against its meaning in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.compile import load, lower, object_code, tensor
+from codegen.intrinsics import intrinsics_for
+from codegen.kit import Kit, T, prim_func
+from codegen.layout import bf16_from_float32
+from platforms.isa import IsaRow, isa_row
+from platforms.memory import Arena
+from tests.codegen.conftest import ISAS, Array
+
+Operands = tuple[Array, ...]  # each (rows, width); width 1 is a scalar
+Check = Callable[[Array, Array], None]
+
+INF, NAN = float("inf"), float("nan")
+SPECIALS = np.array(
+    [0.0, -0.0, 1.0, -1.0, INF, -INF, NAN, 2.0**-126, 3e38, -3e38, 0.1, 2.0**-133, -(2.0**-149)],
+    np.float32,
+)
+# Ties between two bf16 values, the neighbours of ties, the last number before infinity, NaNs.
+TIES = np.array(
+    [
+        *(0x3F808000, 0x3F818000, 0xBF808000, 0xBF818000),
+        *(0x3F807FFF, 0x3F808001, 0x3F817FFF, 0x3F818001),
+        *(0x7F7F7FFF, 0x7F7F8000, 0x7F800001, 0xFF812345, 0x7FFFFFFF),
+    ],
+    np.uint32,
+).view(np.float32)
+
+
+def in_rows(values: Array, width: int) -> Array:
+    """All of them in rows, the first ones again at the end of the last row."""
+    return np.resize(values, (-(-len(values) // width), width))
+
+
+def normal(rows: int, width: int, seed: int) -> Array:
+    values = np.random.default_rng(seed).standard_normal((rows, width)) * 4
+    return values.astype(np.float32)
+
+
+def random_floats(count: int, seed: int) -> Array:
+    """Of all magnitudes, subnormal, infinite and not a number among them."""
+    return np.random.default_rng(seed).integers(0, 1 << 32, count, np.uint32).view(np.float32)
+
+
+def pairs(values: Array) -> Array:
+    """(rows, 2 n) floats as (rows, n) words of two bf16."""
+    return bf16_from_float32(values).view(np.int32)
+
+
+def floats_to_add_and_multiply(lanes: int) -> Operands:
+    acc, b = np.array(np.meshgrid(SPECIALS, SPECIALS), np.float32).reshape(2, -1)
+    rows = np.concatenate((in_rows(acc, lanes), normal(99, lanes, 0)))
+    factors = np.concatenate((in_rows(b, lanes), normal(99, lanes, 1)))
+    scalars = np.concatenate((SPECIALS, normal(30, 1, 2)[:, 0]))
+    return rows, np.resize(scalars, (len(rows), 1)), factors
+
+
+def pairs_to_add_and_multiply(lanes: int) -> Operands:
+    values = np.array([0.0, -0.0, 1.0, -2.5, INF, -INF, NAN, 255.0], np.float32)
+    special = pairs(np.array(np.meshgrid(values, values)).reshape(2, -1).T)
+    b = np.concatenate((in_rows(special, lanes), pairs(normal(99, 2 * lanes, 0))))
+    acc = normal(len(b), lanes, 1)
+    return acc, pairs(normal(len(b), 2, 2)), b
+
+
+def all_pairs(lanes: int) -> Operands:
+    halves = np.arange(1 << 16, dtype=np.uint32)
+    return (in_rows(halves | halves[::-1] << 16, lanes).view(np.int32),)
+
+
+def floats_to_round(lanes: int) -> Operands:
+    return (in_rows(np.concatenate((SPECIALS, TIES, random_floats(20_000, 0))), lanes),)
+
+
+def exponents(lanes: int) -> Operands:
+    ends = np.array([-126.0, 126.0, 0.0, -0.0], np.float32)
+    near = [ends, *(np.nextafter(ends, np.float32(end)) for end in (-INF, INF))]
+    grid = np.arange(-130, 130, 1 / 16, dtype=np.float32)
+    noise = np.random.default_rng(0).uniform(-127, 127, 5000).astype(np.float32)
+    return (in_rows(np.concatenate((*near, SPECIALS, grid, noise)), lanes),)
+
+
+def gates(lanes: int) -> Operands:
+    special = SPECIALS[~(SPECIALS < -1e30)]  # beyond, 2**126 is too little for an exponential
+    values = np.concatenate((special, np.arange(-100, 100, 1 / 8, dtype=np.float32)))
+    gate = in_rows(values, lanes)
+    return gate, normal(*gate.shape, 0)
+
+
+def numbers(lanes: int) -> Operands:
+    infinite = np.full((1, lanes), -INF, np.float32)
+    return (
+        np.concatenate((infinite, in_rows(SPECIALS[~np.isnan(SPECIALS)], lanes), *largest(lanes))),
+    )
+
+
+def largest(lanes: int) -> list[Array]:
+    """Rows whose largest value is in each lane in turn."""
+    return [np.roll(np.arange(lanes, dtype=np.float32), shift)[None] for shift in range(lanes)]
+
+
+def summands(lanes: int) -> Operands:
+    return (np.concatenate((in_rows(SPECIALS[:5], lanes), normal(99, lanes, 0))),)
+
+
+def masks(lanes: int) -> Operands:
+    counts = [-3, 0, 1, lanes - 1, lanes, lanes + 3]
+    scores = np.concatenate((in_rows(SPECIALS, lanes), normal(5, lanes, 0)))
+    return np.tile(scores, (len(counts), 1)), np.repeat(counts, len(scores))[:, None].astype(
+        np.int32
+    )
+
+
+def equal(actual: Array, expected: Array) -> None:
+    np.testing.assert_array_equal(actual, expected)
+
+
+def equal_bits(actual: Array, expected: Array) -> None:
+    unsigned = np.dtype(f"u{actual.itemsize}")
+    np.testing.assert_array_equal(actual.view(unsigned), expected.view(unsigned))
+
+
+def within(rtol: float, atol: float = 0.0) -> Check:
+    return lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol, atol)
+
+
+# name -> operands for a number of lanes, and how near the result comes to the meaning
+CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
+    "sw_mac_bf16": (pairs_to_add_and_multiply, within(1e-6, 4e-6)),
+    "sw_bf16_lo": (all_pairs, equal_bits),
+    "sw_bf16_hi": (all_pairs, equal_bits),
+    "sw_bf16_bits": (lambda _: floats_to_round(1), equal_bits),
+    "sw_exp2": (exponents, within(3e-7)),
+    "sw_silu_mul": (gates, within(1e-5, 1e-33)),
+    "sw_hmax": (numbers, equal),
+    "sw_hsum": (summands, within(1e-6, 1e-5)),
+    "sw_mask_from": (masks, equal_bits),
+}
+APART = {"sw_mac_f32", "sw_pack_bf16", "sw_prefetch"}  # tests of their own
+EACH = [(isa, name) for isa in ISAS for name in intrinsics_for(isa_row(isa))]
+
+
+def apply(isa: IsaRow, name: str, operands: Sequence[Array]) -> Array:
+    """The intrinsic on every row of its operands."""
+    kit = Kit(isa, "float32")
+    dtype, _, width = intrinsics_for(isa)[name].dtype(isa.lanes).partition("x")
+    shapes = [(len(operands[0]), int(width or 1)), *(operand.shape for operand in operands)]
+    arena = Arena(1 << 20, name)
+    dtypes = [np.dtype(dtype), *(operand.dtype for operand in operands)]
+    arrays = [arena.array(*spec) for spec in zip(shapes, dtypes, strict=True)]
+    for array, operand in zip(arrays[1:], operands, strict=True):
+        array[:] = operand
+
+    def build() -> None:
+        handles = [T.arg(f"a{i}", T.handle()) for i in range(len(arrays))]
+        buffers = [
+            T.match_buffer(handle, list(shape), str(dtype))
+            for handle, shape, dtype in zip(handles, shapes, dtypes, strict=True)
+        ]
+
+        def at(i: int, row: Any) -> list[Any]:
+            return [row, kit.ramp(0, shapes[i][1]) if shapes[i][1] > 1 else 0]
+
+        with kit.imports(), T.serial(0, shapes[0][0]) as row:
+            values = [buffer[tuple(at(i, row))] for i, buffer in enumerate(buffers)][1:]
+            T.buffer_store(buffers[0], kit.call(name, *values), at(0, row))
+
+    function = load(object_code(lower(prim_func("apply", build), isa)), "apply")
+    function(*map(tensor, arrays))
+    return arrays[0]
+
+
+def meaning(isa: IsaRow, name: str, operands: Sequence[Array]) -> Array:
+    truth = intrinsics_for(isa)[name].meaning
+    with np.errstate(all="ignore"):
+        rows = [truth(*row) for row in zip(*operands, strict=True)]
+    return np.array(rows).reshape(len(rows), -1)
+
+
+def test_no_intrinsic_goes_without_a_test() -> None:
+    assert {name for _, name in EACH} <= CASES.keys() | APART
+
+
+@pytest.mark.parametrize(("isa", "name"), [each for each in EACH if each[1] in CASES])
+def test_a_spelling_does_what_its_meaning_says(isa: str, name: str) -> None:
+    row = isa_row(isa)
+    make_operands, agrees = CASES[name]
+    operands = make_operands(row.lanes)
+    agrees(apply(row, name, operands), meaning(row, name, operands))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_multiply_add_rounds_once_or_twice(isa: str) -> None:
+    row = isa_row(isa)
+    operands = acc, a, b = floats_to_add_and_multiply(row.lanes)
+    twice = meaning(row, "sw_mac_f32", operands)
+    with np.errstate(all="ignore"):
+        once = (acc + a.astype(np.float64) * b).astype(np.float32)
+    actual = apply(row, "sw_mac_f32", operands)
+    agrees = [(actual == truth) | (np.isnan(actual) & np.isnan(truth)) for truth in (once, twice)]
+    assert np.logical_or(*agrees).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bf16_pairs_are_rounded_to_nearest_even(isa: str) -> None:
+    row = isa_row(isa)
+    (values,) = floats_to_round(row.lanes)
+    actual = apply(row, "sw_pack_bf16", (values,)).view(np.uint16)
+    expected = bf16_from_float32(values)
+    is_tiny = (values != 0) & (np.abs(values) < 2.0**-126)
+    if row.has_bf16_dot:  # the instruction takes subnormal numbers for zero
+        assert (actual[is_tiny] & 0x7FFF == 0).all()
+        expected[is_tiny] = actual[is_tiny]
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_powers_of_whole_numbers_are_exact(isa: str) -> None:
+    row = isa_row(isa)
+    whole = in_rows(np.arange(-126, 127, dtype=np.float32), row.lanes)
+    np.testing.assert_array_equal(apply(row, "sw_exp2", (whole,)), np.exp2(whole))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_prefetch_of_any_address_does_nothing_that_can_be_seen(isa: str) -> None:
+    row = isa_row(isa)
+    array = Arena(64, "line").array((16,), np.float32)
+    array[:] = 1.0
+
+    def build() -> None:
+        kit = Kit(row, "float32")
+        buffer = T.match_buffer(T.arg("a", T.handle()), [16], "float32")
+        with kit.imports():
+            for ahead in (0, 64, 1 << 40):
+                kit.prefetch(buffer, 0, ahead_bytes=ahead)
+
+    load(object_code(lower(prim_func("prefetch", build), row)), "prefetch")(tensor(array))
+    assert (array == 1.0).all()
