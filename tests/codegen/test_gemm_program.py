@@ -1,0 +1,94 @@
+"""The GEMM program computes what NumPy computes, for every M, copy, tile and edge."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from codegen.compile import pin_pool
+from codegen.gemm_program import GemmProgram, GemmSpec
+from codegen.layout import PanelLayout, bf16_from_float32
+from codegen.reference import gemm
+from codegen.spec import GemmTile
+from platforms.isa import isa_row, select_isa
+from platforms.memory import Arena, arena_nbytes
+
+ISAS = ["generic", select_isa(forced="auto").name]
+TILES = ((3, GemmTile(mr=2, k_unroll=4)), (9, GemmTile(mr=4, kc=16, k_unroll=2)))
+
+
+def make(spec: GemmSpec, weights: np.ndarray) -> tuple[GemmProgram, np.ndarray]:
+    """The program with weights (copies, n, k) float32 packed, and its output."""
+    arguments = spec.arguments()
+    arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "gemm")
+    buffers = {name: arena.array(s.shape, s.dtype) for name, s in arguments.items()}
+    rows = bf16_from_float32(weights) if spec.layout.kr == 2 else weights
+    for copy, matrix in enumerate(rows):
+        spec.layout.pack_rows(matrix, 0, buffers["w"][copy])
+    buffers["out"][:] = np.nan
+    return GemmProgram(spec, buffers), buffers["out"]
+
+
+def spec_of(isa: str, dtype: str, n: int, k: int, num_cores: int = 1) -> GemmSpec:
+    lanes = isa_row(isa).lanes
+    return GemmSpec(isa, PanelLayout(n, k, dtype, 2 * lanes, lanes), 2, num_cores, TILES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("panels", "extra", "k"), [(2, 0, 32), (1, 3, 18), (3, -1, 34)])
+def test_every_m_and_copy_equals_numpy(
+    isa: str, dtype: str, panels: int, extra: int, k: int
+) -> None:
+    spec = spec_of(isa, dtype, panels * 2 * isa_row(isa).lanes + extra, k)
+    n = spec.layout.n
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((spec.max_rows, k), np.float32)
+    weights = rng.standard_normal((2, n, k), np.float32)
+    program, out = make(spec, weights)
+    # A is rounded to bf16 only where the ISA multiplies bf16
+    x = gemm(np.eye(k, dtype=np.float32), x, dtype).T if spec.kit.has_dot else x
+    program.write_a(x)
+    exact = (
+        weights
+        if dtype == "float32"
+        else np.stack([gemm(np.eye(k, dtype=np.float32), w, dtype).T for w in weights])
+    )
+    for m, copy in product(range(1, spec.max_rows + 1), range(2)):
+        out[:] = np.nan
+        program.run(m, copy)
+        np.testing.assert_allclose(out[:m, :n], x[:m] @ exact[copy].T, rtol=1e-4, atol=1e-4)
+        assert np.isnan(out[m:]).all()
+
+
+def test_two_cores_share_the_panels() -> None:
+    isa = select_isa(forced="auto").name
+    n, k = 5 * 2 * isa_row(isa).lanes, 24
+    spec = spec_of(isa, "float32", n, k, num_cores=2)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((7, k), np.float32)
+    weights = rng.standard_normal((2, n, k), np.float32)
+    program, out = make(spec, weights)
+    pin_pool([0, 1], is_pinned=False)
+    program.write_a(x)
+    program.run(7, 1)
+    np.testing.assert_allclose(out[:7], x @ weights[1].T, rtol=1e-4, atol=1e-4)
+
+
+def test_no_rows_are_no_work() -> None:
+    spec = spec_of("generic", "float32", 8, 4)
+    program, out = make(spec, np.ones((2, 8, 4), np.float32))
+    program.run(0, 0)
+    assert np.isnan(out).all()
+
+
+def test_scratch_is_needed_only_where_k_is_cut() -> None:
+    assert spec_of("generic", "float32", 8, 16).arguments()["partial"].shape == (9, 1)
+    assert spec_of("generic", "float32", 8, 17).arguments()["partial"].shape == (9, 8)
+
+
+@pytest.mark.parametrize("bounds", [(), (3, 3), (5, 2)])
+def test_tiles_must_ascend(bounds: tuple[int, ...]) -> None:
+    layout = PanelLayout(8, 4, "float32", 8, 4)
+    with pytest.raises(ValueError, match="must be one or more and ascend"):
+        GemmSpec("generic", layout, 1, 1, tuple((rows, GemmTile(1)) for rows in bounds))
