@@ -218,7 +218,9 @@ def argmax_of_shares(step: Step, core: Expr) -> None:
             lambda other: values[other, row],
             lambda other: ids[other, row],
         )
-        T.buffer_store(step.b["argmax"], T.min(ids[0, row], step.spec.shape.vocab_size - 1), [row])
+        found = T.bind(ids[0, row])  # vocab_size where no logit is above -inf: then all are equal
+        lowest = T.Select(found < step.spec.shape.vocab_size, found, 0)
+        T.buffer_store(step.b["argmax"], lowest, [row])
 
 
 def _pick(

@@ -92,7 +92,7 @@ def gates(lanes: int) -> Operands:
     special = SPECIALS[~(SPECIALS < -1e30)]  # beyond, 2**126 is too little for an exponential
     values = np.concatenate((special, np.arange(-100, 100, 1 / 8, dtype=np.float32)))
     gate = in_rows(values, lanes)
-    return gate, normal(*gate.shape, 0)
+    return gate, normal(len(gate), lanes, 0)
 
 
 def numbers(lanes: int) -> Operands:
