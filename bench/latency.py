@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from bench.driver import EngineDriver, StepTime, decode_headroom
+from bench.driver import EngineDriver, decode_headroom
 from bench.limits import Meter, PeakMeter, ReadMeter
 from bench.record import provenance, write_json
-from bench.summary import decode_row, prefill_row, show
+from bench.summary import DecodeTimes, PrefillTimes, decode_row, prefill_row, show
 from bench.work import StepWork
 from platforms.machine import Machine
 from sandwich.cli.options import add_model_argument, add_options, build_config
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sandwich.build import EngineParts
 
 NUM_WARMUPS = 1
-NUM_PEAK_SAMPLES = 3  # after every prompt
 STEPS_PER_READ_SAMPLE = 4
 
 
@@ -50,12 +49,7 @@ class Cells:
         return max(decode + NUM_WARMUPS + self.num_steps, max(self.prefill) + 1)
 
 
-@dataclass
-class Times:
-    """What was timed: seconds of each prompt by length, steps by (batch, context)."""
-
-    prefill: dict[int, list[float]] = field(default_factory=dict)
-    decode: dict[tuple[int, int], list[StepTime]] = field(default_factory=dict)
+Times = tuple[list[PrefillTimes], list[DecodeTimes]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,31 +132,41 @@ def last_level_cache_bytes(machine: Machine) -> int:
 
 def take_times(driver: EngineDriver, read: Meter, peak: Meter, cells: Cells) -> Times:
     """Every length once to warm up, then rounds over all prompts, then decode, cell by cell."""
-    times = Times()
     say = Console(stderr=True).print  # no live display: it would run beside what is timed
-    for n in cells.prefill:
-        driver.prefill(n)
+    prefill = [PrefillTimes(num_tokens) for num_tokens in cells.prefill]
+    for times in prefill:
+        driver.prefill(times.num_tokens)
     for i in range(cells.num_repeats):
         say(f"prefill, round {i + 1} of {cells.num_repeats}")
-        for n in cells.prefill:
-            seconds = sum(step.seconds for step in driver.prefill(n))
-            times.prefill.setdefault(n, []).append(seconds)
-            for _ in range(NUM_PEAK_SAMPLES):
-                peak.sample()
+        for times in prefill:
+            times.peak_gflops.append(peak.sample())
+            times.seconds.append(sum(step.seconds for step in driver.prefill(times.num_tokens)))
+            times.peak_gflops.append(peak.sample())
+    decode = []
+    for batch, context in product(cells.batches, cells.contexts):
+        say(f"decode, batch {batch}, context {context}")
+        decode.append(decode_times(driver, read, batch, context, cells.num_steps))
+    return prefill, decode
+
+
+def decode_times(
+    driver: EngineDriver, read: Meter, batch: int, context: int, num_steps: int
+) -> DecodeTimes:
+    """Warm up, then `num_steps` steps with samples of the read bandwidth between them."""
+    times = DecodeTimes(batch, context)
 
     def between(i: int) -> None:
         if i % STEPS_PER_READ_SAMPLE == 0:
-            read.sample()
+            times.read_gbps.append(read.sample())
 
-    for batch, context in product(cells.batches, cells.contexts):
-        say(f"decode, batch {batch}, context {context}")
-        steps = driver.decode(batch, context, NUM_WARMUPS + cells.num_steps, between)
-        times.decode[batch, context] = list(steps)[NUM_WARMUPS:]
+    times.steps += driver.decode(batch, context, NUM_WARMUPS + num_steps, between)
+    del times.steps[:NUM_WARMUPS]
     return times
 
 
 def summary(times: Times, read: Meter, peak: Meter, work: StepWork) -> dict[str, Any]:
-    """The measured part of the result: limits, prefill, decode."""
+    """The measured part of the result: limits over the whole run, prefill, decode."""
+    prefill, decode = times
     return {
         "limits": {
             "read_gbps": read.median,
@@ -170,8 +174,8 @@ def summary(times: Times, read: Meter, peak: Meter, work: StepWork) -> dict[str,
             "peak_gflops": peak.median,
             "peak_gflops_best": peak.best,
         },
-        "prefill": [prefill_row(n, s, work, peak.median) for n, s in times.prefill.items()],
-        "decode": [decode_row(c, s, work, read.median) for (_, c), s in times.decode.items()],
+        "prefill": [prefill_row(row, work) for row in prefill],
+        "decode": [decode_row(row, work) for row in decode],
     }
 
 

@@ -19,9 +19,11 @@ from codegen.limits import PeakProbe, ReadProbe
 from platforms.isa import IsaRow
 from platforms.memory import Arena
 
-# Samples of ten milliseconds or so: long beside the start of the threads, short beside the noise.
+# Samples of some fifty milliseconds, as long as a decode step of a model that matters: what
+# interrupts the one interrupts the other as often.
 READ_BYTES = 512 << 20
-PEAK_TURNS = 1_000_000
+READ_PASSES = 4
+PEAK_TURNS = 4_000_000
 CACHES_PER_BUFFER = 8  # so that what a cache holds does not count
 
 
@@ -45,9 +47,13 @@ class Meter(ABC):
     def best(self) -> float:
         return max(self.samples)
 
+    def sample(self) -> float:
+        """Measure once; the result, which is kept in `samples` too."""
+        self.samples.append(self._measure())
+        return self.samples[-1]
+
     @abstractmethod
-    def sample(self) -> None:
-        """Measure once, for about ten milliseconds."""
+    def _measure(self) -> float: ...
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -78,10 +84,12 @@ class ReadMeter(Meter):
         self._sums = self._arena.array(self._probe.sums_shape, np.int32)
         self._do(lambda: self._probe.fill(self._words))
 
-    def sample(self) -> None:
-        """One pass over the buffer."""
-        seconds = self._do(lambda: self._probe.read(self._words, self._sums))
-        self.samples.append(self._words.nbytes / seconds / 1e9)
+    def _measure(self) -> float:
+        return READ_PASSES * self._words.nbytes / self._do(self._read) / 1e9
+
+    def _read(self) -> None:
+        for _ in range(READ_PASSES):
+            self._probe.read(self._words, self._sums)
 
     def close(self) -> None:
         super().close()
@@ -104,7 +112,8 @@ class PeakMeter(Meter):
         self._turns[0] = num_turns
         self._flops = num_turns * self._probe.flops_per_turn
 
-    def sample(self) -> None:
-        """`num_turns` turns of the loop."""
-        seconds = self._do(lambda: self._probe.multiply(self._operands, self._turns, self._sums))
-        self.samples.append(self._flops / seconds / 1e9)
+    def _measure(self) -> float:
+        return self._flops / self._do(self._multiply) / 1e9
+
+    def _multiply(self) -> None:
+        self._probe.multiply(self._operands, self._turns, self._sums)

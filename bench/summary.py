@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -13,36 +14,57 @@ from bench.driver import StepTime
 from bench.work import StepWork
 
 
-def prefill_row(
-    num_tokens: int, seconds: Sequence[float], work: StepWork, peak_gflops: float
-) -> dict[str, Any]:
-    """Rates of the median prompt of this length."""
-    median = statistics.median(seconds)
-    gflops = work.prefill_flops(num_tokens) / median / 1e9
+@dataclass
+class PrefillTimes:
+    """Prompts of one length, and the peak as it was between them."""
+
+    num_tokens: int
+    seconds: list[float] = field(default_factory=list)
+    peak_gflops: list[float] = field(default_factory=list)
+
+
+@dataclass
+class DecodeTimes:
+    """Steps of one batch from one context on, and the read bandwidth as it was between them."""
+
+    batch: int
+    context: int
+    steps: list[StepTime] = field(default_factory=list)
+    read_gbps: list[float] = field(default_factory=list)
+
+
+def prefill_row(times: PrefillTimes, work: StepWork) -> dict[str, Any]:
+    """Rates of the median prompt beside the median of the peak's samples."""
+    seconds = median(times.seconds)
+    gflops = work.prefill_flops(times.num_tokens) / seconds / 1e9
+    peak_gflops = median(times.peak_gflops)
     return {
-        "tokens": num_tokens,
-        "seconds": median,
-        "tok_per_s": num_tokens / median,
+        "tokens": times.num_tokens,
+        "seconds": seconds,
+        "tok_per_s": times.num_tokens / seconds,
         "gflops": gflops,
+        "peak_gflops": peak_gflops,
         "peak_ratio": gflops / peak_gflops,
     }
 
 
-def decode_row(
-    context: int, steps: Sequence[StepTime], work: StepWork, read_gbps: float
-) -> dict[str, Any]:
-    """Rates of the median step; tokens per second are those of all sequences together."""
-    batch = len(steps[0].contexts)
-    seconds = statistics.median(step.seconds for step in steps)
-    gbps = statistics.median(work.decode_bytes(s.contexts) / s.seconds for s in steps) / 1e9
+def decode_row(times: DecodeTimes, work: StepWork) -> dict[str, Any]:
+    """Rates of the median step beside the median of the bandwidth's samples.
+
+    Tokens per second are those of all sequences together.
+    """
+    seconds = median(step.seconds for step in times.steps)
+    gbps = median(work.decode_bytes(s.contexts) / s.seconds for s in times.steps) / 1e9
+    read_gbps = median(times.read_gbps)
     return {
-        "batch": batch,
-        "context": context,
+        "batch": times.batch,
+        "context": times.context,
         "step_seconds": seconds,
-        "tok_per_s": batch / seconds,
+        "tok_per_s": times.batch / seconds,
         "gbps": gbps,
+        "read_gbps": read_gbps,
         "bandwidth_ratio": gbps / read_gbps,
-        "host_overhead_ratio": statistics.median(step.host_overhead_ratio for step in steps),
+        "host_overhead_ratio": median(step.host_overhead_ratio for step in times.steps),
     }
 
 
@@ -55,21 +77,23 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"(best {limits['peak_gflops_best']:.0f})",
         highlight=False,
     )
-    prefill = _table("prefill", ("tokens", "tok/s", "GFLOP/s", "of peak"))
+    prefill = _table("prefill", ("tokens", "tok/s", "GFLOP/s", "peak", "of it"))
     for row in result["prefill"]:
         prefill.add_row(
             str(row["tokens"]),
             f"{row['tok_per_s']:.1f}",
             f"{row['gflops']:.0f}",
+            f"{row['peak_gflops']:.0f}",
             f"{row['peak_ratio']:.1%}",
         )
-    decode = _table("decode", ("batch", "context", "tok/s", "GB/s", "of read", "host"))
+    decode = _table("decode", ("batch", "context", "tok/s", "GB/s", "read", "of it", "host"))
     for row in result["decode"]:
         decode.add_row(
             str(row["batch"]),
             str(row["context"]),
             f"{row['tok_per_s']:.1f}",
             f"{row['gbps']:.1f}",
+            f"{row['read_gbps']:.1f}",
             f"{row['bandwidth_ratio']:.1%}",
             f"{row['host_overhead_ratio']:.1%}",
         )

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bench.driver import StepTime
-from bench.summary import decode_row, prefill_row, show
+from bench.summary import DecodeTimes, PrefillTimes, decode_row, prefill_row, show
 from bench.work import StepWork
 from codegen.spec import ModelShape
 
@@ -29,7 +29,7 @@ WORK = StepWork(SHAPE, "bfloat16", "bfloat16")
 
 
 def test_a_prefill_row_is_of_the_median_prompt() -> None:
-    row = prefill_row(4, [1.0, 2.0, 60.0], WORK, peak_gflops=1e-6)
+    row = prefill_row(PrefillTimes(4, [1.0, 2.0, 60.0], [1e-9, 1e-6, 2e-6]), WORK)
     assert row["tok_per_s"] == 2.0
     assert row["gflops"] == WORK.prefill_flops(4) / 2e9
     assert row["peak_ratio"] == pytest.approx(row["gflops"] / 1e-6)
@@ -37,7 +37,7 @@ def test_a_prefill_row_is_of_the_median_prompt() -> None:
 
 def test_a_decode_row_counts_all_sequences_and_the_contexts_as_they_were() -> None:
     steps = [StepTime(seconds, 0.9 * seconds, (10, 12)) for seconds in (1.0, 2.0, 60.0)]
-    row = decode_row(9, steps, WORK, read_gbps=1e-6)
+    row = decode_row(DecodeTimes(2, 9, steps, [1e-6]), WORK)
     assert (row["batch"], row["context"], row["tok_per_s"]) == (2, 9, 1.0)
     assert row["gbps"] == pytest.approx(WORK.decode_bytes([10, 12]) / 2e9)
     assert row["bandwidth_ratio"] == pytest.approx(row["gbps"] / 1e-6)
@@ -50,8 +50,8 @@ def test_the_tables_show_every_row() -> None:
     result = {
         "dtype": "bfloat16",
         "limits": limits,
-        "prefill": [prefill_row(777, [1.0], WORK, 1.0)],
-        "decode": [decode_row(999, [step], WORK, 1.0)],
+        "prefill": [prefill_row(PrefillTimes(777, [1.0], [1.0]), WORK)],
+        "decode": [decode_row(DecodeTimes(1, 999, [step], [1.0]), WORK)],
     }
     out = io.StringIO()
     show(result, Console(file=out, width=100))
