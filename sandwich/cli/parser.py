@@ -33,6 +33,7 @@ BENCHMARKS = (
         "prefill and decode beside the machine's limits",
         "[MODEL]",
     ),
+    Verb("gemm", "bench.gemm", "matrix products beside oneDNN, OpenBLAS and the machine's limits"),
 )
 VERBS = (
     Verb(

@@ -1,0 +1,156 @@
+"""A problem of the GEMM benchmark, who may take part in it, and our own entry.
+
+A contestant multiplies one weight shape for any M and times itself. It knows nothing of the others,
+of tables or of limits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.driver import BenchmarkError
+from codegen.gemm_program import GemmProgram, GemmSpec
+from codegen.layout import PanelLayout, bf16_from_float32, float32_from_bf16
+from codegen.spec import GemmTile
+from platforms.memory import Arena, arena_nbytes
+from sandwich.executor.launcher import Launcher
+
+RANDOM_BLOCK = 1 << 20  # values; weights repeat them, because speed does not depend on values
+CHECK_COLUMNS = 48
+# The sum of absolute products, times this, is more than any order of float32 additions can lose.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """C[m, n] = A[m, k] W[n, k]^T for m up to max_rows, over num_copies copies of W.
+
+    The copies together do not fit into the caches, so every call finds its weights in memory.
+    """
+
+    layout: PanelLayout
+    num_copies: int
+    max_rows: int
+
+    @property
+    def dtype(self) -> str:
+        return self.layout.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of one copy, without padding."""
+        return self.layout.n * self.layout.k * self.layout.value_dtype.itemsize
+
+
+class Contestant(ABC):
+    """Multiplies one Problem; `seconds` is called between others' turns."""
+
+    name: ClassVar[str]
+    # How long its threads still spin after a call; nobody else is timed meanwhile.
+    settle_seconds: ClassVar[float]
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.setting = ""
+        self._copy = 0
+
+    @abstractmethod
+    def prepare(self, num_rows: int) -> None:
+        """Choose the best setting for this M; whatever it costs is not timed."""
+
+    @abstractmethod
+    def seconds(self, num_calls: int) -> float:
+        """The time of `num_calls` calls with the M of `prepare`, each with the next copy."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End its threads and let go of its memory."""
+
+    def _next_copy(self) -> int:
+        self._copy = (self._copy + 1) % self.problem.num_copies
+        return self._copy
+
+
+class Ours(Contestant):
+    """The generator's kernel; `tiles` as in GemmSpec."""
+
+    name = "sandwich"
+    settle_seconds = 0.005
+
+    def __init__(
+        self,
+        problem: Problem,
+        isa: str,
+        cpus: Sequence[int],
+        tiles: tuple[tuple[int, GemmTile], ...],
+    ) -> None:
+        super().__init__(problem)
+        spec = GemmSpec(isa, problem.layout, problem.num_copies, len(cpus), tiles)
+        arguments = spec.arguments()
+        self._arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "gemm")
+        self._buffers = {n: self._arena.array(s.shape, s.dtype) for n, s in arguments.items()}
+        fill_random(self._buffers["w"].view(problem.layout.value_dtype))
+        self._x = random_activations(problem)
+        self._program = GemmProgram(spec, self._buffers)
+        self._program.write_a(self._x)
+        self._is_a_rounded = spec.kit.has_dot
+        self._launcher = Launcher("gemm", cpus)
+        self._num_rows = 0
+
+    def prepare(self, num_rows: int) -> None:
+        """Nothing to choose; the first call is the check against NumPy."""
+        self._num_rows = num_rows
+        self._launcher.run(lambda: self._program.run(num_rows, 0))
+        self._check(num_rows)
+
+    def seconds(self, num_calls: int) -> float:
+        def calls() -> None:
+            for _ in range(num_calls):
+                self._program.run(self._num_rows, self._next_copy())
+
+        return self._launcher.run(calls)
+
+    def close(self) -> None:
+        self._launcher.close()
+        self._buffers.clear()
+        self._arena.close()
+
+    def _check(self, num_rows: int) -> None:
+        """Compare some rows and columns with NumPy; BenchmarkError if one is wrong."""
+        layout = self.problem.layout
+        rows = np.unique((0, num_rows // 2, num_rows - 1))
+        columns = np.unique(np.linspace(0, layout.n - 1, CHECK_COLUMNS).astype(np.intp))
+        a = self._x[rows]
+        if self._is_a_rounded:
+            a = float32_from_bf16(bf16_from_float32(a))
+        weights = layout.read_rows(self._buffers["w"][0], columns).T
+        error = np.abs(self._buffers["out"][np.ix_(rows, columns)] - a @ weights)
+        if not (error <= TOLERANCE * (np.abs(a) @ np.abs(weights))).all():
+            raise BenchmarkError(
+                f"the {self.problem.dtype} GEMM of {num_rows} x {layout.n} x {layout.k} is wrong: "
+                f"it differs from NumPy by up to {error.max():.3g}"
+            )
+
+
+def random_activations(problem: Problem) -> npt.NDArray[np.float32]:
+    """A, (max_rows, k) float32; the same for every contestant."""
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((problem.max_rows, problem.layout.k), np.float32)
+
+
+def fill_random(values: npt.NDArray[Any]) -> None:
+    """Fill float32 or bf16 (uint16) with weights of a usual size; large arrays repeat a block."""
+    flat = values.reshape(-1)
+    rng = np.random.default_rng(0)
+    block: npt.NDArray[Any] = rng.standard_normal(min(flat.size, RANDOM_BLOCK), np.float32) * 0.02
+    if flat.dtype == np.uint16:
+        block = bf16_from_float32(block)
+    for start in range(0, flat.size, block.size):
+        part = flat[start : start + block.size]
+        part[:] = block[: part.size]

@@ -1,0 +1,167 @@
+"""Times of GEMM cells -> rates, ratios and tables. Knows nothing of how the times were taken."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from bench.gemm_contest import Problem
+from bench.limits import Meter
+
+
+@dataclass(frozen=True)
+class CellTimes:
+    """Seconds per call of one cell, round by round: ours, and each peer's with its setting."""
+
+    model: str
+    role: str
+    m: int
+    problem: Problem
+    ours: tuple[float, ...]
+    peers: dict[str, tuple[str, tuple[float, ...]]]
+
+    @property
+    def flops(self) -> int:
+        """Operations of a call; a multiply-add is two."""
+        return 2 * self.m * self.problem.layout.n * self.problem.layout.k
+
+
+def rows_of(
+    cells: Sequence[CellTimes], read: Meter, peaks: Mapping[str, Meter]
+) -> list[dict[str, Any]]:
+    """A row of the result for every cell."""
+    return [cell_row(c, read.median, peaks[c.problem.dtype].median) for c in cells]
+
+
+def cell_row(cell: CellTimes, read_gbps: float, peak_gflops: float) -> dict[str, Any]:
+    """Rates of the median call, beside the nearer limit and the fastest peer.
+
+    limit_ratio is the larger part of a limit that was reached: weights read once at the read
+    bandwidth, or operations at the peak. A ratio over a peer is the median over the rounds.
+    """
+    layout = cell.problem.layout
+    seconds = statistics.median(cell.ours)
+    gflops, gbps = cell.flops / seconds / 1e9, cell.problem.weight_bytes / seconds / 1e9
+    of_read, of_peak = gbps / read_gbps, gflops / peak_gflops
+    row: dict[str, Any] = {
+        "model": cell.model,
+        "role": cell.role,
+        "dtype": layout.dtype,
+        "m": cell.m,
+        "n": layout.n,
+        "k": layout.k,
+        "ours_gflops": gflops,
+        "ours_gbps": gbps,
+        "limit": "read" if of_read >= of_peak else "peak",
+        "limit_ratio": max(of_read, of_peak),
+        "rounds": len(cell.ours),
+        "peer": None,
+        "peer_setting": None,
+        "peer_gflops": None,
+        "ratio": None,
+    }
+    peers: list[dict[str, Any]] = [
+        {
+            "peer": name,
+            "peer_setting": setting,
+            "peer_gflops": cell.flops / statistics.median(times) / 1e9,
+            "ratio": statistics.median(b / a for a, b in zip(cell.ours, times, strict=True)),
+        }
+        for name, (setting, times) in cell.peers.items()
+    ]
+    best = min(peers, key=lambda peer: peer["ratio"], default={})
+    return row | best | {"peers": peers}
+
+
+def summary_of(
+    cells: list[dict[str, Any]], read: Meter, peaks: Mapping[str, Meter]
+) -> dict[str, Any]:
+    """The measured part of the result: limits, cells, and what they come to for each dtype."""
+    return {
+        "limits": {
+            "read_gbps": read.median,
+            "read_gbps_best": read.best,
+            "peak_gflops": {dtype: peak.median for dtype, peak in peaks.items()},
+            "peak_gflops_best": {dtype: peak.best for dtype, peak in peaks.items()},
+        },
+        "cells": cells,
+        "summary": {dtype: _dtype_summary(cells, dtype) for dtype in peaks},
+    }
+
+
+def _dtype_summary(cells: Sequence[dict[str, Any]], dtype: str) -> dict[str, Any]:
+    compared = [c for c in cells if c["dtype"] == dtype and c["ratio"] is not None]
+    if not compared:
+        return {"geomean_ratio": None, "worst": None, "num_cells": 0, "num_behind": 0}
+    return {
+        "geomean_ratio": statistics.geometric_mean(c["ratio"] for c in compared),
+        "worst": min(compared, key=lambda c: float(c["ratio"])),
+        "num_cells": len(compared),
+        "num_behind": sum(c["ratio"] < 1 for c in compared),
+    }
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print the limits, a table of each dtype and model, and what it comes to."""
+    limits = result["limits"]
+    for dtype, summary in result["summary"].items():
+        console.print(
+            f"limits: read {limits['read_gbps']:.1f} GB/s (best {limits['read_gbps_best']:.1f}), "
+            f"{dtype} peak {limits['peak_gflops'][dtype]:.0f} GFLOP/s "
+            f"(best {limits['peak_gflops_best'][dtype]:.0f})",
+            highlight=False,
+        )
+        cells = [c for c in result["cells"] if c["dtype"] == dtype]
+        for model in dict.fromkeys(c["model"] for c in cells):
+            of_model = [c for c in cells if c["model"] == model]
+            console.print(_table(f"{dtype}, {model}", of_model))
+        if summary["num_cells"]:
+            console.print(summary_line(dtype, summary), highlight=False)
+
+
+def summary_line(dtype: str, summary: dict[str, Any]) -> str:
+    """One dtype's comparison with the better peer of each cell, for people."""
+    worst = summary["worst"]
+    return (
+        f"{dtype}: {summary['geomean_ratio']:.2f} x the better peer (geometric mean of "
+        f"{summary['num_cells']} cells), behind in {summary['num_behind']}; worst "
+        f"{worst['ratio']:.2f} x at {worst['model']} {worst['role']}, M {worst['m']} "
+        f"({worst['peer']})"
+    )
+
+
+def _table(title: str, cells: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("role", no_wrap=True)
+    for column in ("M", "GFLOP/s", "GB/s", "of limit", "peer", "GFLOP/s", "ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
+    previous = None
+    for cell in cells:
+        if previous not in (None, cell["role"]):
+            table.add_section()
+        table.add_row("" if cell["role"] == previous else cell["role"], *_figures(cell))
+        previous = cell["role"]
+    return table
+
+
+def _figures(cell: dict[str, Any]) -> tuple[str, ...]:
+    ours = (
+        str(cell["m"]),
+        f"{cell['ours_gflops']:.0f}",
+        f"{cell['ours_gbps']:.1f}",
+        f"{cell['limit_ratio']:.0%} {cell['limit']}",
+    )
+    if cell["ratio"] is None:
+        return (*ours, "-", "-", "-")
+    return (
+        *ours,
+        f"{cell['peer']} {cell['peer_setting']}",
+        f"{cell['peer_gflops']:.0f}",
+        f"{cell['ratio']:.2f}",
+    )
