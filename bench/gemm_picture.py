@@ -103,23 +103,31 @@ def _roofline(
     intensity = [c["ours_gflops"] / c["ours_gbps"] for c in cells]
     ends = (min(intensity) / 1.6, max(intensity) * 1.6)
     peak, read = limits["peak_gflops"][dtype], limits["read_gbps"]
-    best = (limits["peak_gflops_best"][dtype], limits["read_gbps_best"])
-    _roof(axes, ends, *best, color="#999999", linewidth=1, linestyle=":", label="best sample")
-    _roof(axes, ends, peak, read, color="#333333", linewidth=1.5, label="limit (median)")
-    peers = [(x, c["peer_gflops"]) for x, c in zip(intensity, cells, strict=True) if c["peer"]]
     dots = {"s": 22, "alpha": 0.75, "linewidths": 0}
-    if peers:
-        axes.scatter(*zip(*peers, strict=True), color=PEER, marker="s", label="better peer", **dots)
     ours = [c["ours_gflops"] for c in cells]
     axes.scatter(intensity, ours, color=OURS, marker="o", label="sandwich", **dots)
+    peers = [(x, c["peer_gflops"]) for x, c in zip(intensity, cells, strict=True) if c["peer"]]
+    if peers:
+        axes.scatter(
+            *zip(*peers, strict=True),
+            color=PEER,
+            marker="s",
+            label="better peer",
+            zorder=1.5,
+            **dots,
+        )
+    best = (limits["peak_gflops_best"][dtype], limits["read_gbps_best"])
+    _roof(axes, ends, *best, color="#999999", linewidth=1, linestyle=":", label="limits, best")
+    _roof(axes, ends, peak, read, color="#333333", linewidth=1.5, label="limits, median")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     text = {"textcoords": "offset points", "size": 9}
-    axes.annotate(f"peak {peak:.0f} GFLOP/s", (ends[1], peak), (0, -13), ha="right", **text)
-    middle = math.sqrt(ends[0] * peak / read)
-    axes.annotate(f"read {read:.0f} GB/s", (middle, middle * read), (-8, 4), ha="right", **text)
+    axes.annotate(f"peak {peak:.0f} GFLOP/s", (ends[1], best[0]), (0, 5), ha="right", **text)
+    middle = math.sqrt(ends[0] * best[0] / best[1])
+    axes.annotate(f"read {read:.0f} GB/s", (middle, middle * best[1]), (-6, 0), ha="right", **text)
+    axes.set_ylim(top=best[0] * 1.5)
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
