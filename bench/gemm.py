@@ -53,6 +53,8 @@ CACHES_OF_WEIGHTS = 4  # the copies of a matrix are this many times as large as 
 MIN_LLC_BYTES = 32 << 20  # where the machine hides its caches
 SAMPLE_SECONDS = 0.03  # one turn of a contestant, or one call if that takes longer
 MIN_ROUNDS = 2
+IDLE_STEP_SECONDS = 0.004
+MAX_IDLE_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -254,19 +256,28 @@ def take_turns(
     for contestant in contestants:
         once = contestant.seconds(1)
         num_calls[contestant.name] = max(1, round(SAMPLE_SECONDS / once))
-        time.sleep(contestant.settle_seconds)
+        wait_until_idle()
     times: dict[str, list[float]] = {c.name: [] for c in contestants}
     started = time.perf_counter()
     for i in range(selection.num_rounds):
         for contestant in contestants if i % 2 == 0 else reversed(contestants):
             calls = num_calls[contestant.name]
             times[contestant.name].append(contestant.seconds(calls) / calls)
-            time.sleep(contestant.settle_seconds)
+            wait_until_idle()
         for meter in meters:
             meter.sample()
         if i + 1 >= MIN_ROUNDS and time.perf_counter() - started > selection.cell_seconds:
             break
     return times
+
+
+def wait_until_idle() -> None:
+    """Return when no thread of this process works: pools spin for up to 0.1 s after a call."""
+    for _ in range(MAX_IDLE_STEPS):
+        before = time.process_time()
+        time.sleep(IDLE_STEP_SECONDS)
+        if time.process_time() - before < IDLE_STEP_SECONDS / 4:
+            return
 
 
 def _some_of(known: Sequence[str] | dict[str, Any], has_none: bool) -> Callable[[str], Any]:

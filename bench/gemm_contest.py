@@ -52,8 +52,6 @@ class Contestant(ABC):
     """Multiplies one Problem; `seconds` is called between others' turns."""
 
     name: ClassVar[str]
-    # How long its threads still spin after a call; nobody else is timed meanwhile.
-    settle_seconds: ClassVar[float]
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -81,7 +79,6 @@ class Ours(Contestant):
     """The generator's kernel; `tiles` as in GemmSpec."""
 
     name = "sandwich"
-    settle_seconds = 0.005
 
     def __init__(
         self,

@@ -97,7 +97,6 @@ class OneDnn(Peer):
 
     name = "onednn"
     dtypes = ("bfloat16", "float32")
-    settle_seconds = 0.01
 
     def _start(self, cpus: list[int]) -> bool:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own arrays on huge pages
@@ -148,7 +147,6 @@ class OpenBlas(Peer):
 
     name = "openblas"
     dtypes = ("float32",)
-    settle_seconds = 0.03
 
     def _start(self, cpus: list[int]) -> bool:
         self._x = random_activations(self.problem)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import bench.gemm
-import bench.gemm_contest
 import bench.gemm_peers
 import bench.gemm_picture
 from bench.gemm import DECODE_ROWS, Selection, take_turns
@@ -40,9 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.gemm.SHAPES, "tiny", preset("tiny").shape(1))
     monkeypatch.setattr(bench.gemm_peers, "TRIAL_SECONDS", 0.0)
     monkeypatch.setattr(bench.gemm_peers, "WARM_SECONDS", 0.05)
-    monkeypatch.setattr(bench.gemm_contest.Ours, "settle_seconds", 0.0)
-    for peer in bench.gemm_peers.PEERS.values():
-        monkeypatch.setattr(peer, "settle_seconds", 0.0)
+    monkeypatch.setattr(bench.gemm, "IDLE_STEP_SECONDS", 0.0)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
@@ -167,8 +164,6 @@ def test_the_copies_of_a_matrix_exceed_the_caches(llc_bytes: int, num_copies: in
 
 class Fake(Contestant):
     """Writes down when it was called."""
-
-    settle_seconds = 0.0
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self._log = name, log  # type: ignore[misc]
