@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import groupby
 
 from platforms.machine import Machine
 from platforms.sysfs import format_cpu_list
@@ -166,6 +167,12 @@ def candidates(tree: TopoTree) -> tuple[Candidate, ...]:
         if frozenset(cpus) not in found:
             found[frozenset(cpus)] = Candidate(_name(tree, kept), cpus, kept.partitions)
     return tuple(found.values())
+
+
+def named_candidate(name: str, machine: Machine, cpus: Sequence[int]) -> Candidate:
+    """These CPUs in the order given, each of which must be online."""
+    home = {cpu: llc.cpus[0] for llc in machine.topology.groups() for cpu in llc.cpus}
+    return Candidate(name, tuple(cpus), tuple(tuple(g) for _, g in groupby(cpus, home.__getitem__)))
 
 
 def _removals(tree: TopoTree, level: Level) -> Iterator[TopoTree]:
