@@ -34,7 +34,10 @@ from sandwich.models.generation import generation_defaults
 from sandwich.models.presets import PRESETS, preset
 from sandwich.tokenizer import Tokenizer
 from sandwich.weights import ModelWeights, load_weights, random_weights
-from schedules.plan import PlanPair, default_plans
+from schedules.plan import PlanPair, default_plans, panel_width
+from schedules.rates import estimated_rates
+from schedules.search import SearchResult, search
+from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
 
 TIMERS_FROM = 3  # levels of SANDWICH_DEBUG
 DUMPS_FROM = {"tir": 4, "ll": 4, "asm": 5}
@@ -112,7 +115,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
         if source.folder == EMBEDDED_MODEL and source.has_random_weights
         else (generation_defaults(source.folder))
     )
-    plans, memory = make_plans(config, machine, source.config)
+    plans, memory, _ = make_plans(config, machine, source.config)
     executor = _executor(config, source, plans, memory)
     return EngineParts(
         engine=Engine(executor),
@@ -128,20 +131,28 @@ def build_engine(config: EngineConfig) -> EngineParts:
 
 def make_plans(
     config: EngineConfig, machine: Machine, model: ModelConfig
-) -> tuple[PlanPair, MemoryPlan]:
-    """The execution and memory plans, printed; MemoryLimitError if the model cannot fit."""
+) -> tuple[PlanPair, MemoryPlan, SearchResult]:
+    """The execution and memory plans, printed, and the search that chose the cores.
+
+    Raises MemoryLimitError if the model cannot fit. Loads nothing; takes milliseconds.
+    """
     isa = machine.isa_row
     shape = model.shape(longest_context(model, config.max_model_len))
-    plans = default_plans(isa, _cpus(config.cpu_bind, machine), shape.group_size)
-    for plan in (plans.prefill, plans.decode):
-        _log.info("plan %s", plan.render())
     dtype = _resolve_dtype(config.dtype, model)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    layout = ModelLayout.build(shape, dtype, isa.lanes, plans.panel)
+    layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa))
+    found = _core_sets(config.cpu_bind, machine)
+    plans = default_plans(isa, found[0].cpus, shape.group_size)
+    query_tile = plans.prefill.query_tile
+    result = search(machine, found, layout, kv_dtype, query_tile, estimated_rates(machine, dtype))
+    plans = result.applied_to(plans)
+    for choice in (result.prefill, result.decode):
+        _log.info("plan %s", plans.of(choice.phase).render())
+        _log.info("     because %s", choice.reason)
     specs = program_specs(plans, shape, dtype, kv_dtype, _limits(config, shape, num_blocks=1))
     memory = plan_memory(model, layout, kv_dtype, step_bytes(specs), config, machine.limits)
     _log.info("%s", memory.render())
-    return plans, memory
+    return plans, memory, result
 
 
 def _limits(config: EngineConfig, shape: ModelShape, num_blocks: int) -> ExecutorLimits:
@@ -163,18 +174,19 @@ def _resolve_dtype(dtype: str, model: ModelConfig) -> str:
     return "float32" if model.dtype == "float32" else "bfloat16"
 
 
-def _cpus(cpu_bind: str, machine: Machine) -> tuple[int, ...]:
-    """The CPUs to work on: those that suit this machine, or those that the user names."""
+def _core_sets(cpu_bind: str, machine: Machine) -> tuple[Candidate, ...]:
+    """The sets of CPUs to choose from, all first; only one if the user names the CPUs."""
     if cpu_bind in ("auto", "nobind"):
-        return machine.usable_cpus()
+        return candidates(TopoTree.of(machine))
     named = tuple(cpu for part in cpu_bind.split("|") for cpu in parse_cpu_list(part))
-    strange = sorted(set(named) - set(machine.limits.affinity))
+    allowed = sorted(set(machine.limits.affinity) & set(machine.topology.cpus))
+    strange = sorted(set(named) - set(allowed))
     if strange:
         raise ConfigError(
             f"--cpu-bind names CPU {strange[0]}, which this process may not use; "
-            f"it may use {list(machine.limits.affinity)}"
+            f"it may use {allowed}"
         )
-    return tuple(dict.fromkeys(named))
+    return (named_candidate(f"--cpu-bind {cpu_bind}", machine, tuple(dict.fromkeys(named))),)
 
 
 def _executor(

@@ -1,15 +1,20 @@
-"""`sandwich plan [MODEL]`: how a model would run on this machine, without loading it."""
+"""`sandwich plan [MODEL]`: how a model would run on this machine, or on a recorded one.
+
+Nothing is loaded: the model is its shape, the machine its record.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from sandwich.cli.options import add_model_argument, add_options, build_config
 from sandwich.config import EngineConfig
 
 if TYPE_CHECKING:
+    from platforms.machine import Machine
     from sandwich.memory_plan import MemoryPlan
     from sandwich.models.config import ModelConfig
 
@@ -17,19 +22,29 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--simulate",
+        metavar="MACHINE",
+        help="plan for another machine: the name of a recorded one, or a file that "
+        "`sandwich probe --json` wrote there",
+    )
     add_options(parser, EngineConfig, without_groups=("server", "development"))
 
 
 def main(args: argparse.Namespace) -> None:
-    from platforms.probe import probe
     from sandwich.build import make_plans
+    from schedules.topotree import TopoTree, render
 
     config = build_config(EngineConfig, args)
-    machine = probe(isa=config.isa)
+    machine = _machine(args.simulate, config.isa)
     model = _model_config(config.model)
-    plans, memory = make_plans(config, machine, model)
+    plans, memory, result = make_plans(config, machine, model)
     if args.json:
         report = {"model": config.model_name, "machine": machine.fingerprint, **plans.to_json()}
+        for choice in (result.prefill, result.decode):
+            report[choice.phase.value] |= choice.to_json()
+        report["candidates"] = result.candidates_json()
+        report["rates"] = asdict(result.rates)
         print(json.dumps(report | {"memory": _memory_record(memory)}, indent=2))
         return
     print(f"{config.model_name} on {machine.cpu_model} with {machine.isa}")
@@ -37,6 +52,23 @@ def main(args: argparse.Namespace) -> None:
     print(plans.prefill.render())
     print(plans.decode.render())
     print(memory.render())
+    print("\n".join(result.render()))
+    uses = {"prefill": plans.prefill.cpus, "decode": plans.decode.cpus}
+    tree = TopoTree.of(machine, sorted({cpu for cpus in uses.values() for cpu in cpus}))
+    print("\n".join(render(tree, uses)))
+
+
+def _machine(simulated: str | None, isa: str | None) -> Machine:
+    """This machine, or a recorded one; with the best of its ISAs, or the one that is asked for."""
+    from platforms.isa import select_isa
+    from platforms.machines import load_machine
+    from platforms.probe import probe
+
+    if simulated is None:
+        return probe(isa=isa)
+    machine = load_machine(simulated)
+    row = select_isa(machine.isa_features, isa or "auto", machine.arch)
+    return replace(machine, isa=row.name)
 
 
 def _model_config(model: str) -> ModelConfig:

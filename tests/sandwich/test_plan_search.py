@@ -1,0 +1,116 @@
+"""The plan search in its two users: `sandwich plan`, and an engine whose phases differ in cores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from platforms.machine import Machine
+from platforms.machines import load_machine, recorded_machines
+from platforms.probe import probe
+from sandwich.build import build_engine, make_plans
+from sandwich.config import ConfigError, EngineConfig
+from sandwich.models.presets import preset
+from sandwich.request import Request
+from sandwich.sampling_params import SamplingParams
+from schedules.rates import MachineRates, estimated_rates
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize("name", recorded_machines())
+def test_a_model_is_planned_for_any_recorded_machine(run: Run, name: str) -> None:
+    report = json.loads(run("plan", "llama-3.2-1b", "--simulate", name, "--json").out)
+    machine = load_machine(name)
+    assert report["machine"] == machine.fingerprint
+    for phase in ("prefill", "decode"):
+        choice = report[phase]
+        assert choice["isa"] == machine.isa
+        assert choice["cores"] == choice["cpus"] == list(chain(*choice["groups"]))
+        assert choice["predicted_us"] > 0
+        assert choice["reason"]
+    assert sorted(report["prefill"]["cores"]) == sorted(machine.usable_cpus())
+    assert report["candidates"][0]["predicted_us"]["decode"] <= report["decode"]["predicted_us"]
+    assert report["rates"]["node_gbps"] > 0
+
+
+def test_the_text_has_the_choices_the_runners_up_and_the_tree(run: Run) -> None:
+    lines = run("plan", "llama-3.2-1b", "--simulate", "epyc-9655").out.splitlines()
+    decode = lines.index(next(line for line in lines if line.startswith("decode   2 cores per")))
+    assert lines[decode + 1].strip().startswith("because 24 cores take ")
+    assert lines[decode + 2].strip().startswith("then 3 cores per LLC group, 36 in all: ")
+    assert lines[-1] == "    LLC group 88-95  prefill 88-95  decode 88-89"
+
+
+def test_a_machine_from_a_file_is_planned_for_and_its_isa_may_be_forced(
+    run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "machine.json"
+    file.write_text(load_machine("epyc-9655").to_json())
+    out = run("plan", "tiny", "--simulate", str(file), "--isa", "avx2", "--json").out
+    assert json.loads(out)["prefill"]["isa"] == "avx2"
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--simulate", "pdp-11"], "epyc-7h12-2s"),
+        (["--simulate", "graviton3", "--isa", "avx2"], "needs x86_64"),
+        (["--simulate", "graviton3", "--cpu-bind", "64"], "CPU 64"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_with_what_can(
+    run: Run, options: list[str], part: str
+) -> None:
+    _, err = run("plan", "tiny", *options, code=2)
+    assert err.startswith("error: ")
+    assert part in err
+
+
+def test_cpus_that_the_user_names_serve_both_phases() -> None:
+    machine = load_machine("epyc-7h12-2s")
+    config = EngineConfig(model="llama-3.2-1b", cpu_bind="8-9|0-1")
+    plans, _, result = make_plans(config, machine, preset("llama-3.2-1b"))
+    assert plans.prefill.cpus == plans.decode.cpus == (8, 9, 0, 1)
+    assert result.decode.chosen.candidate.groups == ((8, 9), (0, 1))
+
+
+def test_a_cpu_that_is_offline_cannot_be_named() -> None:
+    machine = load_machine("graviton3")
+    limits = replace(machine.limits, affinity=tuple(range(128)))
+    with pytest.raises(ConfigError, match="CPU 100"):
+        make_plans(EngineConfig(cpu_bind="100"), replace(machine, limits=limits), preset("tiny"))
+
+
+def dear_barriers(machine: Machine, dtype: str) -> MachineRates:
+    """Rates with which decode does better alone, and prefill does not."""
+    return replace(estimated_rates(machine, dtype), barrier_base_us=20.0)
+
+
+@pytest.mark.skipif(len(probe().usable_cpus()) != 2, reason="needs a machine of two cores")
+def test_phases_with_different_cores_share_weights_and_cache(
+    monkeypatch: pytest.MonkeyPatch, cache_dir: Path
+) -> None:
+    def tokens(num_cores: int) -> list[int | None]:
+        config = EngineConfig(max_num_seqs=2, max_model_len=1024, cache_dir=cache_dir)
+        parts = build_engine(config)
+        assert len(parts.plans.prefill.cpus) == 2
+        assert len(parts.plans.decode.cpus) == num_cores
+        prompt = parts.tokenizer.encode("def add(a, b):\n", add_special_tokens=True)
+        params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+        parts.engine.add_request(Request("one", prompt, params))
+        events = []
+        while parts.engine.has_work():
+            events += parts.engine.step()
+        parts.engine.close()
+        return [event.token_id for event in events]
+
+    both = tokens(2)
+    monkeypatch.setattr("sandwich.build.estimated_rates", dear_barriers)
+    assert tokens(1) == both
