@@ -18,7 +18,7 @@ from rich.console import Console
 from bench.gemm_contest import Contestant, Ours, Problem
 from bench.gemm_peers import PEERS, Peer, missing_library
 from bench.gemm_picture import draw, require_matplotlib
-from bench.gemm_summary import CellTimes, rows_of, show, summary_of
+from bench.gemm_summary import CellTimes, PeerTimes, rows_of, show, summary_of
 from bench.latency import last_level_cache_bytes
 from bench.limits import Meter, PeakMeter, ReadMeter
 from bench.record import provenance, write_json
@@ -244,7 +244,7 @@ class Matrix:
             m=m,
             problem=ours.problem,
             ours=tuple(times[ours.name]),
-            peers={p.name: (p.setting, tuple(times[p.name])) for p in peers},
+            peers={p.name: PeerTimes(p.setting, tuple(times[p.name]), p.trials) for p in peers},
         )
 
 

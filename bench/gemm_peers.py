@@ -43,6 +43,7 @@ class Peer(Contestant):
         self._arena = Arena(math.prod(shape) * item.itemsize, self.name)
         self._weights = self._arena.array(shape, item)
         fill_random(self._weights)
+        self.trials: dict[str, float] = {}  # seconds per call of each setting, roughly
         self._call: Callable[[int], object] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
         self.is_pinned: bool = self._thread.submit(self._start, list(cpus)).result()
@@ -76,17 +77,16 @@ class Peer(Contestant):
 
     def _choose(self, num_rows: int) -> None:
         self._call = None  # its packed weights need not outlive it
-        best = math.inf
-        winner: tuple[str, Callable[[int], object]] | None = None
+        self.trials = {}
+        calls = {}
         for setting, call in self._settings(num_rows):
             self._call = call
             once = min(self._timed(1), self._timed(1))
             num_calls = math.ceil(TRIAL_SECONDS / once)
             seconds = self._timed(num_calls) / num_calls if num_calls > 1 else once
-            if seconds < best:
-                best, winner = seconds, (setting, call)
-        assert winner is not None
-        self.setting, self._call = winner
+            self.trials[setting], calls[setting] = seconds, call
+        self.setting = min(self.trials, key=lambda name: self.trials[name])
+        self._call = calls[self.setting]
 
 
 class OneDnn(Peer):

@@ -76,7 +76,7 @@ def _heat_map(
         for x, m in enumerate(all_m):
             ratio = ratios.get((matrix, m))
             if ratio is not None:
-                is_dark = abs(math.log2(ratio)) > 0.65 * limit
+                is_dark = abs(math.log2(ratio)) > 0.55 * limit
                 colour = "white" if is_dark else "black"
                 axes.text(x, y, f"{ratio:.2f}", ha="center", va="center", size=8, color=colour)
     axes.set_xticks(range(len(all_m)), [str(m) for m in all_m])
@@ -124,9 +124,21 @@ def _roofline(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     text = {"textcoords": "offset points", "size": 9}
-    axes.annotate(f"peak {peak:.0f} GFLOP/s", (ends[1], best[0]), (0, 5), ha="right", **text)
+    axes.annotate(
+        f"peak {peak:.0f} GFLOP/s (best {best[0]:.0f})",
+        (ends[1], best[0]),
+        (0, 5),
+        ha="right",
+        **text,
+    )
     middle = math.sqrt(ends[0] * best[0] / best[1])
-    axes.annotate(f"read {read:.0f} GB/s", (middle, middle * best[1]), (-6, 0), ha="right", **text)
+    axes.annotate(
+        f"read {read:.0f} GB/s\n(best {best[1]:.0f})",
+        (middle, middle * best[1]),
+        (-6, 0),
+        ha="right",
+        **text,
+    )
     axes.set_ylim(top=best[0] * 1.5)
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -14,17 +14,28 @@ from rich.table import Table
 from bench.gemm_contest import Problem
 from bench.limits import Meter
 
+PEER_FIELDS = ("peer", "peer_setting", "peer_gflops", "ratio")  # of a cell: its better peer's
+
+
+@dataclass(frozen=True)
+class PeerTimes:
+    """Seconds per call with the best setting, round by round, and of one trial of every setting."""
+
+    setting: str
+    seconds: tuple[float, ...]
+    trials: dict[str, float]
+
 
 @dataclass(frozen=True)
 class CellTimes:
-    """Seconds per call of one cell, round by round: ours, and each peer's with its setting."""
+    """Seconds per call of one cell, round by round: ours and each peer's."""
 
     model: str
     role: str
     m: int
     problem: Problem
     ours: tuple[float, ...]
-    peers: dict[str, tuple[str, tuple[float, ...]]]
+    peers: dict[str, PeerTimes]
 
     @property
     def flops(self) -> int:
@@ -61,22 +72,20 @@ def cell_row(cell: CellTimes, read_gbps: float, peak_gflops: float) -> dict[str,
         "limit": "read" if of_read >= of_peak else "peak",
         "limit_ratio": max(of_read, of_peak),
         "rounds": len(cell.ours),
-        "peer": None,
-        "peer_setting": None,
-        "peer_gflops": None,
-        "ratio": None,
+        **dict.fromkeys(PEER_FIELDS),
     }
     peers: list[dict[str, Any]] = [
         {
             "peer": name,
-            "peer_setting": setting,
-            "peer_gflops": cell.flops / statistics.median(times) / 1e9,
-            "ratio": statistics.median(b / a for a, b in zip(cell.ours, times, strict=True)),
+            "peer_setting": peer.setting,
+            "peer_gflops": cell.flops / statistics.median(peer.seconds) / 1e9,
+            "ratio": statistics.median(b / a for a, b in zip(cell.ours, peer.seconds, strict=True)),
+            "trial_gflops": {name: cell.flops / t / 1e9 for name, t in peer.trials.items()},
         }
-        for name, (setting, times) in cell.peers.items()
+        for name, peer in cell.peers.items()
     ]
-    best = min(peers, key=lambda peer: peer["ratio"], default={})
-    return row | best | {"peers": peers}
+    best = min(peers, key=lambda peer: peer["ratio"], default=row)
+    return row | {name: best[name] for name in PEER_FIELDS} | {"peers": peers}
 
 
 def summary_of(

@@ -16,7 +16,7 @@ import bench.gemm_picture
 from bench.gemm import DECODE_ROWS, Selection, take_turns
 from bench.gemm_contest import Contestant, Problem
 from bench.gemm_peers import Peer, pin_workers
-from bench.gemm_summary import CellTimes, cell_row, show, summary_of
+from bench.gemm_summary import CellTimes, PeerTimes, cell_row, show, summary_of
 from bench.limits import PeakMeter, ReadMeter
 from codegen.gemm_program import GemmProgram
 from codegen.layout import PanelLayout
@@ -64,6 +64,7 @@ def test_every_cell_is_measured_beside_the_better_peer(tmp_path: Path) -> None:
         "openblas",
     }
     assert all(c["ratio"] == min(p["ratio"] for p in c["peers"]) > 0 for c in cells)
+    assert all(p["peer_setting"] in p["trial_gflops"] for c in cells for p in c["peers"])
     assert result["machine"]["fingerprint"]
     assert picture.exists() == has_matplotlib
 
@@ -192,7 +193,9 @@ def test_turns_alternate_until_the_rounds_or_the_time_are_over(
 
 def cell(m: int, **peers: tuple[float, ...]) -> CellTimes:
     problem = Problem(PanelLayout(1000, 500, "bfloat16", 64, 16), 1, m)
-    rivals = {name: ("packed", times) for name, times in peers.items()}
+    rivals = {
+        name: PeerTimes("packed", times, {"packed": times[0]}) for name, times in peers.items()
+    }
     return CellTimes("tiny", "o", m, problem, (0.001, 0.002, 0.004), rivals)
 
 
