@@ -1,0 +1,208 @@
+"""A tiny model in memory, the executors that run it, and batches for them without a scheduler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.layout import KvLayout, ModelLayout, PanelLayout, bf16_from_float32
+from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase
+from platforms.isa import isa_row, select_isa
+from platforms.memory import Arena
+from sandwich.build import compiled_executor
+from sandwich.executor.base import Batch, ExecutorLimits
+from sandwich.executor.compiled import CompiledExecutor
+from sandwich.executor.reference import ReferenceExecutor
+from sandwich.models.rope import RopeConfig, fill_tables
+from sandwich.request import Request
+from sandwich.sampling_params import SamplingParams
+from sandwich.weights import ModelWeights
+from schedules.plan import Plan, PlanPair, panel_width
+
+Array = np.ndarray
+
+BLOCK_SIZE = 32
+CPUS = tuple(sorted(os.sched_getaffinity(0))[:2])
+SHAPE = ModelShape(
+    num_layers=2,
+    hidden_size=44,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=12,
+    intermediate_size=39,
+    vocab_size=83,
+    rms_norm_eps=1e-5,
+    qkv_bias=True,
+    o_bias=False,
+    mlp_bias=True,
+    tied_embeddings=False,
+    max_model_len=96,
+)
+LIMITS = ExecutorLimits(
+    block_size=BLOCK_SIZE,
+    num_blocks=13,
+    max_num_seqs=4,
+    max_num_batched_tokens=80,
+    max_model_len=96,
+    vocab_size=SHAPE.vocab_size,
+)
+# Small tiles: quick to compile, with tails for most numbers of rows.
+PREFILL_TILE = GemmTile(mr=2, kc=16, k_unroll=2)
+DECODE_TILE = GemmTile(mr=2, prefetch_bytes=1024)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """Random weights in the layout of an ISA, and the plans for it."""
+
+    weights: ModelWeights
+    kv: KvLayout
+    plans: PlanPair
+
+    @staticmethod
+    def make(isa: str, dtype: str, kv_dtype: str | None = None, **shape: Any) -> TinyModel:
+        row = isa_row(isa)
+        sizes = ModelShape(**(vars(SHAPE) | shape))
+        layout = ModelLayout.build(sizes, dtype, row.lanes, panel_width(row))
+        kv = KvLayout(
+            sizes.num_layers,
+            sizes.num_kv_heads,
+            sizes.head_dim,
+            BLOCK_SIZE,
+            row.lanes,
+            kv_dtype or dtype,
+            LIMITS.num_blocks,
+        )
+
+        def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
+            tiles = tuple((role, tile) for role in GEMM_ROLES)
+            return Plan(phase, isa, CPUS, tiles, query_tile)
+
+        plans = PlanPair(
+            layout.panel, plan(Phase.PREFILL, PREFILL_TILE, 2), plan(Phase.DECODE, DECODE_TILE, 1)
+        )
+        return TinyModel(random_weights(layout), kv, plans)
+
+    def compiled(self, cache_dir: Path) -> CompiledExecutor:
+        return compiled_executor(
+            self.plans,
+            self.weights.layout,
+            self.kv,
+            LIMITS,
+            lambda: self.weights,
+            cache_dir,
+            is_pinned=False,
+        )
+
+    def reference(self) -> ReferenceExecutor:
+        return ReferenceExecutor(self.weights, self.kv, LIMITS)
+
+
+def random_weights(layout: ModelLayout) -> ModelWeights:
+    """Weights large enough that attention is not flat and logits differ by units."""
+    arena = Arena(layout.weight_bytes, "weights")
+    tensors = {n: arena.array(s.shape, s.dtype) for n, s in layout.tensor_specs().items()}
+    rng, shape = np.random.default_rng(1), layout.shape
+
+    def rows(n: int, k: int) -> Array:
+        values = (rng.standard_normal((n, k)) * 1.2 * k**-0.5).astype(np.float32)
+        return bf16_from_float32(values) if layout.dtype == "bfloat16" else values
+
+    for layer in range(shape.num_layers):
+        for role in ("qkv", "down"):
+            panels: PanelLayout = getattr(layout, role)
+            panels.pack_rows(rows(panels.n, panels.k), 0, tensors[role][layer])
+        heads = shape.num_heads * shape.head_dim
+        layout.pack_o(rows(shape.hidden_size, heads), 0, tensors["o"][layer])
+        for half in ("gate", "up"):
+            part = rows(shape.intermediate_size, shape.hidden_size)
+            layout.pack_gate_or_up(half, part, 0, tensors["gate_up"][layer])
+    layout.lm_head.pack_rows(rows(shape.vocab_size, shape.hidden_size), 0, tensors["lm_head"])
+    columns = {
+        "qkv_bias": np.arange(layout.qkv.n),
+        "down_bias": np.arange(shape.hidden_size),
+        "gate_up_bias": np.concatenate([layout.packed_columns(half) for half in ("gate", "up")]),
+    }
+    for name, where in columns.items():
+        if name in tensors:
+            tensors[name][:, where] = rng.standard_normal((shape.num_layers, len(where))) * 0.5
+    for name in ("input_norm", "post_attention_norm", "norm"):
+        tensors[name][..., : shape.hidden_size] = rng.uniform(0.5, 1.5, shape.hidden_size)
+    if "embed_tokens" in tensors:
+        tensors["embed_tokens"][:] = rows(*tensors["embed_tokens"].shape)
+    fill_tables(RopeConfig(), shape.head_dim, tensors["rope_cos"], tensors["rope_sin"])
+    return ModelWeights(layout, tensors)
+
+
+class Sequences:
+    """Sequences in scattered blocks of their own, and the batches that take them on."""
+
+    def __init__(self) -> None:
+        tables = np.random.default_rng(5).permutation(LIMITS.num_blocks).astype(np.int32)
+        per_seq = LIMITS.num_blocks // LIMITS.max_num_seqs
+        self._tables = tables[: LIMITS.max_num_seqs * per_seq].reshape(-1, per_seq)
+        self._lengths = [0] * LIMITS.max_num_seqs
+        self._requests = [Request(f"r{i}", [0], SamplingParams()) for i in range(len(self._tables))]
+
+    def batch(
+        self,
+        phase: Phase,
+        chunks: Mapping[int, Sequence[int]],
+        logit_rows: Sequence[int] | None = None,
+    ) -> Batch:
+        """The next tokens of some sequences; logits of all tokens, unless rows are named."""
+        seqs, counts = list(chunks), [len(chunk) for chunk in chunks.values()]
+        starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+        positions = [
+            np.arange(self._lengths[s], self._lengths[s] + len(c)) for s, c in chunks.items()
+        ]
+        slots = [
+            self._tables[seq][at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
+            for seq, at in zip(seqs, positions, strict=True)
+        ]
+        for seq, count in zip(seqs, counts, strict=True):
+            self._lengths[seq] += count
+        context_lens = np.array([self._lengths[seq] for seq in seqs], np.int32)
+        num_blocks = -(-int(context_lens.max()) // BLOCK_SIZE)
+        rows = np.arange(starts[-1]) if logit_rows is None else np.array(logit_rows, np.int64)
+        return Batch(
+            phase=phase,
+            requests=tuple(self._requests[seq] for seq in seqs),
+            token_ids=np.concatenate(list(chunks.values())).astype(np.int32),
+            positions=np.concatenate(positions).astype(np.int32),
+            slot_mapping=np.concatenate(slots).astype(np.int32),
+            query_starts=starts,
+            context_lens=context_lens,
+            block_tables=np.ascontiguousarray(self._tables[seqs, :num_blocks]),
+            logit_rows=rows.astype(np.int32),
+            sampled=tuple(np.repeat(np.arange(len(seqs)), counts)[rows].tolist()),
+        )
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, SHAPE.vocab_size, count).tolist()
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyModel:
+    """In float32, for the best ISA of this machine."""
+    return TinyModel.make(select_isa().name, "float32")
+
+
+@pytest.fixture(scope="module")
+def compiled(model: TinyModel, cache_dir: Path) -> Iterator[CompiledExecutor]:
+    with closing(model.compiled(cache_dir)) as made:
+        yield made
+
+
+@pytest.fixture
+def sequences() -> Sequences:
+    """All empty; the cache of an executor still holds what others left there."""
+    return Sequences()
