@@ -25,13 +25,14 @@ def frozen(python: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Install the three sets one after the other; each file holds what its set added."""
+    """Install the sets one after the other; each file holds what its set added."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     sets = {
         "runtime": [*project["dependencies"], BUILD_BACKEND],
         "test": extras["test"],
         "dev": extras["dev"],
+        "plot": extras["plot"],
     }
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)

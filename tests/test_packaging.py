@@ -38,7 +38,7 @@ def test_every_package_on_disk_is_listed_and_the_other_way_round(
     assert [f for f in folders if not (f / "__init__.py").exists()] == []
 
 
-@pytest.mark.parametrize("name", ["runtime", "test", "dev"])
+@pytest.mark.parametrize("name", ["runtime", "test", "dev", "plot"])
 def test_the_requirement_files_hold_the_pins_of_pyproject(
     checkout: Path, pyproject: dict[str, Any], name: str
 ) -> None:
@@ -50,7 +50,7 @@ def test_the_requirement_files_hold_the_pins_of_pyproject(
 
 
 def test_no_package_is_pinned_twice(checkout: Path) -> None:
-    names = [n for f in ("runtime", "test", "dev") for n in requirements(checkout, f)]
+    names = [n for f in ("runtime", "test", "dev", "plot") for n in requirements(checkout, f)]
     assert len(names) == len(set(names))
 
 
