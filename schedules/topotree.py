@@ -225,7 +225,8 @@ def _counted(number: int, noun: str) -> str:
 
 def render(tree: TopoTree, uses: Mapping[str, Sequence[int]]) -> list[str]:
     """Lines of text, one for each LLC group with its CPUs and what each of `uses` takes of them."""
-    lines = []
+    shape = "alike at every level" if tree.is_symmetric else "uneven"
+    lines = [f"tree     {_counted(tree.count(Level.CORE), 'core')}, {shape}"]
     for socket in tree.at(Level.SOCKET):
         lines.append(f"socket {socket.number}")
         for node in socket.at(Level.NODE):

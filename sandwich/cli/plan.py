@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sandwich.cli.options import add_model_argument, add_options, build_config
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     print(memory.render())
     print("\n".join(result.render()))
     uses = {"prefill": plans.prefill.cpus, "decode": plans.decode.cpus}
-    tree = TopoTree.of(machine, sorted({cpu for cpus in uses.values() for cpu in cpus}))
+    tree = TopoTree.of(machine, sorted({*machine.usable_cpus(), *chain(*uses.values())}))
     print("\n".join(render(tree, uses)))
 
 

@@ -48,6 +48,12 @@ def test_the_text_has_the_choices_the_runners_up_and_the_tree(run: Run) -> None:
     assert lines[-1] == "    LLC group 88-95  prefill 88-95  decode 88-89"
 
 
+def test_the_tree_also_has_the_cores_that_no_phase_takes(run: Run) -> None:
+    lines = run("plan", "tiny", "--simulate", "epyc-7h12-2s").out.splitlines()
+    assert "tree     128 cores, alike at every level" in lines
+    assert lines[-1] == "    LLC group 124-127  prefill -  decode -"
+
+
 def test_a_machine_from_a_file_is_planned_for_and_its_isa_may_be_forced(
     run: Run, tmp_path: Path
 ) -> None:

@@ -182,6 +182,7 @@ def test_the_candidates_of_a_large_machine_have_the_names_that_are_talked_about(
 def test_the_tree_is_drawn_with_what_each_use_takes() -> None:
     tree = TopoTree.of(machine_of([[[[1, 1], [1, 1]]]]))
     assert render(tree, {"prefill": (0, 1, 2, 3), "decode": (0,)}) == [
+        "tree     4 cores, alike at every level",
         "socket 0",
         "  node 0",
         "    LLC group 0-1  prefill 0-1  decode 0",
