@@ -56,13 +56,15 @@ class _Part:
 
 # A Rome CCD reads 32 bytes per fabric clock of 1.467 GHz for two core complexes (AMD 56745); a
 # Turin CCD, of one complex, at 2.0 GHz. The single-core figures are what STREAM-like reads reach;
-# that of Zen 5 and its clock were measured with `bench/limits.py` on a guest of two cores.
+# those of the Zen 4 guest and its clock were measured with `bench/limits.py`; its 512-bit
+# multiply-adds take both of its 256-bit units.
 _PARTS = (
     _Part(r"Xeon.* Gold 61", 6, 2666, 2.7, 12),
     _Part(r"Xeon.* Platinum 82", 6, 2933, 2.6, 12),
     _Part(r"Xeon.* Platinum 83", 8, 3200, 2.9, 13),
     _Part(r"EPYC 7..2\b|EPYC 7H12", 8, 3200, 3.0, 20, group_gbps=23.5),
-    _Part(r"EPYC 9..5\b|AMD EPYC$", 12, 6000, 3.7, 33, group_gbps=64),
+    _Part(r"EPYC 9..5\b", 12, 6000, 3.7, 33, group_gbps=64),
+    _Part(r"AMD EPYC$", 12, 4800, 3.7, 33, group_gbps=60, num_fma_units=1),  # a guest on Zen 4
     _Part(r"Kunpeng-920", 8, 2933, 2.6, 10),
     _Part(r"Neoverse-V1", 8, 4800, 2.6, 25, num_fma_units=4),
     _Part(r"12th Gen.*i7", 2, 4800, 3.5, 25),

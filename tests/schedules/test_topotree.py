@@ -44,7 +44,7 @@ def machine_of(sizes: Sizes, cpus: tuple[int, ...] | None = None, quota: float =
         (),
         (),
     )
-    recorded = load_machine("epyc-zen5-guest")
+    recorded = load_machine("epyc-guest")
     affinity = topology.cpus if cpus is None else cpus
     selection = select_cpus(topology, affinity, None, quota)
     limits = replace(recorded.limits, affinity=affinity, selection=selection)
