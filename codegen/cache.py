@@ -43,7 +43,8 @@ class ProgramCache:
     @staticmethod
     def key(spec: object, isa: IsaRow) -> str:
         """The key of the program that `spec` (its repr says everything) compiles to on `isa`."""
-        parts = (repr(spec), repr(isa.llvm_target()), TVM_VERSION, generator_hash())
+        row = (isa.name, isa.lanes, isa.num_vector_registers, isa.has_bf16_dot, isa.llvm_target())
+        parts = (repr(spec), repr(row), TVM_VERSION, generator_hash())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def get(self, key: str, build: Callable[[], bytes]) -> bytes:
@@ -70,8 +71,12 @@ class ProgramCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".partial")
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            Path(name).replace(path)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(code).digest() + code)
+                Path(name).replace(path)
+            except OSError:
+                Path(name).unlink()
+                raise
         except OSError as error:
             _log.warning("compiled programs cannot be kept in %s: %s", self.folder, error)

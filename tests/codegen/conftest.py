@@ -7,6 +7,7 @@ that its body uses, which makes it quick to compile, and takes any number of row
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ BEST = ISAS[-1]
 each_target = pytest.mark.parametrize(("isa", "dtype"), TARGETS)
 NUM_WORKERS = 2  # threads behind the cores of a kernel, fewer than some kernels have cores
 NAN_WORD = 0x7FC07FC0  # not a number as float32, nor as either bf16 of the pair
+GIVEN_SYMBOLS = {"TVMFFIErrorSetRaisedFromCStrParts", "memset", "memcpy"}  # by TVM and libc
+ELF_SYMBOL_TABLE = 2
 BLOCK_SIZE = 32
 SHAPE = ModelShape(
     num_layers=2,
@@ -197,6 +200,25 @@ def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def undefined_symbols(code: bytes) -> set[str]:
+    """Names that an ELF object file leaves to the loader."""
+    (sections_at,) = struct.unpack_from("<Q", code, 0x28)
+    size, count = struct.unpack_from("<HH", code, 0x3A)
+    # name, type, flags, address, offset, size, link, info, alignment, entry size
+    sections = [
+        struct.unpack_from("<IIQQQQIIQQ", code, sections_at + i * size) for i in range(count)
+    ]
+    names = set()
+    for section in (s for s in sections if s[1] == ELF_SYMBOL_TABLE):
+        strings_at = sections[section[6]][4]
+        table = code[section[4] : section[4] + section[5]]
+        for name_at, _, _, index, _, _ in struct.iter_unpack("<IBBHQQ", table):
+            if index == 0 and name_at:
+                start = strings_at + name_at
+                names.add(code[start : code.index(b"\0", start)].decode())
+    return names
+
+
 def small_func(spec: ProgramSpec, body: Body) -> tuple[Any, list[str]]:
     """The PrimFunc of `body` with only those parameters of a step that it uses; their names."""
     names = [*SCALARS, *(name for group in argument_specs(spec).values() for name in group)]
@@ -223,6 +245,7 @@ def compile_body(launcher: Launcher) -> Compile:
     def compile_one(spec: ProgramSpec, body: Body) -> Kernel:
         func, names = small_func(spec, body)
         code = object_code(lower(func, isa_row(spec.isa)))
+        assert undefined_symbols(code) <= GIVEN_SYMBOLS
         groups = argument_specs(spec)
         specs = {name: item for group in groups.values() for name, item in group.items()}
         arena = Arena(sum(item.arena_nbytes for item in specs.values()), "kernel")
