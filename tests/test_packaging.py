@@ -59,7 +59,7 @@ def test_the_preflight_names_what_is_missing_and_how_to_get_it(
 ) -> None:
     (tmp_path / "ensurepip.py").write_text("raise ImportError('gone', name='ensurepip')")
     done = subprocess.run(
-        [sys.executable, checkout / ".ci/preflight.py"],
+        [sys.executable, str(checkout / ".ci/preflight.py")],
         env={"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -70,6 +70,6 @@ def test_the_preflight_names_what_is_missing_and_how_to_get_it(
 
 
 def test_the_preflight_is_silent_where_nothing_is_missing(checkout: Path) -> None:
-    run = [sys.executable, checkout / ".ci/preflight.py"]
+    run = [sys.executable, str(checkout / ".ci/preflight.py")]
     done = subprocess.run(run, check=True, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
