@@ -249,7 +249,7 @@ PREFETCH = Intrinsic(
     """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 define i32 @sw_prefetch(ptr %p) alwaysinline {
-  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1) memory(inaccessiblemem: readwrite)
   ret i32 0
 }""",
     lambda p: np.int32(0),
