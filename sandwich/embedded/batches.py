@@ -17,21 +17,22 @@ WINDOW = 1024  # tokens predicted per window
 # Windows per batch. Functions by themselves are a third: a short prompt is then familiar ground.
 # While the learning rate is low, at the end, they are the larger part, since they stay longest.
 MIXTURE = {Kind.LIBRARY: 3, Kind.TESTS: 2, Kind.FUNCTION: 2, Kind.CHAT: 1}
-FINAL_MIXTURE = {Kind.LIBRARY: 2, Kind.TESTS: 1, Kind.FUNCTION: 3, Kind.CHAT: 2}
-SHORT_FUNCTION_COPIES = 3  # of a short function per epoch; a long one appears once
+FINAL_MIXTURE = {Kind.LIBRARY: 1, Kind.TESTS: 0, Kind.FUNCTION: 5, Kind.CHAT: 2}
+FREE_FUNCTION_COPIES = 3  # per epoch, of a function that is no method, as in a typical prompt
 
 
 def documents(files: Iterable[SourceFile], seed: int) -> dict[Kind, list[str]]:
-    """The texts of each kind. Chats are drawn from the documented functions with the given seed."""
+    """The texts of each kind. Functions and chats are of short, documented functions only."""
     rng = random.Random(seed)
     texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
     for file in files:
         texts[file.kind].append(file.text)
         for function in functions(file):
-            if file.kind is Kind.LIBRARY or function.is_short:
-                copies = SHORT_FUNCTION_COPIES if function.is_short else 1
-                texts[Kind.FUNCTION].extend([function.source] * copies)
-                texts[Kind.CHAT].append(chat_text(chat_example(function, rng)))
+            if function.is_short:
+                copies = 1 if function.is_method else FREE_FUNCTION_COPIES
+                for _ in range(copies):
+                    texts[Kind.FUNCTION].append(function.source)
+                    texts[Kind.CHAT].append(chat_text(chat_example(function, rng)))
     return texts
 
 

@@ -4,6 +4,7 @@ Knows the transformers interface of a model; knows nothing of training.
 """
 
 import ast
+import warnings
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -24,11 +25,17 @@ def first_function(text: str) -> str:
     return text
 
 
+def has_ended(text: str) -> bool:
+    """Whether anything follows the function: what was cut short may parse only by luck."""
+    return first_function(text) != text
+
+
 def is_documented_function(text: str) -> bool:
     """Whether `text`, cut at its first dedent, compiles as one function with docstring and body."""
     try:
-        tree = ast.parse(first_function(text))
-        compile(tree, "<completion>", "exec")
+        with warnings.catch_warnings(action="ignore"):  # odd escapes and comparisons still compile
+            tree = ast.parse(first_function(text))
+            compile(tree, "<completion>", "exec")
     except (SyntaxError, ValueError):
         return False
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
@@ -46,7 +53,10 @@ def complete(
     seed: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[str]:
-    """Prompt and continuation of each sample, special tokens left out; temperature 0 is greedy."""
+    """Prompt and continuation of each sample; temperature 0 is greedy.
+
+    Special tokens are left out but for the one that ends a sample: a text without it was cut short.
+    """
     torch.manual_seed(seed)
     sampling: dict[str, bool | float | None] = {
         "do_sample": False,
@@ -55,15 +65,16 @@ def complete(
     }
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     ids = model.generate(
-        **tokenizer(prompt, return_tensors="pt", return_token_type_ids=False),
+        **inputs,
         **sampling,
         num_return_sequences=num_samples,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.eos_token_id,
     )
-    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts
+    num_prompt, ends = inputs["input_ids"].shape[1], model.generation_config.eos_token_id
+    return [prompt + _decode(tokenizer, row, ends) for row in ids[:, num_prompt:].tolist()]
 
 
 def documented_function_rate(
@@ -73,6 +84,13 @@ def documented_function_rate(
     temperature: float,
     seed: int = 0,
 ) -> float:
-    """Share of the seeded samples of PROMPT that are documented functions, 0 to 1."""
+    """Share of the seeded samples of PROMPT that end and are documented functions, 0 to 1."""
     texts = complete(model, tokenizer, PROMPT, num_samples, temperature, seed)
-    return sum(map(is_documented_function, texts)) / num_samples
+    return sum(has_ended(t) and is_documented_function(t) for t in texts) / num_samples
+
+
+def _decode(tokenizer: PreTrainedTokenizerFast, ids: list[int], ends: list[int]) -> str:
+    """Text up to and with the first end token, which is put on a line of its own."""
+    stop = next((i for i, token_id in enumerate(ids) if token_id in ends), None)
+    text: str = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+    return text if stop is None else f"{text}\n{tokenizer.decode([ids[stop]])}"

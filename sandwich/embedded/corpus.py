@@ -62,6 +62,10 @@ class Function:
     source: str
 
     @property
+    def is_method(self) -> bool:
+        return re.search(r"\((self|cls)\b", self.signature) is not None
+
+    @property
     def is_short(self) -> bool:
         return self.source.count("\n") <= SHORT_FUNCTION_LINES
 

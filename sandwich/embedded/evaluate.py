@@ -18,7 +18,7 @@ from sandwich.embedded.corpus import Kind, SourceFile
 from sandwich.embedded.network import total_loss
 
 SAMPLE_FILE = "validation_sample.txt"
-NUM_COMPLETIONS = 50
+NUM_COMPLETIONS = 600
 TEMPERATURE = 0.8
 
 

@@ -46,8 +46,8 @@ Documents are predicted in windows of {context} tokens that do not overlap, in f
 that the figure can be recomputed under any version of Python.
 
 Given `def add(a, b):` and an opened docstring, {rate:.0%} of {num_completions} samples at
-temperature {temperature} continue to a function that compiles and has a docstring and a body; the
-greedy one {greedy}:
+temperature {temperature} end as a function that compiles and has a docstring and a body; the
+greedy one {greedy}. It begins:
 
 ```python
 {example}
@@ -62,13 +62,14 @@ messages are left out by the template.
 ## Training
 
 Text: the standard library of CPython {python} (`*.py`, tests included; encoding tables, help
-topics and `site-packages` left out), as whole files, as single documented functions, and as
+topics and `site-packages` left out), as whole files, as short documented functions, and as
 exchanges of a docstring or a signature and its function. One file in fifty, chosen by the hash of
 its path, is held out with all that was taken from it.
 
 {num_steps} steps of {batch} tokens ({million_tokens:.1f} million in all) in {minutes:.0f} minutes
-on two cores; Muon for the matrices, AdamW for the embedding and the norms. To train again and to
-measure, in a checkout with the `test` extra installed:
+of wall time on two cores that had other work to do; a quiet machine gets further. Muon for the
+matrices, AdamW for the embedding and the norms. To train again and to measure, in a checkout with
+the `test` extra installed:
 
 ```
 python -m sandwich.embedded.train --minutes 70
@@ -156,7 +157,8 @@ def _card_data(metrics: Metrics) -> ModelCardData:
         EvalResult(
             task_type="text-generation",
             dataset_type="python-standard-library",
-            dataset_name=name,
+            dataset_name="Python standard library",
+            dataset_config=name,
             metric_type=metric,
             metric_value=round(figure, 4),
         )

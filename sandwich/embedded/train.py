@@ -43,7 +43,8 @@ DECAY = 0.6  # share of the budget, at the end, with a falling one
 MAX_GRAD_NORM = 1.0
 SHORT_LENGTH, LONG_LENGTH = 512, 1024
 LONG_EVERY = 4  # one step in four sees the whole context
-LOG_EVERY, CHECKPOINT_EVERY = 20, 100  # steps
+LOG_EVERY, CHECKPOINT_EVERY = 20, 60  # steps
+EXAMPLE_TOKENS = 48  # of the greedy completion on the card
 PROBE_TOKENS = 16 * 1024  # of the validation set, for the figure shown while training
 
 
@@ -221,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     write_model(args.output, run.model, run.tokenizer, run.validation_files)
     metrics = evaluate(args.output, source_files())
     model, tokenizer = load(args.output)
-    example = first_function(complete(model, tokenizer)[0]).rstrip()
+    example = first_function(complete(model, tokenizer, max_new_tokens=EXAMPLE_TOKENS)[0]).rstrip()
     write_card(args.output, model, metrics, example, run.at.step, run.at.elapsed_s / 60)
     print_metrics(console, metrics)
 

@@ -9,7 +9,7 @@ import torch
 
 from sandwich.embedded import train
 from sandwich.embedded.batches import FINAL_MIXTURE, MIXTURE, WINDOW, Batches, Stream, documents
-from sandwich.embedded.completion import first_function, is_documented_function
+from sandwich.embedded.completion import first_function, has_ended, is_documented_function
 from sandwich.embedded.corpus import Kind, SourceFile, chat_example, functions, source_files
 from sandwich.embedded.evaluate import load
 from sandwich.embedded.muon import Muon, orthogonalize
@@ -116,9 +116,9 @@ def test_a_batch_depends_on_seed_and_step_alone(module: SourceFile) -> None:
 
 def test_no_window_is_seen_twice_when_the_mixture_changes() -> None:
     first_ids = {kind: np.uint16(1000 * i) for i, kind in enumerate(Kind)}
-    num_tokens = 16 * WINDOW
+    num_tokens = 32 * WINDOW
     encoded = {
-        kind: [np.repeat(np.arange(16, dtype=np.uint16) + first, WINDOW)[:num_tokens]]
+        kind: [np.repeat(np.arange(32, dtype=np.uint16) + first, WINDOW)[:num_tokens]]
         for kind, first in first_ids.items()
     }
     batches = Batches(encoded, seed=0)
@@ -127,11 +127,20 @@ def test_no_window_is_seen_twice_when_the_mixture_changes() -> None:
     assert sum(MIXTURE.values()) == sum(FINAL_MIXTURE.values())
 
 
-def test_short_functions_are_copied_and_chats_are_not(module: SourceFile) -> None:
+def test_free_functions_are_copied_more_often_than_methods(module: SourceFile) -> None:
     texts = documents([module], seed=0)
     assert texts[Kind.LIBRARY] == [MODULE]
-    assert len(texts[Kind.FUNCTION]) == 2 * 3
-    assert len(texts[Kind.CHAT]) == 2
+    assert [text.split("(")[0] for text in texts[Kind.FUNCTION]] == ["def single"] * 3 + [
+        "def deposit"
+    ]
+    assert len(texts[Kind.CHAT]) == 4
+
+
+def test_long_functions_stand_in_their_files_alone() -> None:
+    body = "    x = 1\n" * 40
+    texts = documents([SourceFile("m.py", f'def f():\n    """Long."""\n{body}')], seed=0)
+    assert not texts[Kind.FUNCTION]
+    assert not texts[Kind.CHAT]
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (2, 16, 4)])
@@ -196,6 +205,12 @@ def test_a_function_ends_at_the_first_line_at_the_margin(text: str, expected: st
 )
 def test_a_documented_function_has_a_closed_docstring_and_a_body(text: str, expected: bool) -> None:
     assert is_documented_function(text) is expected
+
+
+def test_a_function_that_was_cut_short_has_not_ended() -> None:
+    function = 'def f():\n    """Doc."""\n    return 1'
+    assert not has_ended(function)
+    assert has_ended(f"{function}\n<|endoftext|>")
 
 
 def test_the_tokenizer_learns_merges_and_keeps_every_byte() -> None:
