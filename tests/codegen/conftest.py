@@ -124,7 +124,6 @@ class Kernel:
 
     spec: ProgramSpec
     arrays: dict[str, Array]
-    code: bytes
     _function: Callable[..., None]
     _names: list[str]
     _launcher: Launcher
@@ -229,6 +228,21 @@ def small_func(spec: ProgramSpec, body: Body) -> tuple[Any, list[str]]:
 
 
 Compile = Callable[[ProgramSpec, Body], Kernel]
+Link = Callable[[bytes, str], Callable[..., None]]  # object code, the function's name
+
+
+def make_kernel(spec: ProgramSpec, body: Body, link: Link, launcher: Launcher) -> Kernel:
+    """Compile `body`; the arrays of each kernel are its own."""
+    func, names = small_func(spec, body)
+    code = object_code(lower(func, isa_row(spec.isa)))
+    assert undefined_symbols(code) <= GIVEN_SYMBOLS
+    groups = argument_specs(spec)
+    specs = {name: item for group in groups.values() for name, item in group.items()}
+    arena = Arena(sum(item.arena_nbytes for item in specs.values()), "kernel")
+    arrays = {name: arena.array(item.shape, item.dtype) for name, item in specs.items()}
+    kernel = Kernel(spec, arrays, link(code, spec.phase.value), names, launcher)
+    kernel.poison(*groups["cache"], *groups["workspace"])
+    return kernel
 
 
 @pytest.fixture(scope="session")
@@ -240,18 +254,5 @@ def launcher() -> Iterator[Launcher]:
 
 @pytest.fixture(scope="session")
 def compile_body(launcher: Launcher) -> Compile:
-    """Compiles a body for a spec; the arrays of each kernel are its own."""
-
-    def compile_one(spec: ProgramSpec, body: Body) -> Kernel:
-        func, names = small_func(spec, body)
-        code = object_code(lower(func, isa_row(spec.isa)))
-        assert undefined_symbols(code) <= GIVEN_SYMBOLS
-        groups = argument_specs(spec)
-        specs = {name: item for group in groups.values() for name, item in group.items()}
-        arena = Arena(sum(item.arena_nbytes for item in specs.values()), "kernel")
-        arrays = {name: arena.array(item.shape, item.dtype) for name, item in specs.items()}
-        kernel = Kernel(spec, arrays, code, load(code, spec.phase.value), names, launcher)
-        kernel.poison(*groups["cache"], *groups["workspace"])
-        return kernel
-
-    return compile_one
+    """Compiles a body for a spec, to run on this machine."""
+    return lambda spec, body: make_kernel(spec, body, load, launcher)
