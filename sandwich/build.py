@@ -69,11 +69,6 @@ class EngineParts:
         return self.memory.kv.dtype
 
     @property
-    def llc_bytes(self) -> int:
-        """Bytes of one last-level cache; 0 if the machine does not say."""
-        return self.machine.cache_bytes(3) or self.machine.cache_bytes(2) or 0
-
-    @property
     def shape(self) -> ModelShape:
         """Sizes of the model, with the longest sequence that is served."""
         return self.memory.layout.shape

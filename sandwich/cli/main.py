@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = build_parser().parse_args(argv)
-        return args.verb_main(args) or 0
+        code = args.verb_main(args) or 0
+        sys.stdout.flush()  # here, and not at exit, a reader that has gone can be handled
+        return code
     except SystemExit as exit_:  # argparse: --help, --version or a wrong command line
         return exit_.code if isinstance(exit_.code, int) else EXIT_FAILURE
     except KeyboardInterrupt:
