@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from sandwich.embedded import train
+from sandwich.embedded import evaluate, train
 from sandwich.embedded.batches import FINAL_MIXTURE, MIXTURE, WINDOW, Batches, Stream, documents
 from sandwich.embedded.completion import first_function, has_ended, is_documented_function
 from sandwich.embedded.corpus import Kind, SourceFile, chat_example, functions, source_files
-from sandwich.embedded.evaluate import load
 from sandwich.embedded.muon import Muon, orthogonalize
 from sandwich.embedded.tokens import train_tokenizer
 
@@ -225,8 +224,11 @@ def test_the_tokenizer_learns_merges_and_keeps_every_byte() -> None:
 def test_a_stopped_run_goes_on_and_leaves_a_folder_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = [f for f in source_files() if f.is_validation or f.path < "b"]
-    monkeypatch.setattr(train, "source_files", lambda: chosen[:80])
+    files = source_files()
+    held_out = [f for f in files if f.is_validation and len(f.text) < 12_000]
+    read = [f for f in files if not f.is_validation and f.path.startswith(("a", "test/test_a"))]
+    monkeypatch.setattr(train, "source_files", lambda: held_out + read)
+    monkeypatch.setattr(evaluate, "NUM_COMPLETIONS", 2)
     flags = ["--no-compile", "--checkpoint-dir", str(tmp_path / "run"), "--output"]
     flags += [str(tmp_path / "model")]
     train.main(["--minutes", "0.01", *flags])
@@ -234,5 +236,5 @@ def test_a_stopped_run_goes_on_and_leaves_a_folder_that_loads(
     train.main(["--minutes", str(stopped_at["elapsed_s"] / 60 + 0.01), *flags])
     ended_at = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert ended_at["step"] > stopped_at["step"] >= 1
-    model, _ = load(tmp_path / "model")
+    model, _ = evaluate.load(tmp_path / "model")
     assert model.num_parameters() > 6e6
