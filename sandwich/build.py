@@ -5,6 +5,7 @@ Whatever `auto` means is decided here, once, and said. Nothing is loaded before 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.null import NullExecutor
 from sandwich.executor.programs import compile_programs, program_specs, step_bytes
 from sandwich.executor.reference import ReferenceExecutor
+from sandwich.executor.verify import VerifyingExecutor
 from sandwich.hub import resolve_model
 from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.models.config import ModelConfig
@@ -191,19 +193,25 @@ def _executor(
     if config.executor == "null":
         return NullExecutor(limits)
     arena = Arena(memory.layout.weight_bytes, "weights")
+    load = functools.cache(lambda: source.load(memory.layout, arena, config.seed))
     if config.executor == "reference":
-        weights = source.load(memory.layout, arena, config.seed)
-        return ReferenceExecutor(weights, memory.kv, limits)
-    return compiled_executor(
+        return ReferenceExecutor(load(), memory.kv, limits)
+    executor = compiled_executor(
         plans,
         memory.layout,
         memory.kv,
         limits,
-        lambda: source.load(memory.layout, arena, config.seed),
+        load,
         config.cache_dir,
         is_pinned=config.cpu_bind != "nobind",
         debug=config.debug,
     )
+    if not config.verify:
+        return executor
+    _log.warning("every step is compared with the reference, which takes time and memory")
+    dtypes = (memory.layout.dtype, memory.kv.dtype)
+    coarsest = "bfloat16" if "bfloat16" in dtypes else "float32"
+    return VerifyingExecutor(executor, ReferenceExecutor(load(), memory.kv, limits), coarsest)
 
 
 def compiled_executor(

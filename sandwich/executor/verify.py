@@ -1,0 +1,103 @@
+"""An executor that trusts nothing: every batch runs on the compiled programs and in the reference.
+
+Each of the two has a cache of its own, so no error hides by spreading from one to the other. For
+debugging: a step takes as long as NumPy does, and the reference holds a float32 copy of all
+matrices. It must not know why a batch was chosen, nor how either executor works.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from codegen.spec import Phase
+from sandwich.errors import SandwichError
+from sandwich.executor.base import Batch, Executor, ExecutorLimits, Float32Array, StepOutput
+
+# The largest difference that rounding explains, as a share of the row's largest logit. In float32
+# only the order of sums differs; with bf16 any input of a product may be rounded the other way.
+# Models of up to 30 layers came to 2e-6 and 0.01.
+TOLERANCE: Final = {"float32": 3e-5, "bfloat16": 0.05}
+
+
+class VerificationError(SandwichError):
+    """A program computed something else than the reference.
+
+    row is that of the logits, position its token's in the request; error is the largest difference
+    as a share of the row's largest logit, infinite where a number is missing.
+    """
+
+    def __init__(self, what: str, phase: Phase, row: int, position: int, error: float) -> None:
+        super().__init__(
+            f"the {phase.value} program is wrong in logit row {row}, of position {position}: {what}"
+        )
+        self.phase = phase
+        self.row = row
+        self.position = position
+        self.error = error
+
+
+class VerifyingExecutor:
+    """Gives what `executor` gives, or raises VerificationError. Owns both executors.
+
+    dtype: the coarser of the types of weights and cache; it sets the tolerance.
+    """
+
+    def __init__(self, executor: Executor, reference: Executor, dtype: str) -> None:
+        self._executor, self._reference = executor, reference
+        self._tolerance = TOLERANCE[dtype]
+
+    @property
+    def limits(self) -> ExecutorLimits:
+        """The largest batch."""
+        return self._executor.limits
+
+    def run(self, batch: Batch) -> StepOutput:
+        """One step on both. Raises VerificationError where they differ by more than rounding."""
+        output = self._executor.run(batch)
+        self._check_logits(batch, output.logits, self._reference.run(batch).logits)
+        self._check_argmax(batch, output)
+        return output
+
+    def close(self) -> None:
+        """Close both."""
+        self._executor.close()
+        self._reference.close()
+
+    def _check_logits(self, batch: Batch, actual: Float32Array, expected: Float32Array) -> None:
+        errors = relative_errors(actual, expected)
+        if (errors <= self._tolerance).all():
+            return
+        row, token_id = (int(i) for i in np.unravel_index(errors.argmax(), errors.shape))
+        error = float(errors[row, token_id])
+        raise _error(
+            batch,
+            row,
+            f"token {token_id} has {actual[row, token_id]:.6g} instead of the reference's "
+            f"{expected[row, token_id]:.6g}; that is {error:.3g} of the row's largest logit, where "
+            f"rounding explains {self._tolerance:g}",
+            error,
+        )
+
+    def _check_argmax(self, batch: Batch, output: StepOutput) -> None:
+        largest = output.logits.argmax(axis=1)
+        for row in np.flatnonzero(largest != output.argmax)[:1].tolist():
+            what = f"its largest logit is that of token {largest[row]}, not {output.argmax[row]}"
+            raise _error(batch, row, what, 0.0)
+
+
+def relative_errors(actual: Float32Array, expected: Float32Array) -> Float32Array:
+    """Differences as shares of their rows' largest expected logits; infinite where one is no
+    number.
+    """
+    with np.errstate(invalid="ignore"):
+        differences = np.abs(actual - expected)
+    scale = np.abs(expected).max(axis=1, keepdims=True, initial=np.finfo(np.float32).tiny)
+    errors: Float32Array = np.where(np.isfinite(differences), differences / scale, np.inf)
+    return errors
+
+
+def _error(batch: Batch, row: int, what: str, error: float) -> VerificationError:
+    position = int(batch.positions[batch.logit_rows[row]])
+    return VerificationError(what, batch.phase, row, position, error)
