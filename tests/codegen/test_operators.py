@@ -15,6 +15,7 @@ from codegen.program import run
 from codegen.step import Layouts, Step
 from platforms.isa import isa_row
 from tests.codegen.conftest import (
+    BEST,
     BLOCK_SIZE,
     ISAS,
     Array,
@@ -208,6 +209,25 @@ def test_keys_and_values_go_to_their_slots_and_nowhere_else(
         rtol=BF16_STEP if kv.kr == 2 else 1e-6,
         atol=1e-6,
     )
+
+
+def test_two_tokens_in_one_word_may_belong_to_two_cores(compile_body: Compile) -> None:
+    kernel = rope_kernel(compile_body, BEST, "bfloat16", "bfloat16")
+    kv, slots = Layouts.of(kernel.spec).kv, np.arange(1, 127, dtype=np.int32)
+    kernel["slots"][: len(slots)] = slots
+    # The last core begins with token 42 of the second head, the odd one of a pair, long before the
+    # core before it comes to its last token, the even one.
+    begin = 2 * (kv.num_kv_heads * len(slots)) // NUM_CORES - len(slots)
+    assert (begin, slots[begin] % 2) == (42, 1)
+    kernel["qkv_out"][: len(slots)] = normal(len(slots), kernel["qkv_out"].shape[1])
+    values = np.zeros((len(slots) + 1, kv.num_kv_heads, kv.head_dim), np.float32)
+    columns = slice(6 * kv.head_dim, 8 * kv.head_dim)  # after the heads of queries and keys
+    values[:-1] = kernel["qkv_out"][: len(slots), columns].reshape(values[:-1].shape)
+    keys, expected = (kernel[name][LAYER].copy() for name in ("keys", "values"))
+    reference.write_kv(keys, expected, values, values, np.arange(1, 128, dtype=np.int32), kv)
+    for _ in range(20):  # after the first, both threads are awake
+        kernel(num_tokens=len(slots))
+        assert same_bits(kernel["values"][LAYER], expected)
 
 
 @each_target
