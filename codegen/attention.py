@@ -36,11 +36,13 @@ def attention(step: Step, core: Expr, layer: Expr) -> None:
         sequence, first, count = (
             T.bind(step.b["tiles"][tile, part]) for part in range(TILE_FIELDS)
         )
-        with T.If(count == spec.query_tile):
-            with T.Then():
-                whole.emit(head, sequence, first)
-            with T.Else():
-                with T.serial(0, count if spec.query_tile > 1 else 0) as i:
+        if spec.query_tile == 1:
+            single.emit(head, sequence, first)
+        else:
+            with T.If(count == spec.query_tile):
+                with T.Then():
+                    whole.emit(head, sequence, first)
+                with T.Else(), T.serial(0, count) as i:
                     single.emit(head, sequence, first + i)
 
 
@@ -247,9 +249,9 @@ class _State:
 
     def reset(self) -> None:
         """The state before the first block."""
-        size = self.maxima.shape[0]
-        for buffer, value in ((self.out, 0.0), (self.sums, 0.0)):
-            with T.serial(0, size) as row, T.serial(0, buffer.shape[1]) as j:
-                T.buffer_store(buffer, T.float32(value), [row, j])
-        with T.serial(0, size) as row:
+        num_rows = self.maxima.shape[0]
+        for buffer in (self.out, self.sums):
+            with T.serial(0, num_rows) as row, T.serial(0, buffer.shape[1]) as j:
+                T.buffer_store(buffer, T.float32(0), [row, j])
+        with T.serial(0, num_rows) as row:
             T.buffer_store(self.maxima, T.float32(float("-inf")), [row])
