@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from codegen.gemm import Accumulators, k_loop
-from codegen.kit import CACHE_LINE_BYTES, Expr, T, split
+from codegen.kit import CACHE_LINE_BYTES, Expr, T
 from codegen.layout import round_up
+from codegen.parallel import split
 from codegen.spec import Phase
 from codegen.step import TILE_FIELDS, Step
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from codegen.kit import CACHE_LINE_BYTES, Expr, Kit, T, split
+from codegen.kit import CACHE_LINE_BYTES, Expr, Kit, T
 from codegen.layout import PanelLayout
+from codegen.parallel import split
 from codegen.spec import GemmTile
 
 # epilogue(row, panel, accumulators): stores one row of a tile; accumulators are its vectors, left

@@ -7,8 +7,7 @@ statements to the PrimFunc under construction, so sizes, tiles and tails are ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -109,31 +108,6 @@ class Kit:
         return self.call("sw_mac_f32", low, a[1], self.call("sw_bf16_hi", b))
 
 
-def split(core: Expr, num_cores: int, count: Expr) -> tuple[Expr, Expr]:
-    """The contiguous share [begin, end) of `count` items that `core` of `num_cores` owns."""
-    return T.bind(core * count // num_cores), T.bind((core + 1) * count // num_cores)
-
-
-def each_core(num_cores: int, body: Callable[[Expr], None]) -> None:
-    """Run `body(core)` on every core of the parallel region, then wait for all of them."""
-    if num_cores == 1:
-        body(T.int32(0))
-        return
-    with T.attr(T.int32(0), "pragma_parallel_barrier_when_finish", T.int32(1)):
-        with T.parallel(0, num_cores) as core:
-            body(core)
-
-
-@contextmanager
-def parallel_region(num_cores: int) -> Iterator[None]:
-    """One launch of `num_cores` workers around the `each_core` loops inside; none for one core."""
-    if num_cores == 1:
-        yield
-        return
-    with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
-        yield
-
-
 def prim_func(name: str, build: Callable[[], None]) -> Any:
     """The PrimFunc `name` whose arguments and body `build` adds."""
     with IRBuilder() as builder:
@@ -149,8 +123,5 @@ __all__ = [
     "Expr",
     "Kit",
     "T",
-    "each_core",
-    "parallel_region",
     "prim_func",
-    "split",
 ]

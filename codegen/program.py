@@ -14,8 +14,9 @@ from typing import Any
 from codegen.attention import attention
 from codegen.elementwise import argmax_of_shares, argmax_share, embed, rms_norm, rope_and_cache
 from codegen.gemm import Epilogue, Gemm
-from codegen.kit import Expr, T, each_core, parallel_region, prim_func
+from codegen.kit import Expr, T, prim_func
 from codegen.layout import PanelLayout
+from codegen.parallel import each_core, parallel_region
 from codegen.spec import OPERATORS, ProgramSpec
 from codegen.step import Step
 from codegen.timing import OUTSIDE, clock_import, switch_to

@@ -170,7 +170,7 @@ def _read_us(
 
 
 def _shares(num_units: int, sizes: Sequence[int]) -> list[int]:
-    """Units of each group of `sizes` neighbouring cores, as `codegen.kit.split` deals them."""
+    """Units of each group of `sizes` neighbouring cores, as `codegen.parallel.split` deals them."""
     num_cores = sum(sizes)
     ends = [end * num_units // num_cores for end in accumulate(sizes)]
     return [end - begin for begin, end in pairwise([0, *ends])]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from codegen.compile import load, lower, object_code, tensor
-from codegen.kit import T, each_core, parallel_region, prim_func
+from codegen.kit import T, prim_func
+from codegen.parallel import each_core, parallel_region
 from platforms.isa import isa_row
 from platforms.memory import Arena
 from sandwich.executor.launcher import Launcher
