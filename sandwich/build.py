@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from codegen.layout import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
+from codegen.layout import KvLayout, ModelLayout
 from codegen.spec import ModelShape
 from platforms.isa import IsaRow
 from platforms.machine import Machine
 from platforms.memory import Arena
 from platforms.probe import probe
 from platforms.render import render
-from platforms.sysfs import parse_cpu_list
-from sandwich.config import EMBEDDED_MODEL, ConfigError, EngineConfig
+from sandwich.config import EMBEDDED_MODEL, EngineConfig
 from sandwich.engine import Engine
 from sandwich.executor.base import Executor, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
@@ -30,16 +29,14 @@ from sandwich.executor.programs import compile_programs, program_specs, step_byt
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.executor.verify import VerifyingExecutor
 from sandwich.hub import resolve_model
-from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
+from sandwich.memory_plan import MemoryPlan
 from sandwich.models.config import ModelConfig
 from sandwich.models.generation import generation_defaults
 from sandwich.models.presets import PRESETS, preset
+from sandwich.planning import executor_limits, make_plans
 from sandwich.tokenizer import Tokenizer
 from sandwich.weights import ModelWeights, load_weights, random_weights
-from schedules.plan import PlanPair, default_plans, panel_width
-from schedules.rates import estimated_rates
-from schedules.search import SearchResult, search
-from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
+from schedules.plan import PlanPair
 
 TIMERS_FROM = 3  # levels of SANDWICH_DEBUG
 DUMPS_FROM = {"tir": 4, "ll": 4, "asm": 5}
@@ -126,70 +123,10 @@ def build_engine(config: EngineConfig) -> EngineParts:
     )
 
 
-def make_plans(
-    config: EngineConfig, machine: Machine, model: ModelConfig
-) -> tuple[PlanPair, MemoryPlan, SearchResult]:
-    """The execution and memory plans, printed, and the search that chose the cores.
-
-    Raises MemoryLimitError if the model cannot fit. Loads nothing; takes milliseconds.
-    """
-    isa = machine.isa_row
-    shape = model.shape(longest_context(model, config.max_model_len))
-    dtype = _resolve_dtype(config.dtype, model)
-    kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa))
-    found = _core_sets(config.cpu_bind, machine)
-    plans = default_plans(isa, found[0].cpus, shape.group_size)
-    query_tile = plans.prefill.query_tile
-    result = search(machine, found, layout, kv_dtype, query_tile, estimated_rates(machine, dtype))
-    plans = result.applied_to(plans)
-    for choice in (result.prefill, result.decode):
-        _log.info("plan %s", plans.of(choice.phase).render())
-        _log.info("     because %s", choice.reason)
-    specs = program_specs(plans, shape, dtype, kv_dtype, _limits(config, shape, num_blocks=1))
-    memory = plan_memory(model, layout, kv_dtype, step_bytes(specs), config, machine.limits)
-    _log.info("%s", memory.render())
-    return plans, memory, result
-
-
-def _limits(config: EngineConfig, shape: ModelShape, num_blocks: int) -> ExecutorLimits:
-    return ExecutorLimits(
-        block_size=DEFAULT_BLOCK_SIZE,
-        num_blocks=num_blocks,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=shape.max_model_len,
-        vocab_size=shape.vocab_size,
-        max_num_logits=config.max_num_seqs,
-    )
-
-
-def _resolve_dtype(dtype: str, model: ModelConfig) -> str:
-    """float32 for checkpoints stored so, bfloat16 for the 16-bit ones and where nothing is said."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if model.dtype == "float32" else "bfloat16"
-
-
-def _core_sets(cpu_bind: str, machine: Machine) -> tuple[Candidate, ...]:
-    """The sets of CPUs to choose from, all first; only one if the user names the CPUs."""
-    if cpu_bind in ("auto", "nobind"):
-        return candidates(TopoTree.of(machine))
-    named = tuple(cpu for part in cpu_bind.split("|") for cpu in parse_cpu_list(part))
-    allowed = sorted(set(machine.limits.affinity) & set(machine.topology.cpus))
-    strange = sorted(set(named) - set(allowed))
-    if strange:
-        raise ConfigError(
-            f"--cpu-bind names CPU {strange[0]}, which this process may not use; "
-            f"it may use {allowed}"
-        )
-    return (named_candidate(f"--cpu-bind {cpu_bind}", machine, tuple(dict.fromkeys(named))),)
-
-
 def _executor(
     config: EngineConfig, source: _Source, plans: PlanPair, memory: MemoryPlan
 ) -> Executor:
-    limits = _limits(config, memory.layout.shape, memory.kv.num_blocks)
+    limits = executor_limits(config, memory.layout.shape, memory.kv.num_blocks)
     if config.executor == "null":
         return NullExecutor(limits)
     arena = Arena(memory.layout.weight_bytes, "weights")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from sandwich.build import make_plans
+    from sandwich.planning import make_plans
     from schedules.topotree import TopoTree, render
 
     config = build_config(EngineConfig, args)

@@ -14,9 +14,10 @@ import pytest
 from platforms.machine import Machine
 from platforms.machines import load_machine, recorded_machines
 from platforms.probe import probe
-from sandwich.build import build_engine, make_plans
+from sandwich.build import build_engine
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.models.presets import preset
+from sandwich.planning import make_plans
 from sandwich.request import Request
 from sandwich.sampling_params import SamplingParams
 from schedules.rates import MachineRates, estimated_rates
@@ -118,5 +119,5 @@ def test_phases_with_different_cores_share_weights_and_cache(
         return [event.token_id for event in events]
 
     both = tokens(2)
-    monkeypatch.setattr("sandwich.build.estimated_rates", dear_barriers)
+    monkeypatch.setattr("sandwich.planning.estimated_rates", dear_barriers)
     assert tokens(1) == both

@@ -1,0 +1,88 @@
+"""From a configuration to plans: which cores run each phase, and how much memory that takes.
+
+Whatever `auto` means for dtypes and cores is decided here, once, and said. Loads and compiles
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from codegen.layout import DEFAULT_BLOCK_SIZE, ModelLayout
+from codegen.spec import ModelShape
+from platforms.machine import Machine
+from platforms.sysfs import parse_cpu_list
+from sandwich.config import ConfigError, EngineConfig
+from sandwich.executor.base import ExecutorLimits
+from sandwich.executor.programs import program_specs, step_bytes
+from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
+from sandwich.models.config import ModelConfig
+from schedules.plan import PlanPair, default_plans, panel_width
+from schedules.rates import estimated_rates
+from schedules.search import SearchResult, search
+from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
+
+_log = logging.getLogger(__name__)
+
+
+def make_plans(
+    config: EngineConfig, machine: Machine, model: ModelConfig
+) -> tuple[PlanPair, MemoryPlan, SearchResult]:
+    """The execution and memory plans, printed, and the search that chose the cores.
+
+    Raises MemoryLimitError if the model cannot fit. Loads nothing; takes milliseconds.
+    """
+    isa = machine.isa_row
+    shape = model.shape(longest_context(model, config.max_model_len))
+    dtype = _resolve_dtype(config.dtype, model)
+    kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa))
+    found = _core_sets(config.cpu_bind, machine)
+    plans = default_plans(isa, found[0].cpus, shape.group_size)
+    query_tile = plans.prefill.query_tile
+    result = search(machine, found, layout, kv_dtype, query_tile, estimated_rates(machine, dtype))
+    plans = result.applied_to(plans)
+    for choice in (result.prefill, result.decode):
+        _log.info("plan %s", plans.of(choice.phase).render())
+        _log.info("     because %s", choice.reason)
+    specs = program_specs(
+        plans, shape, dtype, kv_dtype, executor_limits(config, shape, num_blocks=1)
+    )
+    memory = plan_memory(model, layout, kv_dtype, step_bytes(specs), config, machine.limits)
+    _log.info("%s", memory.render())
+    return plans, memory, result
+
+
+def executor_limits(config: EngineConfig, shape: ModelShape, num_blocks: int) -> ExecutorLimits:
+    """The largest batch of an engine with `num_blocks` blocks of KV cache."""
+    return ExecutorLimits(
+        block_size=DEFAULT_BLOCK_SIZE,
+        num_blocks=num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=shape.max_model_len,
+        vocab_size=shape.vocab_size,
+        max_num_logits=config.max_num_seqs,
+    )
+
+
+def _resolve_dtype(dtype: str, model: ModelConfig) -> str:
+    """float32 for checkpoints stored so, bfloat16 for the 16-bit ones and where nothing is said."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if model.dtype == "float32" else "bfloat16"
+
+
+def _core_sets(cpu_bind: str, machine: Machine) -> tuple[Candidate, ...]:
+    """The sets of CPUs to choose from, all first; only one if the user names the CPUs."""
+    if cpu_bind in ("auto", "nobind"):
+        return candidates(TopoTree.of(machine))
+    named = tuple(cpu for part in cpu_bind.split("|") for cpu in parse_cpu_list(part))
+    allowed = sorted(set(machine.limits.affinity) & set(machine.topology.cpus))
+    strange = sorted(set(named) - set(allowed))
+    if strange:
+        raise ConfigError(
+            f"--cpu-bind names CPU {strange[0]}, which this process may not use; "
+            f"it may use {allowed}"
+        )
+    return (named_candidate(f"--cpu-bind {cpu_bind}", machine, tuple(dict.fromkeys(named))),)
