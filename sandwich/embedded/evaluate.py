@@ -3,7 +3,6 @@
 Reads a Hugging Face folder, never a checkpoint; computes in float32, whatever the weights are.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,41 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sandwich.embedded import SAMPLE_FILE
 from sandwich.embedded.completion import documented_function_rate
 from sandwich.embedded.corpus import Kind, SourceFile
 from sandwich.embedded.network import total_loss
+from sandwich.perplexity import Perplexity
 
-SAMPLE_FILE = "validation_sample.txt"
 NUM_COMPLETIONS = 600
 TEMPERATURE = 0.8
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """Of a text, predicted in windows of 1024 tokens that do not overlap."""
-
-    num_bytes: int
-    num_tokens: int
-    nats: float
-
-    @property
-    def per_token(self) -> float:
-        return math.exp(self.nats / self.num_tokens)
-
-    @property
-    def per_byte(self) -> float:
-        return math.exp(self.nats / self.num_bytes)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nats / self.num_bytes / math.log(2)
-
-    def __add__(self, other: "Perplexity") -> "Perplexity":
-        return Perplexity(
-            self.num_bytes + other.num_bytes,
-            self.num_tokens + other.num_tokens,
-            self.nats + other.nats,
-        )
 
 
 @dataclass(frozen=True)

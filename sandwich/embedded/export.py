@@ -10,9 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaForCausalLM
 
+from sandwich.embedded import SAMPLE_FILE
 from sandwich.embedded.batches import tokens_per_batch
 from sandwich.embedded.corpus import Kind, SourceFile
-from sandwich.embedded.evaluate import NUM_COMPLETIONS, SAMPLE_FILE, TEMPERATURE, Metrics
+from sandwich.embedded.evaluate import NUM_COMPLETIONS, TEMPERATURE, Metrics
 from sandwich.embedded.tokens import END, END_OF_TEXT, save_tokenizer
 
 SAMPLE_BYTES = 16 * 1024  # the held-out library file nearest to this travels with the model

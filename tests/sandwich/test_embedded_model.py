@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sandwich.embedded import MODEL_DIR
+from sandwich.embedded import MODEL_DIR, SAMPLE_FILE
 from sandwich.embedded.completion import PROMPT, complete, documented_function_rate
-from sandwich.embedded.evaluate import SAMPLE_FILE, load, text_perplexity
+from sandwich.embedded.evaluate import load, text_perplexity
 from sandwich.embedded.network import llama_config
 from sandwich.embedded.tokens import ASSISTANT, END, END_OF_TEXT, USER
 
