@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from codegen.arguments import TILE_FIELDS
 from codegen.gemm import Accumulators, k_loop
 from codegen.kit import CACHE_LINE_BYTES, Expr, T
 from codegen.layout import round_up
 from codegen.parallel import split
 from codegen.spec import Phase
-from codegen.step import TILE_FIELDS, Step
+from codegen.step import Step
 
 _Product = Callable[[Expr, int, int, int], None]  # (first row, rows, first vector, vectors)
 

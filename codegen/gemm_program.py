@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegen.arguments import num_k_blocks
 from codegen.compile import lower, tensor
 from codegen.gemm import Gemm
 from codegen.kit import Expr, Kit, T, prim_func
 from codegen.layout import PanelLayout, TensorSpec, bf16_from_float32
 from codegen.spec import GemmTile
-from codegen.step import num_k_blocks
 from platforms.isa import isa_row
 
 NAME = "gemm"

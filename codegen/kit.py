@@ -14,6 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from codegen.intrinsics import intrinsics_for, module_text
+from codegen.operands import Operands
 from platforms.isa import IsaRow
 
 CACHE_LINE_BYTES = 64
@@ -21,22 +22,11 @@ CACHE_LINE_BYTES = 64
 Expr = Any  # a TVM expression or buffer; TVM's own classes carry no useful static types
 
 
-class Kit:
-    """Vector operations of `isa` for weights of `dtype` ("float32" or "bfloat16").
-
-    Weights travel as words of `kr` values (bf16: an int32 pair). Activations that feed a GEMM are
-    stored as words of `act_kr` values: bf16 pairs where the ISA multiplies bf16, else float32.
-    """
+class Kit(Operands):
+    """Vector operations of `isa` for weights of `dtype` ("float32" or "bfloat16")."""
 
     def __init__(self, isa: IsaRow, dtype: str) -> None:
-        self.isa = isa
-        self.lanes = isa.lanes
-        self.dtype = dtype
-        self.kr = 2 if dtype == "bfloat16" else 1
-        self.word_dtype = "int32" if self.kr == 2 else "float32"
-        self.has_dot = self.kr == 2 and isa.has_bf16_dot
-        self.act_kr = 2 if self.has_dot else 1
-        self.act_dtype = "int32" if self.has_dot else "float32"
+        super().__init__(isa, dtype)
         self._intrinsics = intrinsics_for(isa)
 
     def call(self, name: str, *args: Expr) -> Expr:
@@ -83,10 +73,6 @@ class Kit:
     def splat(self, value: Expr | float) -> Expr:
         """A float32 vector with `value` in every lane."""
         return T.broadcast(T.float32(value) if isinstance(value, float) else value, self.lanes)
-
-    def act_words(self, num_values: int) -> int:
-        """Activation words that hold `num_values` values."""
-        return -(-num_values // self.act_kr)
 
     def a_operand(self, at: Callable[[Expr], Expr], k_word: Expr) -> tuple[Expr, ...]:
         """The scalars of A that meet weight word `k_word`; `at(i)` reads word i of A's row.

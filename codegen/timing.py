@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from codegen.arguments import TIMER_WORDS
 from codegen.kit import Expr, T
-from codegen.layout import TensorSpec
 from codegen.spec import OPERATORS
 
 OUTSIDE = len(OPERATORS)  # the slot for time before the first operator and after the last
 _RUNNING = OUTSIDE + 1  # which slot the running operator has
 _SINCE = OUTSIDE + 2  # when it began
+assert TIMER_WORDS == _SINCE + 1 - len(OPERATORS)
 
 _CLOCK = """
 declare i32 @clock_gettime(i32, ptr)
@@ -28,11 +29,6 @@ define i64 @sw_now_ns() noinline {
   %sum = add i64 %scaled, %ns
   ret i64 %sum
 }"""
-
-
-def ticks_spec() -> TensorSpec:
-    """The buffer: nanoseconds by index in OPERATORS, then what the timers need."""
-    return TensorSpec((_SINCE + 1,), np.dtype(np.int64))
 
 
 def clock_import() -> Expr:

@@ -25,8 +25,9 @@ from sandwich.engine import Engine
 from sandwich.executor.base import Executor, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.null import NullExecutor
-from sandwich.executor.programs import compile_programs, program_specs, step_bytes
+from sandwich.executor.programs import compile_programs
 from sandwich.executor.reference import ReferenceExecutor
+from sandwich.executor.specs import program_specs, step_bytes
 from sandwich.executor.verify import VerifyingExecutor
 from sandwich.hub import resolve_model
 from sandwich.memory_plan import MemoryPlan

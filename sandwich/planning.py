@@ -14,7 +14,7 @@ from platforms.machine import Machine
 from platforms.sysfs import parse_cpu_list
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.executor.base import ExecutorLimits
-from sandwich.executor.programs import program_specs, step_bytes
+from sandwich.executor.specs import program_specs, step_bytes
 from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.models.config import ModelConfig
 from schedules.plan import PlanPair, default_plans, panel_width

@@ -33,6 +33,8 @@ FREE_OF = [
     ("codegen.spec", "tvm"),
     ("codegen.layout", "tvm"),
     ("codegen.reference", "tvm"),
+    ("codegen.arguments", "tvm"),
+    ("sandwich.planning", "tvm"),
     ("sandwich.cli", "torch"),
     ("sandwich.cli", "transformers"),
     ("sandwich.llm", "torch"),

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegen.arguments import argument_specs
 from codegen.compile import tensor
 from codegen.spec import Phase
-from codegen.step import argument_specs
 from codegen.timing import reset
 from platforms.memory import Arena
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
-from sandwich.executor.programs import PhaseProgram, distinct_arrays, step_specs
+from sandwich.executor.programs import PhaseProgram
+from sandwich.executor.specs import distinct_arrays, step_specs
 from sandwich.executor.step_report import step_report
 
 _log = logging.getLogger(__name__)

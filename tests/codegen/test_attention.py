@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from codegen import reference
+from codegen.arguments import Layouts
 from codegen.attention import attention
 from codegen.kit import T
 from codegen.layout import KvLayout
 from codegen.program import run
 from codegen.spec import Phase
-from codegen.step import Layouts
 from sandwich.executor.compiled import query_tiles
 from tests.codegen.conftest import (
     BEST,

@@ -24,7 +24,8 @@ from platforms.isa import isa_row
 from platforms.memory import Arena
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.launcher import Launcher
-from sandwich.executor.programs import PhaseProgram, program_specs, step_bytes
+from sandwich.executor.programs import PhaseProgram
+from sandwich.executor.specs import program_specs, step_bytes
 from tests.codegen import test_attention, test_gemm, test_operators, test_program
 from tests.codegen.conftest import (
     DTYPES,

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from codegen import reference
+from codegen.arguments import Layouts
 from codegen.elementwise import argmax_of_shares, argmax_share, embed, rms_norm, rope_and_cache
 from codegen.kit import T
 from codegen.layout import KvLayout, widen
 from codegen.program import run
-from codegen.step import Layouts, Step
+from codegen.step import Step
 from platforms.isa import isa_row
 from tests.codegen.conftest import (
     BEST,

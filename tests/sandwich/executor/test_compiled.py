@@ -17,13 +17,8 @@ from platforms.memory import Arena, ArenaError
 from sandwich.build import compiled_executor
 from sandwich.executor.base import Batch
 from sandwich.executor.compiled import CompiledExecutor, query_tiles
-from sandwich.executor.programs import (
-    compile_programs,
-    distinct_arrays,
-    program_specs,
-    step_bytes,
-    step_specs,
-)
+from sandwich.executor.programs import compile_programs
+from sandwich.executor.specs import distinct_arrays, program_specs, step_bytes, step_specs
 from tests.sandwich.executor.conftest import LIMITS, Sequences, TinyModel, tokens
 
 

@@ -1,0 +1,107 @@
+"""The arguments of a phase program: their order, shapes and types, and the layouts they follow.
+
+`argument_specs` is the one list; the executor allocates from it and `codegen.step.Step.declare`
+turns it into the PrimFunc's parameters. Values only: it must not know tvm, so that memory can be
+planned without a compiler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codegen.layout import KvLayout, ModelLayout, PanelLayout, TensorSpec, round_up
+from codegen.operands import Operands
+from codegen.spec import GEMM_ROLES, OPERATORS, ProgramSpec
+from platforms.isa import isa_row
+
+SCALARS = ("num_tokens", "num_tiles", "num_logits")
+TILE_FIELDS = 3  # sequence, first token row, number of tokens
+TIMER_WORDS = 3  # that codegen/timing.py needs beside a counter for each operator
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """The layouts a ProgramSpec implies."""
+
+    model: ModelLayout
+    kv: KvLayout
+
+    @staticmethod
+    def of(spec: ProgramSpec) -> Layouts:
+        """Weights by dtype and panel, KV cache by kv_dtype and blocks."""
+        shape, lanes = spec.shape, isa_row(spec.isa).lanes
+        return Layouts(
+            ModelLayout.build(shape, spec.dtype, lanes, spec.panel),
+            KvLayout(
+                num_layers=shape.num_layers,
+                num_kv_heads=shape.num_kv_heads,
+                head_dim=shape.head_dim,
+                block_size=spec.limits.block_size,
+                lanes=lanes,
+                dtype=spec.kv_dtype,
+                num_blocks=spec.limits.num_blocks,
+            ),
+        )
+
+
+def num_k_blocks(layout: PanelLayout, kc: int) -> int:
+    """Blocks of at most `kc` values that K is cut into; one if kc is 0."""
+    per_block = kc // layout.kr
+    return -(-layout.k_words // per_block) if per_block else 1
+
+
+def _scratch_columns(spec: ProgramSpec, model: ModelLayout) -> int:
+    """Columns of the partial sums of those roles whose tile cuts K; one if none does."""
+    cut = [
+        getattr(model, role).n_padded
+        for role in GEMM_ROLES
+        if num_k_blocks(getattr(model, role), spec.tile(role).kc) > 1
+    ]
+    return max(cut, default=1)
+
+
+def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
+    """The program's buffers in order, by kind: "metadata", "weights", "cache", "workspace"."""
+    layouts, isa = Layouts.of(spec), isa_row(spec.isa)
+    weights, cache = Operands(isa, spec.dtype), Operands(isa, spec.kv_dtype)
+    model, kv, shape, limits = layouts.model, layouts.kv, spec.shape, spec.limits
+    int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
+    act, kv_act = np.dtype(weights.act_dtype), np.dtype(cache.act_dtype)
+    tokens, logits = limits.max_num_tokens, limits.max_num_logits
+    lanes = model.lanes
+
+    def rows(count: int, columns: int, dtype: np.dtype[Any]) -> TensorSpec:
+        return TensorSpec((count, columns), dtype)
+
+    ticks = TensorSpec((len(OPERATORS) + TIMER_WORDS,), np.dtype(np.int64))
+    hidden_words = weights.act_words(model.hidden_padded)
+    return {
+        "metadata": {
+            "token_ids": TensorSpec((tokens,), int32),
+            "positions": TensorSpec((tokens,), int32),
+            "slots": TensorSpec((tokens,), int32),
+            "tiles": rows(tokens, TILE_FIELDS, int32),
+            "block_tables": rows(limits.max_num_seqs, limits.max_blocks_per_seq, int32),
+            "logit_rows": TensorSpec((logits,), int32),
+        },
+        "weights": model.tensor_specs(),
+        "cache": {"keys": kv.keys, "values": kv.values},
+        "workspace": {
+            "x": rows(tokens, model.hidden_padded, float32),
+            "normed": rows(tokens, hidden_words, act),
+            "qkv_out": rows(tokens, model.qkv.n_padded, float32),
+            "queries": rows(tokens, shape.num_heads * cache.act_words(kv.head_dim_padded), kv_act),
+            "attended": rows(tokens, weights.act_words(shape.num_heads * kv.head_dim_padded), act),
+            "gated": rows(tokens, weights.act_words(round_up(shape.intermediate_size, lanes)), act),
+            "partial": rows(tokens, _scratch_columns(spec, model), float32),
+            "final": rows(logits, hidden_words, act),
+            "logits": rows(logits, model.lm_head.n_padded, float32),
+            "best_values": rows(spec.num_cores, logits, float32),
+            "best_ids": rows(spec.num_cores, logits, int32),
+            "argmax": TensorSpec((logits,), int32),
+        }
+        | ({"ticks": ticks} if spec.has_timers else {}),
+    }
