@@ -12,10 +12,9 @@ from itertools import count
 
 import numpy as np
 
-from codegen.spec import Phase
 from sandwich.engine import Engine
 from sandwich.errors import SandwichError
-from sandwich.executor.base import Batch, Executor, ExecutorLimits, StepOutput
+from sandwich.executor.base import Batch, Executor, ExecutorLimits, StepKind, StepOutput
 from sandwich.request import Request
 from sandwich.sampling_params import SamplingParams
 
@@ -76,7 +75,7 @@ class EngineDriver:
         request = self._add(num_tokens, max_tokens=1)
         steps = []
         while not request.is_finished:
-            steps.append(self._step(Phase.PREFILL, [request]))
+            steps.append(self._step(StepKind.PREFILL, [request]))
         return steps
 
     def decode(
@@ -93,7 +92,7 @@ class EngineDriver:
             self._engine.step()
         for i in range(num_steps):
             between(i)
-            yield self._step(Phase.DECODE, requests)
+            yield self._step(StepKind.DECODE, requests)
         for request in requests:
             self._engine.abort(request.request_id)
 
@@ -106,8 +105,8 @@ class EngineDriver:
         self._engine.add_request(request)
         return request
 
-    def _step(self, phase: Phase, requests: list[Request]) -> StepTime:
-        stats = self._engine.stats.phases[phase]
+    def _step(self, kind: StepKind, requests: list[Request]) -> StepTime:
+        stats = self._engine.stats.steps[kind]
         num_steps = stats.num_steps
         started = time.perf_counter()
         events = self._engine.step()
@@ -116,7 +115,7 @@ class EngineDriver:
             raise BenchmarkError(errors[0])
         if stats.num_steps != num_steps + 1:
             raise BenchmarkError(
-                f"a {phase.value} step was due, but the engine did something else; "
+                f"a {kind.value} step was due, but the engine did something else; "
                 "is the KV cache too small for the batch (--kv-cache-size)?"
             )
         contexts = tuple(request.num_computed for request in requests)

@@ -23,9 +23,13 @@ def wanted_rows(request: Request, end: int) -> range:
 
 
 def build_batch(
-    phase: Phase, requests: Sequence[Request], num_new: Sequence[int], block_size: int
+    phase: Phase,
+    requests: Sequence[Request],
+    num_new: Sequence[int],
+    block_size: int,
+    num_riders: int = 0,
 ) -> Batch:
-    """Batch of the next `num_new[i] >= 1` tokens of each request."""
+    """Batch of the next `num_new[i] >= 1` tokens of each request; the first `num_riders` decode."""
     starts = np.array([request.num_computed for request in requests], np.int32)
     lengths = np.array(num_new, np.int32)
     context_lens = starts + lengths
@@ -62,6 +66,7 @@ def build_batch(
         block_tables=block_tables,
         logit_rows=np.array(rows, np.int32),
         sampled=tuple(sampled),
+        num_riders=num_riders,
     )
 
 

@@ -20,6 +20,7 @@ from sandwich.request import Request, SampledToken, TokenEvent
 from sandwich.sampler import Sampler
 from sandwich.scheduler import Scheduler
 from sandwich.stats import EngineStats
+from schedules.mixed import TAKE_TURNS, MixedPlan
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,9 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Runs requests until each has exactly one last event. Owns the executor."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, mixed: MixedPlan = TAKE_TURNS) -> None:
         self.executor = executor
-        self.scheduler = Scheduler(executor.limits)
+        self.scheduler = Scheduler(executor.limits, mixed)
         self.sampler = Sampler()
         self._is_closed = False
 
@@ -63,7 +64,7 @@ class Engine:
         return self.scheduler.abort(request_id)
 
     def step(self) -> list[TokenEvent]:
-        """One step of one phase; what the requests in it saw. Nothing if there is no work.
+        """One step; what the requests in it saw. Nothing if there is no work.
 
         A failure of the executor ends the requests of its batch with "error"; the others go on.
         """
@@ -87,27 +88,29 @@ class Engine:
             output = self.executor.run(batch)
             elapsed = time.monotonic() - started
             native = elapsed if output.native_seconds is None else output.native_seconds
-            self.stats.phases[batch.phase].run_seconds += native
+            self.stats.steps[batch.kind].run_seconds += native
             return self.sampler.sample(output, batch)
         except Exception as error:
             ids = [request.request_id for request in batch.requests]
-            logger.exception("a %s step failed; it ends requests %s", batch.phase.value, ids)
-            message = f"the {batch.phase.value} step failed: {error!r}"
+            logger.exception("a %s step failed; it ends requests %s", batch.kind.value, ids)
+            message = f"the {batch.kind.value} step failed: {error!r}"
             return [SampledToken(error=message)] * len(batch.requests)
 
     def _account(self, batch: Batch, seconds: float) -> None:
-        phase_stats = self.stats.phases[batch.phase]
-        phase_stats.num_steps += 1
-        phase_stats.num_tokens += len(batch.token_ids)
-        phase_stats.step_seconds += seconds
+        stats, num_tokens = self.stats.steps[batch.kind], len(batch.token_ids)
+        stats.num_steps += 1
+        stats.num_tokens += num_tokens
+        stats.step_seconds += seconds
         if logger.isEnabledFor(logging.DEBUG):
+            riders = f" ({batch.num_riders} of them decode)" if batch.num_riders else ""
             logger.debug(
-                "%s: %d requests, %d tokens, %.0f us, %.1f tok/s",
-                batch.phase.value,
+                "%s: %d requests%s, %d tokens, %.0f us, %.1f tok/s",
+                batch.kind.value,
                 len(batch.requests),
-                len(batch.token_ids),
+                riders,
+                num_tokens,
                 seconds * 1e6,
-                len(batch.token_ids) / seconds,
+                num_tokens / seconds,
             )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from codegen.spec import Phase
 from sandwich.batch_builder import build_batch, wanted_rows
@@ -23,17 +23,20 @@ from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.kv_cache import BlockPool
 from sandwich.request import Request, SampledToken, TokenEvent
 from sandwich.stats import EngineStats
+from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan
 
 
 class Scheduler:
     """`add` and `abort` requests, `schedule` a batch, `commit` its tokens; on one thread.
 
-    Batches are of one phase. When there is work of both, prefill and decode steps take turns, so a
-    long prompt delays the others' next token by one chunk at most.
+    When there is work of both phases, prefill and decode steps take turns or, if the mixed plan
+    says so, the decoding requests ride in every prefill step; either way a long prompt delays the
+    others' next token by one chunk at most.
     """
 
-    def __init__(self, limits: ExecutorLimits) -> None:
+    def __init__(self, limits: ExecutorLimits, mixed: MixedPlan = TAKE_TURNS) -> None:
         self.limits = limits
+        self.mixed = mixed
         self.pool = BlockPool(limits.num_blocks, limits.block_size)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -94,10 +97,7 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next batch; None only if no request is left."""
-        if self._last_phase is Phase.PREFILL:
-            batch = self._decode_batch() or self._prefill_batch()
-        else:
-            batch = self._prefill_batch() or self._decode_batch()
+        batch = self._next_batch()
         assert batch is not None or not self.has_work(), "requests are left, but nothing can run"
         if batch is not None:
             self.stats.num_phase_switches += self._last_phase not in (None, batch.phase)
@@ -130,11 +130,22 @@ class Scheduler:
         assert all(not request.block_table.num_blocks for request in self.waiting)
         self.pool.check_integrity(request.block_table for request in self.running)
 
-    def _prefill_batch(self) -> Batch | None:
-        num_tokens = self.limits.max_num_batched_tokens
-        num_logits = self.limits.max_num_logits
-        requests: list[Request] = []
-        lengths: list[int] = []
+    def _next_batch(self) -> Batch | None:
+        if self.mixed.mode is MixedMode.RIDE:
+            riders = self._decoding()
+            return self._prefill_batch(riders) or self._decode_batch(riders)
+        if self._last_phase is Phase.PREFILL:
+            return self._decode_batch(self._decoding()) or self._prefill_batch()
+        return self._prefill_batch() or self._decode_batch(self._decoding())
+
+    def _prefill_batch(self, riders: Sequence[Request] = ()) -> Batch | None:
+        """One token of each rider, then prompt tokens, oldest first, up to the limits.
+
+        A request that prefills runs and is no rider, so the limits leave it a token and a row.
+        """
+        num_tokens = min(self._chunk_tokens(), self.limits.max_step_tokens - len(riders))
+        num_logits = self.limits.max_num_logits - len(riders)
+        requests, lengths = list(riders), [1] * len(riders)
         for request in self._prefilling():
             start = request.num_computed
             end = min(request.num_prefill_tokens, start + num_tokens)
@@ -146,9 +157,17 @@ class Scheduler:
             num_logits -= len(wanted_rows(request, end)) + (end == request.num_tokens)
             if num_tokens == 0 or num_logits <= 0:
                 break
-        if not requests:
+        if len(requests) == len(riders):
             return None
-        return build_batch(Phase.PREFILL, requests, lengths, self.limits.block_size)
+        return build_batch(
+            Phase.PREFILL, requests, lengths, self.limits.block_size, num_riders=len(riders)
+        )
+
+    def _chunk_tokens(self) -> int:
+        """Most prompt tokens of the next step: all it can take, or fewer if others would wait."""
+        most = self.limits.max_num_batched_tokens
+        has_decoding = any(not request.is_prefilling for request in self.running)
+        return min(most, self.mixed.chunk_tokens or most) if has_decoding else most
 
     def _prefilling(self) -> Iterator[Request]:
         """Requests with tokens to prefill, oldest first; admits waiting ones as it gets to them."""
@@ -168,13 +187,14 @@ class Scheduler:
             self.running.append(request)
             yield request
 
-    def _decode_batch(self) -> Batch | None:
+    def _decoding(self) -> list[Request]:
+        """Requests past their prompt, each with a slot for its last token, oldest first."""
         # Preemption shortens `running` from its end while it is walked, never before `request`.
-        requests = [
-            request
-            for request in self.running
-            if not request.is_prefilling and self._grow(request)
+        return [
+            request for request in self.running if not request.is_prefilling and self._grow(request)
         ]
+
+    def _decode_batch(self, requests: Sequence[Request]) -> Batch | None:
         if not requests:
             return None
         return build_batch(Phase.DECODE, requests, [1] * len(requests), self.limits.block_size)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from codegen.spec import Phase
+from sandwich.executor.base import StepKind
 
 
 @dataclass(slots=True)
-class PhaseStats:
-    """Steps of one phase since the start; of `step_seconds` the executor took `run_seconds`."""
+class StepStats:
+    """Steps of one kind since the start; of `step_seconds` the executor took `run_seconds`."""
 
     num_steps: int = 0
     num_tokens: int = 0
@@ -35,8 +35,8 @@ class EngineStats:
     num_preemptions: int = 0
     num_phase_switches: int = 0
     num_finished: Counter[str] = field(default_factory=Counter)  # by finish_reason
-    phases: dict[Phase, PhaseStats] = field(
-        default_factory=lambda: {phase: PhaseStats() for phase in Phase}
+    steps: dict[StepKind, StepStats] = field(
+        default_factory=lambda: {kind: StepStats() for kind in StepKind}
     )
 
     @property

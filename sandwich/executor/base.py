@@ -6,6 +6,7 @@ Must not know: how a batch was chosen, what is done with the logits, or any one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -32,18 +33,31 @@ class ExecutorLimits:
 
     def __post_init__(self) -> None:
         if self.max_num_logits == 0:
-            most = max(self.max_num_batched_tokens, self.max_num_seqs)
-            object.__setattr__(self, "max_num_logits", most)
+            object.__setattr__(self, "max_num_logits", self.max_step_tokens)
         assert self.max_num_logits >= self.max_num_seqs, "every sequence of a step may want a row"
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Token rows of a step of any kind."""
+        return max(self.max_num_batched_tokens, self.max_num_seqs)
+
+
+class StepKind(StrEnum):
+    """What a step computes: prompts, next tokens, or both."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's work, all of one phase; a sequence's token rows are consecutive, in order.
+    """One step's work on the plan of one phase; a sequence's token rows are consecutive, in order.
 
     Sequence i has token rows [query_starts[i], query_starts[i + 1]); after the step its first
     context_lens[i] tokens are in the cache, in the blocks of block_tables[i] (padded with zeros).
     `slot_mapping` says where a token's K and V go: block id * block_size + offset in the block.
+    The first `num_riders` sequences of a prefill step decode: they have one row each.
     """
 
     phase: Phase
@@ -56,6 +70,11 @@ class Batch:
     block_tables: Int32Array  # (num_seqs, most blocks of a sequence)
     logit_rows: Int32Array  # (num_logits,) the token rows whose logits are wanted, ascending
     sampled: tuple[int, ...]  # index in `requests` of each logit row
+    num_riders: int = 0
+
+    @property
+    def kind(self) -> StepKind:
+        return StepKind.MIXED if self.num_riders else StepKind(self.phase.value)
 
 
 @dataclass(frozen=True, slots=True)

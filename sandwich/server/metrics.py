@@ -117,11 +117,11 @@ class _EngineCollector(Collector):
         tokens = _counter("step_tokens", "Tokens computed", labels=["phase"])
         step_time = _counter("step_time_seconds", "Seconds in steps", labels=["phase"])
         run_time = _counter("executor_time_seconds", "Seconds in kernels", labels=["phase"])
-        for phase, stats in self._bridge.stats.phases.items():
-            steps.add_metric([phase.value], stats.num_steps)
-            tokens.add_metric([phase.value], stats.num_tokens)
-            step_time.add_metric([phase.value], stats.step_seconds)
-            run_time.add_metric([phase.value], stats.run_seconds)
+        for kind, stats in self._bridge.stats.steps.items():
+            steps.add_metric([kind.value], stats.num_steps)
+            tokens.add_metric([kind.value], stats.num_tokens)
+            step_time.add_metric([kind.value], stats.step_seconds)
+            run_time.add_metric([kind.value], stats.run_seconds)
         yield from (steps, tokens, step_time, run_time)
 
 

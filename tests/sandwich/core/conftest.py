@@ -18,6 +18,7 @@ from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
 from sandwich.executor.null import NullExecutor
 from sandwich.request import Request, RequestTimings, TokenEvent
 from sandwich.sampling_params import SamplingParams
+from schedules.mixed import TAKE_TURNS, MixedPlan
 
 MAX_STEPS = 10_000  # no test comes near; a live-lock ends here
 
@@ -77,11 +78,20 @@ class AuditingExecutor(NullExecutor):
         if batch.phase is Phase.DECODE:
             assert np.diff(batch.query_starts).tolist() == [1] * num_seqs
         else:
-            assert len(batch.token_ids) <= limits.max_num_batched_tokens
+            assert len(batch.token_ids) <= limits.max_step_tokens
+            assert len(batch.token_ids) - batch.num_riders <= limits.max_num_batched_tokens
+            self._audit_riders(batch)
         assert len(batch.logit_rows) == len(batch.sampled) <= limits.max_num_logits
         assert (np.diff(batch.logit_rows) > 0).all()
         assert batch.query_starts[0] == 0
         assert batch.query_starts[-1] == len(batch.token_ids)
+
+    def _audit_riders(self, batch: Batch) -> None:
+        riders, others = batch.requests[: batch.num_riders], batch.requests[batch.num_riders :]
+        assert np.diff(batch.query_starts)[: len(riders)].tolist() == [1] * len(riders)
+        assert not any(request.is_prefilling for request in riders)
+        assert all(request.is_prefilling for request in others)
+        assert others, "a step of riders alone is a decode step"
 
     def _audit_sequence(self, batch: Batch, index: int) -> None:
         request, context_len = batch.requests[index], int(batch.context_lens[index])
@@ -106,9 +116,14 @@ class AuditingExecutor(NullExecutor):
 class Driver:
     """Adds requests, takes steps, keeps their events; checks the engine's integrity after each."""
 
-    def __init__(self, limits: ExecutorLimits, failing_runs: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        limits: ExecutorLimits,
+        failing_runs: Collection[int] = (),
+        mixed: MixedPlan = TAKE_TURNS,
+    ) -> None:
         self.executor = AuditingExecutor(limits, failing_runs)
-        self.engine = Engine(self.executor)
+        self.engine = Engine(self.executor, mixed)
         self.requests: dict[str, Request] = {}
         self.events: dict[str, list[TokenEvent]] = defaultdict(list)
 
@@ -159,9 +174,9 @@ class Driver:
         return timings
 
     def chunks(self) -> list[tuple[str, list[int]]]:
-        """Phase and number of tokens per sequence of each batch so far."""
+        """Kind and number of tokens per sequence of each batch so far."""
         return [
-            (batch.phase.value, np.diff(batch.query_starts).tolist())
+            (batch.kind.value, np.diff(batch.query_starts).tolist())
             for batch in self.executor.batches
         ]
 
@@ -177,9 +192,13 @@ class Driver:
 
 @pytest.fixture(scope="session")
 def drive() -> Callable[..., Driver]:
-    """`drive(failing_runs=(), **changed_limits)`: a Driver over a tiny, audited null executor."""
+    """`drive(failing_runs=(), mixed=TAKE_TURNS, **changed_limits)`: a Driver over a tiny, audited
+    null executor.
+    """
 
-    def make(failing_runs: Collection[int] = (), **changes: int) -> Driver:
-        return Driver(tiny_limits(**changes), failing_runs)
+    def make(
+        failing_runs: Collection[int] = (), mixed: MixedPlan = TAKE_TURNS, **changes: int
+    ) -> Driver:
+        return Driver(tiny_limits(**changes), failing_runs, mixed)
 
     return make

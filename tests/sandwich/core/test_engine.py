@@ -10,6 +10,7 @@ import pytest
 
 from codegen.spec import Phase
 from sandwich.errors import InvalidRequestError
+from sandwich.executor.base import StepKind
 
 if TYPE_CHECKING:
     from tests.sandwich.core.conftest import Driver
@@ -175,12 +176,12 @@ def test_counters_add_up(drive: Drive) -> None:
     assert stats.num_prompt_tokens == 20
     assert stats.num_generated_tokens == 5
     assert stats.num_finished == {"length": 1, "stop": 1, "abort": 1}
-    prefill, decode = stats.phases[Phase.PREFILL], stats.phases[Phase.DECODE]
+    prefill, decode = stats.steps[StepKind.PREFILL], stats.steps[StepKind.DECODE]
     assert prefill.num_tokens == 20
     assert prefill.num_steps + decode.num_steps == driver.executor.num_runs
     assert decode.num_tokens == 3
-    for phase in (prefill, decode):
-        assert 0 < phase.run_seconds < phase.step_seconds
+    for kind in (prefill, decode):
+        assert 0 < kind.run_seconds < kind.step_seconds
 
 
 def test_the_debug_log_has_one_line_per_step(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schedules.mixed import MixedMode, MixedPlan
+
 if TYPE_CHECKING:
     from tests.sandwich.core.conftest import Driver
 
@@ -63,6 +65,11 @@ happenings = st.lists(
 )
 
 
+mixed_plans = st.builds(
+    MixedPlan, st.sampled_from([MixedMode.TURNS, MixedMode.RIDE]), st.integers(0, 12)
+)
+
+
 def cached_tokens(sizes: dict[str, int]) -> int:
     return min(MAX_MODEL_LEN, sizes["num_blocks"] * sizes["block_size"])
 
@@ -77,11 +84,11 @@ def alone(drive: Drive, capacity: int, prompt: list[int], params: dict[str, Any]
 
 
 @settings(max_examples=120)
-@given(sizes=limits, script=happenings)
+@given(sizes=limits, script=happenings, mixed=mixed_plans)
 def test_tokens_and_ends_are_those_of_a_request_alone(
-    drive: Drive, sizes: dict[str, int], script: list[tuple[Any, Any]]
+    drive: Drive, sizes: dict[str, int], script: list[tuple[Any, Any]], mixed: MixedPlan
 ) -> None:
-    driver = drive(vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    driver = drive(mixed=mixed, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
     capacity = cached_tokens(sizes)
     added: dict[str, tuple[list[int], dict[str, Any]]] = {}
     for what, detail in script:
@@ -110,6 +117,7 @@ def test_tokens_and_ends_are_those_of_a_request_alone(
     script=happenings,
     failing_runs=st.sets(st.integers(0, 40), min_size=1, max_size=6),
     poisoned=st.sets(st.integers(0, 10), max_size=2),
+    mixed=mixed_plans,
 )
 def test_failures_end_requests_but_lose_nothing(
     drive: Drive,
@@ -117,8 +125,9 @@ def test_failures_end_requests_but_lose_nothing(
     script: list[tuple[Any, Any]],
     failing_runs: set[int],
     poisoned: set[int],
+    mixed: MixedPlan,
 ) -> None:
-    driver = drive(failing_runs, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    driver = drive(failing_runs, mixed, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
     driver.executor.poisoned = {f"r{number}" for number in poisoned}
     for what, detail in script:
         if what == "steps":
@@ -161,12 +170,13 @@ def test_chunks_of_a_prompt_are_exact_whatever_the_limits(
 @given(
     num_blocks=st.integers(3, 8),
     requests=st.lists(st.tuples(prompts, st.integers(1, 30)), min_size=2, max_size=8),
+    mixed=mixed_plans,
 )
 def test_a_starved_cache_preempts_yet_everyone_finishes(
-    drive: Drive, num_blocks: int, requests: list[tuple[list[int], int]]
+    drive: Drive, num_blocks: int, requests: list[tuple[list[int], int]], mixed: MixedPlan
 ) -> None:
     driver = drive(
-        block_size=2, num_blocks=num_blocks, vocab_size=VOCAB_SIZE, max_num_seqs=8,
+        mixed=mixed, block_size=2, num_blocks=num_blocks, vocab_size=VOCAB_SIZE, max_num_seqs=8,
         max_num_batched_tokens=32,
     )  # fmt: skip
     capacity = 2 * num_blocks
