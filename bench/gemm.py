@@ -20,13 +20,13 @@ from bench.gemm_peers import PEERS, Peer, missing_library
 from bench.gemm_picture import draw, require_matplotlib
 from bench.gemm_summary import CellTimes, PeerTimes, rows_of, show, summary_of
 from bench.latency import last_level_cache_bytes
-from bench.limits import Meter, PeakMeter, ReadMeter
 from bench.record import provenance, write_json
 from codegen.layout import ModelLayout, PanelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, ModelShape
 from platforms.machine import Machine
 from platforms.probe import probe
 from sandwich.models.presets import preset
+from schedules.meters import Meter, PeakMeter, ReadMeter
 from schedules.plan import PlanPair, default_plans
 
 # Qwen2.5-7B, whose matrices are measured here like those of the presets.

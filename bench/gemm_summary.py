@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.gemm_contest import Problem
-from bench.limits import Meter
+from schedules.meters import Meter
 
 PEER_FIELDS = ("peer", "peer_setting", "peer_gflops", "ratio")  # of a cell: its better peer's
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bench.driver import EngineDriver, decode_headroom
-from bench.limits import Meter, PeakMeter, ReadMeter
 from bench.record import provenance, write_json
 from bench.summary import DecodeTimes, PrefillTimes, decode_row, prefill_row, show
 from bench.work import StepWork
 from platforms.machine import Machine
 from sandwich.cli.options import add_model_argument, add_options, build_config
 from sandwich.config import ConfigError, EngineConfig
+from schedules.meters import Meter, PeakMeter, ReadMeter
 
 if TYPE_CHECKING:
     from sandwich.build import EngineParts

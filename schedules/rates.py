@@ -56,7 +56,7 @@ class _Part:
 
 # A Rome CCD reads 32 bytes per fabric clock of 1.467 GHz for two core complexes (AMD 56745); a
 # Turin CCD, of one complex, at 2.0 GHz. The single-core figures are what STREAM-like reads reach;
-# those of the Zen 4 guest and its clock were measured with `bench/limits.py`; its 512-bit
+# those of the Zen 4 guest and its clock were measured with `schedules/meters.py`; its 512-bit
 # multiply-adds take both of its 256-bit units.
 _PARTS = (
     _Part(r"Xeon.* Gold 61", 6, 2666, 2.7, 12),

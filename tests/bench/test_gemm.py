@@ -17,12 +17,12 @@ from bench.gemm import DECODE_ROWS, Selection, take_turns
 from bench.gemm_contest import Contestant, Problem
 from bench.gemm_peers import Peer, pin_workers
 from bench.gemm_summary import CellTimes, PeerTimes, cell_row, show, summary_of
-from bench.limits import PeakMeter, ReadMeter
 from codegen.gemm_program import GemmProgram
 from codegen.layout import PanelLayout
 from platforms.isa import select_isa
 from sandwich.cli import main
 from sandwich.models.presets import preset
+from schedules.meters import PeakMeter, ReadMeter
 from schedules.plan import default_plans
 
 TINY = ["bench", "gemm", "--models", "tiny", "--repeats", "2", "--cell-seconds", "0"]

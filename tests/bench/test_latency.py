@@ -8,8 +8,8 @@ import pytest
 
 import bench.latency
 from bench.latency import Cells
-from bench.limits import PeakMeter, ReadMeter
 from sandwich.cli import main
+from schedules.meters import PeakMeter, ReadMeter
 
 TINY = ["bench", "latency", "--random", "tiny"]
 

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from bench.limits import PeakMeter, ReadMeter
 from platforms.isa import select_isa
 from platforms.probe import probe
+from schedules.meters import PeakMeter, ReadMeter
 
 CPUS = probe().usable_cpus()
 
