@@ -43,8 +43,8 @@ class ProgramCache:
     @staticmethod
     def key(spec: object, isa: IsaRow) -> str:
         """The key of the program that `spec` (its repr says everything) compiles to on `isa`."""
-        row = (isa.name, isa.lanes, isa.num_vector_registers, isa.has_bf16_dot, isa.llvm_target())
-        parts = (repr(spec), repr(row), TVM_VERSION, generator_hash())
+        target = repr(isa.llvm_target())
+        parts = (repr(spec), repr(isa), target, TVM_VERSION, generator_hash())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def get(self, key: str, build: Callable[[], bytes]) -> bytes:

@@ -4,9 +4,11 @@ A new ISA is one row here and one file of intrinsics in codegen. Knows nothing o
 TVM it knows what a target description looks like.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from platforms.cpuinfo import host_arch, read_cpu_info
 from platforms.sysfs import Tree
@@ -26,10 +28,32 @@ class IsaRow:
     arch: str  # "x86_64", "aarch64", or "any"
     lanes: int  # fp32 values in a vector
     num_vector_registers: int
-    has_bf16_dot: bool  # multiplies pairs of bf16 and accumulates in fp32
-    required_flags: frozenset[str]  # as /proc/cpuinfo spells them: all that LLVM may emit for mcpu
+    # as /proc/cpuinfo spells them: all that LLVM may emit for mcpu; in no order, so not in the repr
+    required_flags: frozenset[str] = field(repr=False)
     mcpu: str
-    mattr: tuple[str, ...]
+    mattr: tuple[str, ...] = ()
+    has_bf16_dot: bool = False  # multiplies pairs of bf16 and accumulates in fp32
+    has_u8_dot: bool = False  # multiplies quads of signed by unsigned bytes, accumulates in int32
+    extends: IsaRow | None = None  # the row whose intrinsics it has unless it has its own
+
+    def plus(
+        self,
+        name: str,
+        flags: set[str],
+        *features: str,
+        has_bf16_dot: bool = False,
+        has_u8_dot: bool = False,
+    ) -> IsaRow:
+        """The row `name`: this one and what the LLVM `features` add, which CPUs show by `flags`."""
+        return replace(
+            self,
+            name=name,
+            required_flags=self.required_flags | flags,
+            mattr=(*features, *self.mattr),
+            has_bf16_dot=self.has_bf16_dot or has_bf16_dot,
+            has_u8_dot=self.has_u8_dot or has_u8_dot,
+            extends=self,
+        )
 
     def llvm_target(self, arch: str | None = None) -> dict[str, object]:
         """What tvm.target.Target takes. `arch` places an "any" row; its default is this host's."""
@@ -47,26 +71,27 @@ _X86_V2 = frozenset({"pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf
 _X86_V3 = _X86_V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
 _X86_V4 = _X86_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
+_GENERIC = IsaRow("generic", "any", 4, 16, frozenset(), "generic")
+
+_AVX2 = IsaRow("avx2", "x86_64", 8, 16, _X86_V3, "x86-64-v3")
+_AVX2_VNNI = _AVX2.plus("avx2_vnni", {"avx_vnni"}, "+avxvnni", has_u8_dot=True)
+
 # LLVM tunes x86-64-v4 for the first Skylakes and would cut loops to 256-bit vectors.
-_WHOLE_VECTORS = "-prefer-256-bit"
+_AVX512 = IsaRow("avx512", "x86_64", 16, 32, _X86_V4, "x86-64-v4", ("-prefer-256-bit",))
+_AVX512_VNNI = _AVX512.plus("avx512_vnni", {"avx512_vnni"}, "+avx512vnni", has_u8_dot=True)
+_AVX512_BF16 = _AVX512_VNNI.plus("avx512_bf16", {"avx512_bf16"}, "+avx512bf16", has_bf16_dot=True)
+
+# cortex-a72 is plain ARMv8.0 with the schedule of an out-of-order core.
+_NEON = IsaRow("neon", "aarch64", 4, 32, frozenset({"fp", "asimd"}), "cortex-a72", ("+neon",))
+_NEON_DOTPROD = _NEON.plus("neon_dotprod", {"asimddp"}, "+dotprod")
+_NEON_I8MM = _NEON_DOTPROD.plus("neon_i8mm", {"i8mm"}, "+i8mm", has_u8_dot=True)
+_NEON_BF16 = _NEON_I8MM.plus("neon_bf16", {"bf16"}, "+bf16", has_bf16_dot=True)
 
 # Best last among those of one architecture.
 ISA_TABLE: tuple[IsaRow, ...] = (
-    IsaRow("generic", "any", 4, 16, False, frozenset(), "generic", ()),
-    IsaRow("avx2", "x86_64", 8, 16, False, _X86_V3, "x86-64-v3", ()),
-    IsaRow("avx512", "x86_64", 16, 32, False, _X86_V4, "x86-64-v4", (_WHOLE_VECTORS,)),
-    IsaRow(
-        "avx512_bf16",
-        "x86_64",
-        16,
-        32,
-        True,
-        _X86_V4 | {"avx512_bf16"},
-        "x86-64-v4",
-        ("+avx512bf16", _WHOLE_VECTORS),
-    ),
-    # cortex-a72 is plain ARMv8.0 with the schedule of an out-of-order core.
-    IsaRow("neon", "aarch64", 4, 32, False, frozenset({"fp", "asimd"}), "cortex-a72", ("+neon",)),
+    _GENERIC,
+    *(_AVX2, _AVX2_VNNI, _AVX512, _AVX512_VNNI, _AVX512_BF16),
+    *(_NEON, _NEON_DOTPROD, _NEON_I8MM, _NEON_BF16),
 )
 
 

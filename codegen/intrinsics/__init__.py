@@ -12,9 +12,12 @@ SPELLINGS: dict[str, tuple[Intrinsic, ...]] = {"avx512_bf16": avx512_bf16.SPELLI
 
 
 def intrinsics_for(isa: IsaRow) -> dict[str, Intrinsic]:
-    """Intrinsics by name for `isa`; names missing from the result have no spelling on it."""
-    rows = (*PORTABLE, *SPELLINGS.get(isa.name, ()))
-    return {row.name: row for row in rows}
+    """Intrinsics by name for `isa`: its own, else those of the row it extends, else portable ones.
+
+    Names missing from the result have no spelling on it.
+    """
+    inherited = intrinsics_for(isa.extends) if isa.extends else {row.name: row for row in PORTABLE}
+    return inherited | {row.name: row for row in SPELLINGS.get(isa.name, ())}
 
 
 def module_text(isa: IsaRow) -> str:

@@ -8,6 +8,8 @@ from platforms.isa import ISA_TABLE, ISA_VARIABLE, IsaError, isa_row, runnable_i
 AVX2 = isa_row("avx2").required_flags
 AVX512 = isa_row("avx512").required_flags
 BF16 = isa_row("avx512_bf16").required_flags
+X86_NAMES = ["generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
+ARM_NAMES = ["generic", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16"]
 
 
 @pytest.mark.parametrize(
@@ -17,9 +19,14 @@ BF16 = isa_row("avx512_bf16").required_flags
         ("x86_64", AVX2, ["generic", "avx2"]),
         ("x86_64", AVX2 - {"fma"}, ["generic"]),
         ("x86_64", AVX512, ["generic", "avx2", "avx512"]),
-        ("x86_64", BF16, ["generic", "avx2", "avx512", "avx512_bf16"]),
+        ("x86_64", AVX2 | {"avx_vnni"}, ["generic", "avx2", "avx2_vnni"]),
+        ("x86_64", AVX512 | {"avx512_vnni"}, X86_NAMES[:4]),
+        ("x86_64", BF16, X86_NAMES),
         ("x86_64", AVX2 | {"avx512_bf16", "avx512f"}, ["generic", "avx2"]),
-        ("aarch64", {"fp", "asimd"}, ["generic", "neon"]),
+        ("aarch64", {"fp", "asimd"}, ARM_NAMES[:2]),
+        ("aarch64", {"fp", "asimd", "asimddp"}, ARM_NAMES[:3]),
+        ("aarch64", {"fp", "asimd", "asimddp", "i8mm"}, ARM_NAMES[:4]),
+        ("aarch64", {"fp", "asimd", "asimddp", "i8mm", "bf16", "sve"}, ARM_NAMES),
         ("aarch64", BF16, ["generic"]),
         ("riscv64", {"fp", "asimd"}, ["generic"]),
     ],
@@ -45,7 +52,7 @@ def test_an_empty_variable_forces_nothing(monkeypatch: pytest.MonkeyPatch, nothi
 
 
 def test_an_unknown_row_is_refused_with_the_known_names() -> None:
-    with pytest.raises(IsaError, match=r"'avx3'.*generic, avx2, avx512"):
+    with pytest.raises(IsaError, match=r"'avx3'.*generic, avx2, avx2_vnni, avx512"):
         select_isa(AVX2, "avx3", "x86_64")
 
 
@@ -81,5 +88,6 @@ def test_llvm_knows_every_row(row: object, arch: str) -> None:
     features = tvm.get_global_func("target.llvm_get_cpu_features")
     names = {str(name) for name in features(tvm.target.Target(description))}
     assert "prefer-256-bit" not in names
-    assert ("avx512bf16" in names) == row.has_bf16_dot
+    assert bool(names & {"avx512bf16", "bf16"}) == row.has_bf16_dot
+    assert bool(names & {"avxvnni", "avx512vnni", "i8mm"}) == row.has_u8_dot
     assert names & {"sse2", "neon"}

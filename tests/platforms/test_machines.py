@@ -15,13 +15,13 @@ from platforms.render import render
 # name: (ISA, sockets, nodes, LLC groups, cores, CPUs, cores used, bytes of L3 in all)
 FIGURES = {
     "xeon-gold-6151-2s": ("avx512", 2, 2, 2, 36, 72, 36, 2 * 25_344 << 10),
-    "xeon-platinum-8272cl-2s": ("avx512", 2, 2, 2, 52, 104, 52, 2 * 36_608 << 10),
+    "xeon-platinum-8272cl-2s": ("avx512_vnni", 2, 2, 2, 52, 104, 52, 2 * 36_608 << 10),
     "epyc-7h12-2s": ("avx2", 2, 2, 32, 128, 256, 128, 512 << 20),
-    "kunpeng-920-4826-2s": ("neon", 2, 4, 24, 96, 96, 96, 96 << 20),
-    "graviton3": ("neon", 1, 1, 1, 64, 64, 64, 32 << 20),
+    "kunpeng-920-4826-2s": ("neon_dotprod", 2, 4, 24, 96, 96, 96, 96 << 20),
+    "graviton3": ("neon_bf16", 1, 1, 1, 64, 64, 64, 32 << 20),
     "epyc-9655": ("avx512_bf16", 1, 1, 12, 96, 192, 96, 384 << 20),
-    "core-i7-1260p": ("avx2", 1, 1, 1, 12, 16, 4, 18 << 20),
-    "kubernetes-pod": ("avx512", 1, 1, 1, 8, 16, 5, 54 << 20),
+    "core-i7-1260p": ("avx2_vnni", 1, 1, 1, 12, 16, 4, 18 << 20),
+    "kubernetes-pod": ("avx512_vnni", 1, 1, 1, 8, 16, 5, 54 << 20),
     "epyc-guest": ("avx512_bf16", 1, 1, 1, 2, 2, 2, 32 << 20),
 }
 
