@@ -21,8 +21,9 @@ from bench.gemm_picture import draw, require_matplotlib
 from bench.gemm_summary import CellTimes, PeerTimes, rows_of, show, summary_of
 from bench.latency import last_level_cache_bytes
 from bench.record import provenance, write_json
-from codegen.layout import ModelLayout, PanelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, ModelShape
+from codegen.layout import ModelLayout
+from codegen.panels import PanelLayout
+from codegen.spec import GEMM_ROLES, ModelShape, TileRanges
 from platforms.machine import Machine
 from platforms.probe import probe
 from sandwich.models.presets import preset
@@ -205,11 +206,11 @@ class Matrix:
         """The times of every M of the selection."""
         problem = self.problem()
         with ExitStack() as stack:
-            ours = Ours(problem, self.cores.isa, self.cores.cpus, self.tiles(problem.max_rows))
+            ours = Ours(problem, self.cores.isa, self.cores.cpus, self.tiles())
             stack.callback(ours.close)
             peers: list[Peer] = []
             for name in self.selection.peers:
-                if self.layout.dtype in PEERS[name].dtypes:
+                if self.layout.format.dtype in PEERS[name].dtypes:
                     peers.append(PEERS[name](problem, self.cores.cpus))
                     stack.callback(peers[-1].close)
             for peer in peers:
@@ -223,13 +224,13 @@ class Matrix:
         wanted = CACHES_OF_WEIGHTS * max(self.cores.llc_bytes, MIN_LLC_BYTES)
         return Problem(self.layout, -(-wanted // nbytes), max(self.selection.rows))
 
-    def tiles(self, max_rows: int) -> tuple[tuple[int, GemmTile], ...]:
+    def tiles(self) -> TileRanges:
         """The rule of phases (DECODE_ROWS) as the program takes it."""
         decode = dict(self.plans.decode.tiles)[self.role]
         prefill = dict(self.plans.prefill.tiles)[self.role]
-        if max_rows <= DECODE_ROWS:
-            return ((max_rows, decode),)
-        return ((DECODE_ROWS, decode), (max_rows, prefill))
+        few = [(rows, tile) for rows, tile in decode[:-1] if rows < DECODE_ROWS]
+        most = next((tile for rows, tile in decode if rows >= DECODE_ROWS), decode[-1][1])
+        return (*few, (DECODE_ROWS, most), *(entry for entry in prefill if entry[0] > DECODE_ROWS))
 
     def _cell(
         self, m: int, ours: Ours, peers: Sequence[Peer], meters: Sequence[Meter]

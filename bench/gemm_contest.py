@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.driver import BenchmarkError
+from codegen.arrays import bf16_from_float32, float32_from_bf16
 from codegen.gemm_program import GemmProgram, GemmSpec
-from codegen.layout import PanelLayout, bf16_from_float32, float32_from_bf16
-from codegen.spec import GemmTile
+from codegen.panels import PackedMatrix, PanelLayout
+from codegen.spec import TileRanges
 from platforms.memory import Arena, arena_nbytes
 from sandwich.executor.launcher import Launcher
 
@@ -40,7 +41,7 @@ class Problem:
 
     @property
     def dtype(self) -> str:
-        return self.layout.dtype
+        return self.layout.format.dtype
 
     @property
     def weight_bytes(self) -> int:
@@ -85,10 +86,10 @@ class Ours(Contestant):
         problem: Problem,
         isa: str,
         cpus: Sequence[int],
-        tiles: tuple[tuple[int, GemmTile], ...],
+        tiles: TileRanges,
     ) -> None:
         super().__init__(problem)
-        spec = GemmSpec(isa, problem.layout, problem.num_copies, len(cpus), tiles)
+        spec = GemmSpec(isa, problem.layout, problem.num_copies, len(cpus), problem.max_rows, tiles)
         arguments = spec.arguments()
         self._arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "gemm")
         self._buffers = {n: self._arena.array(s.shape, s.dtype) for n, s in arguments.items()}
@@ -126,7 +127,7 @@ class Ours(Contestant):
         a = self._x[rows]
         if self._is_a_rounded:
             a = float32_from_bf16(bf16_from_float32(a))
-        weights = layout.read_rows(self._buffers["w"][0], columns).T
+        weights = layout.read_rows(PackedMatrix(self._buffers["w"][0]), columns).T
         error = np.abs(self._buffers["out"][np.ix_(rows, columns)] - a @ weights)
         if not (error <= TOLERANCE * (np.abs(a) @ np.abs(weights))).all():
             raise BenchmarkError(

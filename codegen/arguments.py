@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from codegen.layout import KvLayout, ModelLayout, PanelLayout, TensorSpec, round_up
+from codegen.arrays import TensorSpec, round_up
+from codegen.barrier import barrier_spec
+from codegen.layout import KvLayout, ModelLayout
 from codegen.operands import Operands
+from codegen.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, OPERATORS, ProgramSpec
 from platforms.isa import isa_row
 
@@ -31,10 +34,10 @@ class Layouts:
 
     @staticmethod
     def of(spec: ProgramSpec) -> Layouts:
-        """Weights by dtype and panel, KV cache by kv_dtype and blocks."""
+        """Weights by formats and panel, KV cache by kv_dtype and blocks."""
         shape, lanes = spec.shape, isa_row(spec.isa).lanes
         return Layouts(
-            ModelLayout.build(shape, spec.dtype, lanes, spec.panel),
+            ModelLayout.build(shape, spec.dtype, lanes, spec.panel, spec.weights, spec.lm_head),
             KvLayout(
                 num_layers=shape.num_layers,
                 num_kv_heads=shape.num_kv_heads,
@@ -47,20 +50,14 @@ class Layouts:
         )
 
 
-def num_k_blocks(layout: PanelLayout, kc: int) -> int:
-    """Blocks of at most `kc` values that K is cut into; one if kc is 0."""
-    per_block = kc // layout.kr
-    return -(-layout.k_words // per_block) if per_block else 1
-
-
 def _scratch_columns(spec: ProgramSpec, model: ModelLayout) -> int:
     """Columns of the partial sums of those roles whose tile cuts K; one if none does."""
-    cut = [
-        getattr(model, role).n_padded
-        for role in GEMM_ROLES
-        if num_k_blocks(getattr(model, role), spec.tile(role).kc) > 1
-    ]
-    return max(cut, default=1)
+    columns = 1
+    for role in GEMM_ROLES:
+        layout: PanelLayout = getattr(model, role)
+        if any(layout.num_k_blocks(tile.kc) > 1 for _, tile in spec.ranges(role)):
+            columns = max(columns, layout.n_padded)
+    return columns
 
 
 def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
@@ -102,6 +99,7 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             "best_values": rows(spec.num_cores, logits, float32),
             "best_ids": rows(spec.num_cores, logits, int32),
             "argmax": TensorSpec((logits,), int32),
+            "barrier": barrier_spec(spec.groups),
         }
         | ({"ticks": ticks} if spec.has_timers else {}),
     }

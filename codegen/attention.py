@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from codegen.arguments import TILE_FIELDS
-from codegen.gemm import Accumulators, k_loop
+from codegen.arrays import round_up
 from codegen.kit import CACHE_LINE_BYTES, Expr, T
-from codegen.layout import round_up
 from codegen.parallel import split
+from codegen.register_tile import Accumulators, k_loop
 from codegen.spec import Phase
 from codegen.step import Step
 

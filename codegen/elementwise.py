@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from codegen.gemm import Accumulators
 from codegen.kit import Expr, Kit, T
 from codegen.parallel import split
+from codegen.register_tile import Accumulators
 from codegen.step import Step
 
 SUM_CHAINS = 4  # independent accumulators of a row's sum of squares

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegen.arguments import num_k_blocks
+from codegen.arrays import TensorSpec, bf16_from_float32
 from codegen.compile import lower, tensor
 from codegen.gemm import Gemm
 from codegen.kit import Expr, Kit, T, prim_func
-from codegen.layout import PanelLayout, TensorSpec, bf16_from_float32
-from codegen.spec import GemmTile
+from codegen.panels import PanelLayout
+from codegen.register_tile import Activations, Weights
+from codegen.spec import TileRanges, check_ranges
 from platforms.isa import isa_row
 
 NAME = "gemm"
@@ -27,36 +28,27 @@ NAME = "gemm"
 
 @dataclass(frozen=True)
 class GemmSpec:
-    """What to generate: C[m, n] = sum over k of A[m, k] * W[n, k] for any m from 0 to `max_rows`.
-
-    tiles: (largest m, tile) in ascending order; the program picks the first that reaches m.
-    """
+    """What to generate: C[m, n] = sum over k of A[m, k] * W[n, k] m from 0 to `max_rows`."""
 
     isa: str
     layout: PanelLayout
     num_copies: int
     num_cores: int
-    tiles: tuple[tuple[int, GemmTile], ...]
+    max_rows: int
+    tiles: TileRanges
 
     def __post_init__(self) -> None:
-        bounds = [rows for rows, _ in self.tiles]
-        if not bounds or bounds != sorted(set(bounds)):
-            raise ValueError(f"tiles end at rows {bounds}; they must be one or more and ascend")
-
-    @property
-    def max_rows(self) -> int:
-        """The largest m."""
-        return self.tiles[-1][0]
+        check_ranges(self.tiles)
 
     @property
     def kit(self) -> Kit:
-        return Kit(isa_row(self.isa), self.layout.dtype)
+        return Kit(isa_row(self.isa), self.layout.format.dtype)
 
     def arguments(self) -> dict[str, TensorSpec]:
         """The program's buffers in order: a, w, partial (scratch), out."""
         layout, kit, float32 = self.layout, self.kit, np.dtype(np.float32)
-        is_cut = any(num_k_blocks(layout, tile.kc) > 1 for _, tile in self.tiles)
-        a_words = kit.act_words(layout.k_words * layout.kr)
+        is_cut = any(layout.num_k_blocks(tile.kc) > 1 for _, tile in self.tiles)
+        a_words = kit.act_words(layout.k_padded)
         return {
             "a": TensorSpec((self.max_rows, a_words), np.dtype(kit.act_dtype)),
             "w": TensorSpec((self.num_copies, layout.num_words), layout.word_dtype),
@@ -108,16 +100,13 @@ def gemm_function(spec: GemmSpec) -> Any:
             for name, s in spec.arguments().items()
         }
 
-        def store(row: Expr, panel: Expr, vectors: Sequence[Expr]) -> None:
-            for j, vector in enumerate(vectors):
+        def store(row: Expr, panel: Expr, columns: Sequence[int], vectors: Sequence[Expr]) -> None:
+            for j, vector in zip(columns, vectors, strict=True):
                 kit.store(b["out"], (row, panel * layout.panel + j * layout.lanes), vector)
 
+        a, w = Activations(b["a"]), Weights(b["w"], copy)
+        gemm = Gemm(kit, layout, spec.tiles, a, w, b["partial"], store)
         with kit.imports(), T.parallel(0, spec.num_cores) as core:
-            above = 0
-            for rows, tile in spec.tiles:
-                gemm = Gemm(kit, layout, tile, b["a"], b["w"], copy, b["partial"], store)
-                with T.If(T.And(num_rows > above, num_rows <= rows)), T.Then():
-                    gemm.emit(core, spec.num_cores, num_rows)
-                above = rows
+            gemm.emit(core, spec.num_cores, num_rows)
 
     return prim_func(NAME, build)

@@ -15,8 +15,9 @@ from codegen.attention import attention
 from codegen.elementwise import argmax_of_shares, argmax_share, embed, rms_norm, rope_and_cache
 from codegen.gemm import Epilogue, Gemm
 from codegen.kit import Expr, T, prim_func
-from codegen.layout import PanelLayout
+from codegen.panels import PanelLayout
 from codegen.parallel import each_core, parallel_region
+from codegen.register_tile import Activations, Weights
 from codegen.spec import OPERATORS, ProgramSpec
 from codegen.step import Step
 from codegen.timing import OUTSIDE, clock_import, switch_to
@@ -41,7 +42,7 @@ def step_program(spec: ProgramSpec, body: Body) -> Any:
             frames.enter_context(step.kit.imports())
             if spec.has_timers:
                 frames.enter_context(clock_import())
-            frames.enter_context(parallel_region(spec.num_cores))
+            frames.enter_context(parallel_region(step.team))
             body(step)
 
     return prim_func(spec.phase.value, build)
@@ -66,7 +67,7 @@ def forward(step: Step) -> None:
     run(step, "argmax", lambda core: argmax_share(step, core))
     run(step, "argmax", lambda core: argmax_of_shares(step, core))
     if step.spec.has_timers:
-        each_core(step.spec.num_cores, lambda core: _clock(step, core, OUTSIDE))
+        each_core(step.team, lambda core: _clock(step, core, OUTSIDE))
 
 
 def decoder_layer(step: Step, layer: Expr) -> None:
@@ -101,7 +102,7 @@ def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
         _clock(step, core, OPERATORS.index(operator))
         body(core)
 
-    each_core(step.spec.num_cores, timed if step.spec.has_timers else body)
+    each_core(step.team, timed if step.spec.has_timers else body)
 
 
 def _clock(step: Step, core: Expr, slot: int) -> None:
@@ -111,37 +112,45 @@ def _clock(step: Step, core: Expr, slot: int) -> None:
 
 def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None = None) -> Gemm:
     """The GEMM of `role` on activations `a`; the LM head has no layer."""
+    scales, zeros = (step.b.get(role + suffix) for suffix in ("_scales", "_zero_points"))
     return Gemm(
         kit=step.kit,
         layout=getattr(step.model, role),
-        tile=step.spec.tile(role),
-        a=step.b[a],
-        w=step.b[role],
-        layer=layer,
+        tiles=step.spec.ranges(role),
+        a=Activations(step.b[a]),
+        w=Weights(step.b[role], layer, scales, zeros),
         partial=step.b["partial"],
         epilogue=epilogue,
+        in_halves=role == "gate_up",
     )
 
 
 def _biased(
-    step: Step, role: str, layer: Expr | None, column: Expr, vectors: Sequence[Expr]
+    step: Step, role: str, layer: Expr | None, at: Sequence[Expr], vectors: Sequence[Expr]
 ) -> list[Expr]:
-    bias, lanes = role + "_bias", step.kit.lanes
+    """The vectors plus the bias of their first columns `at`, if there is one."""
+    bias = role + "_bias"
     if not step.has(bias):
         return list(vectors)
     return [
-        v + step.kit.load(step.b[bias], layer, column + j * lanes) for j, v in enumerate(vectors)
+        vector + step.kit.load(step.b[bias], layer, column)
+        for column, vector in zip(at, vectors, strict=True)
     ]
+
+
+def _first_columns(layout: PanelLayout, panel: Expr, columns: Sequence[int]) -> list[Expr]:
+    """The first column of each vector of a panel."""
+    return [panel * layout.panel + j * layout.lanes for j in columns]
 
 
 def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogue:
     """out = C + bias"""
     layout: PanelLayout = getattr(step.model, role)
 
-    def epilogue(row: Expr, panel: Expr, vectors: Sequence[Expr]) -> None:
-        column = panel * layout.panel
-        for j, vector in enumerate(_biased(step, role, layer, column, vectors)):
-            step.kit.store(step.b[out], (row, column + j * layout.lanes), vector)
+    def epilogue(row: Expr, panel: Expr, columns: Sequence[int], vectors: Sequence[Expr]) -> None:
+        at = _first_columns(layout, panel, columns)
+        for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
+            step.kit.store(step.b[out], (row, column), vector)
 
     return epilogue
 
@@ -150,11 +159,11 @@ def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
     """x += C + bias"""
     layout: PanelLayout = getattr(step.model, role)
 
-    def epilogue(row: Expr, panel: Expr, vectors: Sequence[Expr]) -> None:
-        column = panel * layout.panel
-        for j, vector in enumerate(_biased(step, role, layer, column, vectors)):
-            at = (row, column + j * layout.lanes)
-            step.kit.store(step.b["x"], at, step.kit.load(step.b["x"], *at) + vector)
+    def epilogue(row: Expr, panel: Expr, columns: Sequence[int], vectors: Sequence[Expr]) -> None:
+        at = _first_columns(layout, panel, columns)
+        for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
+            before = step.kit.load(step.b["x"], row, column)
+            step.kit.store(step.b["x"], (row, column), before + vector)
 
     return epilogue
 
@@ -165,10 +174,11 @@ def silu_gate(step: Step, layer: Expr) -> Epilogue:
     """
     layout = step.model.gate_up
 
-    def epilogue(row: Expr, panel: Expr, vectors: Sequence[Expr]) -> None:
-        both = _biased(step, "gate_up", layer, panel * layout.panel, vectors)
+    def epilogue(row: Expr, panel: Expr, columns: Sequence[int], vectors: Sequence[Expr]) -> None:
+        at = _first_columns(layout, panel, columns)
+        both = _biased(step, "gate_up", layer, at, vectors)
         half = len(both) // 2
-        for j, (gate, up) in enumerate(zip(both[:half], both[half:], strict=True)):
+        for j, gate, up in zip(columns[:half], both[:half], both[half:], strict=True):
             column = panel * (layout.panel // 2) + j * layout.lanes
             step.kit.store_act(step.b["gated"], row, column, step.kit.call("sw_silu_mul", gate, up))
 

@@ -10,16 +10,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from codegen.layout import (
-    Array,
-    KvLayout,
-    PanelLayout,
-    bf16_from_float32,
-    float32_from_bf16,
-    widen,
-)
+from codegen.arrays import Array, Floats, bf16_from_float32, float32_from_bf16, widen
+from codegen.layout import KvLayout
+from codegen.panels import PackedMatrix, PanelLayout
 
-Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 
@@ -138,9 +132,9 @@ def embedding(table: Array, token_ids: Ints) -> Floats:
     return widen(table[token_ids])
 
 
-def embedding_from_panels(words: Array, token_ids: Ints, lm_head: PanelLayout) -> Floats:
+def embedding_from_panels(packed: PackedMatrix, token_ids: Ints, lm_head: PanelLayout) -> Floats:
     """Rows of a tied embedding, read out of the LM head's panels: (tokens, hidden)."""
-    return lm_head.read_rows(words, token_ids)
+    return lm_head.read_rows(packed, token_ids)
 
 
 def argmax(logits: Floats) -> Ints:

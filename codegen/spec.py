@@ -13,6 +13,16 @@ class Phase(StrEnum):
     DECODE = "decode"
 
 
+# Numbers of cores that work together, by NUMA node and, in it, by LLC group: ((4, 4), (4, 4)) is two
+# nodes of two groups.
+Groups = tuple[tuple[int, ...], ...]
+
+
+def num_cores(groups: Groups) -> int:
+    """Cores in all groups."""
+    return sum(map(sum, groups))
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What a Llama-family model computes: sizes and switches, no weights, no names."""
@@ -37,19 +47,103 @@ class ModelShape:
         return self.num_heads // self.num_kv_heads
 
 
+GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How a matrix is stored and what it is multiplied with; ValueError for one that is not made.
+
+    dtype: "float32", "bfloat16", "int8" or "int4". activations: "float" (bf16 pairs where the ISA
+    multiplies bf16, else float32) or "int8" (rounded on the fly). group: values of K that share a
+    scale, 0 for one scale per output channel. scale_dtype: "float32", "bfloat16" or "float16".
+    has_zero_points: asymmetric. All but dtype are for int8 and int4.
+    """
+
+    dtype: str
+    activations: str = "float"
+    group: int = 0
+    scale_dtype: str = "float32"
+    has_zero_points: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "dtype": ("float32", "bfloat16", "int8", "int4"),
+            "activations": ("float", "int8"),
+            "group": (0, *GROUP_SIZES),
+            "scale_dtype": ("float32", "bfloat16", "float16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {allowed}")
+        plain = ("float", 0, "float32", False)
+        given = (self.activations, self.group, self.scale_dtype, self.has_zero_points)
+        if not self.is_quantized and given != plain:
+            raise ValueError(f"{self}: only int8 and int4 weights have scales and int8 activations")
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight."""
+        return {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}[self.dtype]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are codes with scales."""
+        return self.dtype in ("int8", "int4")
+
+    @property
+    def has_int8_activations(self) -> bool:
+        """Whether products are of integers."""
+        return self.activations == "int8"
+
+    @property
+    def zero_code(self) -> int:
+        """The code of zero in a symmetric quantised format."""
+        return 1 << (self.bits - 1)
+
+    @property
+    def name(self) -> str:
+        """For people: "bfloat16", "int8 x float", "int4-g32 x int8"."""
+        if not self.is_quantized:
+            return self.dtype
+        group = f"-g{self.group}" if self.group else ""
+        zeros = "-zp" if self.has_zero_points else ""
+        return f"{self.dtype}{group}{zeros} x {self.activations}"
+
+
 @dataclass(frozen=True)
 class GemmTile:
-    """The schedule of one GEMM role.
+    """The schedule of a GEMM for a range of rows; ValueError for impossible sizes.
 
     mr: rows of the register tile. kc: values of K per block, 0 for all of them. k_unroll: weight
     words per turn of the innermost loop. prefetch_bytes: distance of the software prefetch of
-    weights, 0 for none.
+    weights, 0 for none. nv: vectors of columns of the register tile, 0 for the whole panel.
     """
 
     mr: int
     kc: int = 0
     k_unroll: int = 1
     prefetch_bytes: int = 0
+    nv: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"mr": 1, "kc": 0, "k_unroll": 1, "prefetch_bytes": 0, "nv": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise ValueError(f"{name} is {value!r}; it is a whole number from {low} on")
+
+
+# The tiles of a GEMM by its number of rows: (most rows, tile) in ascending order. The first that
+# reaches the number is taken, and the last one for everything above.
+TileRanges = tuple[tuple[int, GemmTile], ...]
+
+
+def check_ranges(ranges: TileRanges) -> None:
+    """ValueError if `ranges` is empty or does not ascend from at least one row."""
+    bounds = [rows for rows, _ in ranges]
+    if not bounds or bounds != sorted(set(bounds)) or bounds[0] < 1:
+        raise ValueError(f"tiles end at rows {bounds}; they must be one or more and ascend from 1")
 
 
 # The operators of a step in order, those of a layer in the middle.
@@ -90,8 +184,10 @@ class StepLimits:
 class ProgramSpec:
     """Everything a phase program depends on; its repr is the program's key in the cache.
 
-    panel: columns of a weight panel. tiles: (role, tile) for every role of GEMM_ROLES. query_tile:
-    tokens of one sequence that share a pass over its keys and values.
+    dtype: of activations, and of weights that are not quantised. panel: columns of a weight panel.
+    tiles: (role, ranges) for every role of GEMM_ROLES. query_tile: tokens of one sequence that
+    share a pass over its keys and values. groups: the cores that run it. weights, lm_head: the formats of the layers' matrices and
+    of the LM head; None for plain `dtype`.
     """
 
     phase: Phase
@@ -101,11 +197,18 @@ class ProgramSpec:
     kv_dtype: str
     panel: int
     limits: StepLimits
-    num_cores: int
-    tiles: tuple[tuple[str, GemmTile], ...]
+    groups: Groups
+    tiles: tuple[tuple[str, TileRanges], ...]
     query_tile: int
     has_timers: bool = False
+    weights: WeightFormat | None = None
+    lm_head: WeightFormat | None = None
 
-    def tile(self, role: str) -> GemmTile:
-        """The tile of `role`."""
+    @property
+    def num_cores(self) -> int:
+        """Cores that run the program."""
+        return num_cores(self.groups)
+
+    def ranges(self, role: str) -> TileRanges:
+        """The tiles of `role`."""
         return dict(self.tiles)[role]

@@ -137,7 +137,7 @@ def plan_memory(
             f"max_model_len is {max_model_len} instead of the model's {layout.shape.max_model_len}"
             ", which is what the cache holds; --max-model-len or --kv-cache-size change it"
         )
-        layout = ModelLayout.build(shape, layout.dtype, layout.lanes, layout.panel)
+        layout = layout.of_shape(shape)
     return MemoryPlan(config.name, layout, kv, workspace_bytes, planner.budget, tuple(notes))
 
 

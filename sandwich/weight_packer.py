@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegen.layout import ModelLayout, bf16_from_float32, widen
+from codegen.arrays import bf16_from_float32, widen
+from codegen.layout import ModelLayout
+from codegen.panels import PackedMatrix
 from sandwich.models.llama import CheckpointTensor
 
 Array = npt.NDArray[Any]
@@ -30,7 +32,7 @@ class WeightPacker:
         self._layout = layout
         self._tensors = tensors
         self._first_column = {"q": 0, "k": num_query, "v": num_query + num_key}
-        self._matrices: dict[str, tuple[str, Callable[[Array, int, Array], None]]] = {
+        self._matrices: dict[str, tuple[str, Callable[[Array, int, PackedMatrix], None]]] = {
             "o": ("o", layout.pack_o),
             "gate": ("gate_up", partial(layout.pack_gate_or_up, "gate")),
             "up": ("gate_up", partial(layout.pack_gate_or_up, "up")),
@@ -47,13 +49,14 @@ class WeightPacker:
         if role == "embed_tokens":
             tensors[role][start : start + len(rows)] = rows
         elif role == "lm_head":
-            self._layout.lm_head.pack_rows(rows, start, tensors[role])
+            self._layout.lm_head.pack_rows(rows, start, self._layout.matrix(tensors, role))
         elif role in self._first_column:
             column = self._first_column[role] + start
-            self._layout.qkv.pack_rows(rows, column, tensors["qkv"][tensor.layer])
+            out = self._layout.matrix(tensors, "qkv", tensor.layer)
+            self._layout.qkv.pack_rows(rows, column, out)
         else:
             packed, pack_rows = self._matrices[role]
-            pack_rows(rows, start, tensors[packed][tensor.layer])
+            pack_rows(rows, start, self._layout.matrix(tensors, packed, tensor.layer))
 
     def _pack_vector(self, tensor: CheckpointTensor, values: Array) -> None:
         """Norm weights as they are; biases in the order of their matrix's packed columns."""

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from codegen.layout import ModelLayout, bf16_from_float32
+from codegen.arrays import bf16_from_float32
+from codegen.layout import ModelLayout
 from codegen.spec import ModelShape
 from platforms.memory import Arena
 from sandwich.checkpoint.safetensors import NUMPY_DTYPES, SafetensorsCheckpoint, StoredTensor

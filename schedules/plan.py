@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from codegen.spec import GEMM_ROLES, GemmTile, Phase
+from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, check_ranges
 from platforms.isa import IsaRow
 
 
@@ -23,14 +23,15 @@ class Plan:
     """How one phase runs.
 
     cpus: one worker on each, in the order in which they share the panels of every GEMM (panels in
-    equal contiguous ranges) and the KV heads of attention. tiles: (role, tile) for every GEMM role.
-    query_tile: tokens of a sequence that share a pass over its keys and values.
+    equal contiguous ranges) and the KV heads of attention. tiles: (role, ranges of
+    rows with their tiles) for every GEMM role. query_tile: tokens of a sequence that share a pass
+    over its keys and values.
     """
 
     phase: Phase
     isa: str
     cpus: tuple[int, ...]
-    tiles: tuple[tuple[str, GemmTile], ...]
+    tiles: tuple[tuple[str, TileRanges], ...]
     query_tile: int
 
     def __post_init__(self) -> None:
@@ -39,13 +40,23 @@ class Plan:
         if tuple(role for role, _ in self.tiles) != GEMM_ROLES:
             roles = [role for role, _ in self.tiles]
             raise PlanError(f"tiles are for {roles}; a plan has one each for {list(GEMM_ROLES)}")
+        for role, ranges in self.tiles:
+            try:
+                check_ranges(ranges)
+            except ValueError as error:
+                raise PlanError(f"{role}: {error}") from error
+        if type(self.query_tile) is not int or self.query_tile < 1:
+            raise PlanError(f"query_tile is {self.query_tile!r}; it is a whole number from 1 on")
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types; `from_json` gives the plan back."""
         return asdict(self) | {
             "phase": self.phase.value,
             "cpus": list(self.cpus),
-            "tiles": {role: asdict(tile) for role, tile in self.tiles},
+            "tiles": {
+                role: [{"max_rows": rows} | asdict(tile) for rows, tile in ranges]
+                for role, ranges in self.tiles
+            },
         }
 
     @staticmethod
@@ -56,7 +67,7 @@ class Plan:
                 phase=Phase(fields["phase"]),
                 isa=fields["isa"],
                 cpus=tuple(fields["cpus"]),
-                tiles=tuple((role, GemmTile(**tile)) for role, tile in fields["tiles"].items()),
+                tiles=tuple((role, _ranges_of(ranges)) for role, ranges in fields["tiles"].items()),
                 query_tile=fields["query_tile"],
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -64,11 +75,11 @@ class Plan:
 
     def render(self) -> str:
         """One line for people."""
-        groups: dict[GemmTile, list[str]] = {}
-        for role, tile in self.tiles:
-            groups.setdefault(tile, []).append(role)
+        groups: dict[TileRanges, list[str]] = {}
+        for role, ranges in self.tiles:
+            groups.setdefault(ranges, []).append(role)
         tiles = "; ".join(
-            f"{_tile_text(tile)} ({', '.join(roles)})" for tile, roles in groups.items()
+            f"{_ranges_text(ranges)} ({', '.join(roles)})" for ranges, roles in groups.items()
         )
         cpus = ",".join(map(str, self.cpus))
         return (
@@ -76,8 +87,24 @@ class Plan:
         )
 
 
+def _ranges_of(entries: list[dict[str, int]]) -> TileRanges:
+    """The ranges of one role out of JSON."""
+
+    def one(max_rows: int, **tile: int) -> tuple[int, GemmTile]:
+        if type(max_rows) is not int:
+            raise PlanError(f"max_rows is {max_rows!r}; it is a whole number from 1 on")
+        return max_rows, GemmTile(**tile)
+
+    return tuple(one(**entry) for entry in entries)
+
+
+def _ranges_text(ranges: TileRanges) -> str:
+    return " | ".join(f"up to {rows} tokens: {_tile_text(tile)}" for rows, tile in ranges)
+
+
 def _tile_text(tile: GemmTile) -> str:
-    parts = [f"{tile.mr} rows", f"K step {tile.k_unroll}"]
+    size = f"{tile.mr} rows x {tile.nv} vectors" if tile.nv else f"{tile.mr} rows"
+    parts = [size, f"K step {tile.k_unroll}"]
     if tile.kc:
         parts.append(f"K block {tile.kc}")
     if tile.prefetch_bytes:
@@ -120,7 +147,9 @@ def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair
     cores = tuple(cpus)
 
     def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
-        return Plan(phase, isa.name, cores, tuple((role, tile) for role in GEMM_ROLES), query_tile)
+        ranges = ((MANY_ROWS, tile),)
+        tiles = tuple((role, ranges) for role in GEMM_ROLES)
+        return Plan(phase, isa.name, cores, tiles, query_tile)
 
     return PlanPair(
         panel=panel_width(isa),
@@ -132,4 +161,5 @@ def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair
 # 6 rows x 4 vectors fill 24 of 32 vector registers, 6 x 2 fill 12 of 16.
 PREFILL_TILE = GemmTile(mr=6, kc=2048, k_unroll=2)
 DECODE_TILE = GemmTile(mr=6, kc=2048, k_unroll=8)
+MANY_ROWS = 1 << 16  # of a GEMM; the last range of a plan has no end in truth
 QUERY_ROWS = 16  # rows of an attention tile: query heads x tokens

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from codegen.layout import bf16_from_float32, float32_from_bf16
+from codegen.arrays import bf16_from_float32, float32_from_bf16
 
 MASK_VALUE = np.float32(-np.inf)
 

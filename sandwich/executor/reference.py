@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen import reference
-from codegen.layout import KvLayout, PanelLayout
+from codegen.layout import KvLayout
+from codegen.panels import PanelLayout
 from codegen.reference import Floats
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
 from sandwich.weights import ModelWeights
@@ -63,7 +64,8 @@ class ReferenceExecutor:
         self._tensors = tensors
         self._layers = [_unpack_layer(weights, index) for index in range(layout.shape.num_layers)]
         self._norm: Floats = tensors["norm"][:hidden]
-        self._lm_head = Linear(layout.lm_head.unpack(tensors["lm_head"]), None, layout.dtype)
+        lm_head = layout.lm_head.unpack(layout.matrix(tensors, "lm_head"))
+        self._lm_head = Linear(lm_head, None, layout.dtype)
 
     def run(self, batch: Batch) -> StepOutput:
         hidden = self._embed(batch.token_ids)
@@ -78,8 +80,8 @@ class ReferenceExecutor:
 
     def _embed(self, token_ids: npt.NDArray[np.int32]) -> Floats:
         if self._layout.shape.tied_embeddings:
-            words = self._tensors["lm_head"]
-            return reference.embedding_from_panels(words, token_ids, self._layout.lm_head)
+            packed = self._layout.matrix(self._tensors, "lm_head")
+            return reference.embedding_from_panels(packed, token_ids, self._layout.lm_head)
         return reference.embedding(self._tensors["embed_tokens"], token_ids)
 
     def _attention(self, index: int, layer: Layer, hidden: Floats, batch: Batch) -> Floats:
@@ -121,15 +123,15 @@ def _unpack_layer(weights: ModelWeights, index: int) -> Layer:
         return None if packed is None else packed[index, columns]
 
     def linear(role: str, panels: PanelLayout) -> Linear:
-        weight = panels.unpack(tensors[role][index])
+        weight = panels.unpack(layout.matrix(tensors, role, index))
         return Linear(weight, bias(role, slice(0, panels.n)), layout.dtype)
 
     def half_of_gate_up(role: str) -> Linear:
         columns = layout.packed_columns(role)
-        weight = layout.gate_up.unpack(tensors["gate_up"][index])[columns]
+        weight = layout.gate_up.unpack(layout.matrix(tensors, "gate_up", index))[columns]
         return Linear(weight, bias("gate_up", columns), layout.dtype)
 
-    o_weight = layout.unpack_o(tensors["o"][index])
+    o_weight = layout.unpack_o(layout.matrix(tensors, "o", index))
     return Layer(
         input_layernorm=tensors["input_norm"][index, :hidden],
         qkv_proj=linear("qkv", layout.qkv),

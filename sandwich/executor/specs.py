@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from codegen.arguments import argument_specs
-from codegen.layout import TensorSpec
+from codegen.arrays import TensorSpec
 from codegen.spec import ModelShape, Phase, ProgramSpec, StepLimits
 from sandwich.executor.base import ExecutorLimits
 from schedules.plan import PlanPair
@@ -39,7 +39,7 @@ def program_specs(
             kv_dtype=kv_dtype,
             panel=plans.panel,
             limits=step_limits,
-            num_cores=len(plans.of(phase).cpus),
+            groups=((len(plans.of(phase).cpus),),),
             tiles=plans.of(phase).tiles,
             query_tile=plans.of(phase).query_tile,
             has_timers=has_timers,

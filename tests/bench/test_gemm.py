@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from bench.gemm_contest import Contestant, Problem
 from bench.gemm_peers import Peer, pin_workers
 from bench.gemm_summary import CellTimes, PeerTimes, cell_row, show, summary_of
 from codegen.gemm_program import GemmProgram
-from codegen.layout import PanelLayout
+from codegen.panels import PanelLayout
+from codegen.spec import GEMM_ROLES, GemmTile, TileRanges, WeightFormat
 from platforms.isa import select_isa
 from sandwich.cli import main
 from sandwich.models.presets import preset
@@ -140,22 +142,33 @@ def test_a_wrong_result_ends_the_benchmark(
 
 def matrix(max_rows: int, llc_bytes: int = 0) -> bench.gemm.Matrix:
     isa = select_isa()
-    layout = PanelLayout(64, 64, "float32", 2 * isa.lanes, isa.lanes)
+    layout = PanelLayout(64, 64, WeightFormat("float32"), 2 * isa.lanes, isa.lanes)
     selection = Selection((), (), (), (1, max_rows), (), 1, 0.0)
     cores = bench.gemm.Cores(isa.name, isa.lanes, (0,), llc_bytes)
     return bench.gemm.Matrix("tiny", "o", layout, selection, cores, default_plans(isa, (0,), 1))
 
 
+A, B, C, D = (GemmTile(mr) for mr in (1, 2, 3, 4))
+
+
 @pytest.mark.parametrize(
-    ("max_rows", "bounds"),
-    [(1, (1,)), (DECODE_ROWS, (DECODE_ROWS,)), (DECODE_ROWS + 1, (DECODE_ROWS, DECODE_ROWS + 1))],
+    ("decode", "prefill", "joined"),
+    [
+        (((99, A),), ((99, B),), ((DECODE_ROWS, A), (99, B))),
+        (((1, A),), ((1, B), (99, C)), ((DECODE_ROWS, A), (99, C))),
+        (((1, A), (99, B)), ((40, C), (99, D)), ((1, A), (DECODE_ROWS, B), (40, C), (99, D))),
+    ],
 )
-def test_few_rows_have_the_decode_tile_and_more_the_prefill_tile(
-    max_rows: int, bounds: tuple[int, ...]
+def test_few_rows_have_the_tiles_of_decode_and_more_those_of_prefill(
+    decode: TileRanges, prefill: TileRanges, joined: TileRanges
 ) -> None:
-    plans = matrix(max_rows).plans
-    both = (dict(plans.decode.tiles)["o"], dict(plans.prefill.tiles)["o"])
-    assert matrix(max_rows).tiles(max_rows) == tuple(zip(bounds, both, strict=False))
+    base = matrix(1)
+    pair = replace(
+        base.plans,
+        decode=replace(base.plans.decode, tiles=tuple((role, decode) for role in GEMM_ROLES)),
+        prefill=replace(base.plans.prefill, tiles=tuple((role, prefill) for role in GEMM_ROLES)),
+    )
+    assert replace(base, plans=pair).tiles() == joined
 
 
 @pytest.mark.parametrize(("llc_bytes", "num_copies"), [(0, 4), (1 << 14, 4), ((1 << 14) + 1, 5)])
@@ -192,7 +205,7 @@ def test_turns_alternate_until_the_rounds_or_the_time_are_over(
 
 
 def cell(m: int, **peers: tuple[float, ...]) -> CellTimes:
-    problem = Problem(PanelLayout(1000, 500, "bfloat16", 64, 16), 1, m)
+    problem = Problem(PanelLayout(1000, 500, WeightFormat("bfloat16"), 64, 16), 1, m)
     rivals = {
         name: PeerTimes("packed", times, {"packed": times[0]}) for name, times in peers.items()
     }

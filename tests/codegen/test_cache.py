@@ -35,8 +35,8 @@ CHANGED_SPEC: dict[str, Any] = {
     "kv_dtype": "bfloat16",
     "panel": 2 * SPEC.panel,
     "limits": make_limits(max_num_seqs=9),
-    "num_cores": 2,
-    "tiles": tuple((role, GemmTile(mr=2, prefetch_bytes=64)) for role, _ in SPEC.tiles),
+    "groups": ((2,),),
+    "tiles": tuple((role, ((1, GemmTile(mr=2, prefetch_bytes=64)),)) for role, _ in SPEC.tiles),
     "query_tile": 5,
     "has_timers": True,
 }
@@ -46,6 +46,8 @@ CHANGED_ISA: dict[str, Any] = {
     "lanes": 8,
     "num_vector_registers": 32,
     "has_bf16_dot": True,
+    "has_u8_dot": True,
+    "extends": isa_row("avx2"),
     "mcpu": "generic-rv64",
     "mattr": ("+fast",),
 }

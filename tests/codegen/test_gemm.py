@@ -10,7 +10,7 @@ import pytest
 
 from codegen.gemm import Gemm
 from codegen.kit import T
-from codegen.layout import PanelLayout
+from codegen.panels import PanelLayout
 from codegen.program import add_to_residual, linear, run, silu_gate, store
 from codegen.reference import silu_mul
 from codegen.spec import GemmTile
@@ -105,8 +105,7 @@ def logits(kernel: Kernel, num_rows: int) -> Array:
 def product(kernel: Kernel, role: str, acts: str, num_rows: int, layer: int | None = None) -> Array:
     """(value, bound of the rounding errors) of every element, in float64."""
     layout: PanelLayout = getattr(kernel.model, role)
-    packed = kernel[role] if layer is None else kernel[role][layer]
-    weight = layout.unpack(packed).astype(np.float64)
+    weight = layout.unpack(kernel.model.matrix(kernel.arrays, role, layer)).astype(np.float64)
     a = kernel.acts(acts)[:num_rows, : layout.k].astype(np.float64)
     bound = 2 * (layout.k + 2) * 2.0**-24 * (np.abs(a) @ np.abs(weight).T)
     return np.stack((a @ weight.T, bound))

@@ -5,16 +5,18 @@ from itertools import product
 import numpy as np
 import pytest
 
+from codegen.arrays import bf16_from_float32
 from codegen.compile import pin_pool
 from codegen.gemm_program import GemmProgram, GemmSpec
-from codegen.layout import PanelLayout, bf16_from_float32
+from codegen.panels import PackedMatrix, PanelLayout
 from codegen.reference import gemm
-from codegen.spec import GemmTile
+from codegen.spec import GemmTile, WeightFormat
 from platforms.isa import isa_row, select_isa
 from platforms.memory import Arena, arena_nbytes
 
 ISAS = ["generic", select_isa(forced="auto").name]
-TILES = ((3, GemmTile(mr=2, k_unroll=4)), (9, GemmTile(mr=4, kc=16, k_unroll=2)))
+TILES = ((3, GemmTile(mr=2, k_unroll=4)), (7, GemmTile(mr=4, kc=16, k_unroll=2, nv=1)))
+MAX_ROWS = 9  # beyond the last range
 
 
 def make(spec: GemmSpec, weights: np.ndarray) -> tuple[GemmProgram, np.ndarray]:
@@ -24,14 +26,15 @@ def make(spec: GemmSpec, weights: np.ndarray) -> tuple[GemmProgram, np.ndarray]:
     buffers = {name: arena.array(s.shape, s.dtype) for name, s in arguments.items()}
     rows = bf16_from_float32(weights) if spec.layout.kr == 2 else weights
     for copy, matrix in enumerate(rows):
-        spec.layout.pack_rows(matrix, 0, buffers["w"][copy])
+        spec.layout.pack_rows(matrix, 0, PackedMatrix(buffers["w"][copy]))
     buffers["out"][:] = np.nan
     return GemmProgram(spec, buffers), buffers["out"]
 
 
 def spec_of(isa: str, dtype: str, n: int, k: int, num_cores: int = 1) -> GemmSpec:
     lanes = isa_row(isa).lanes
-    return GemmSpec(isa, PanelLayout(n, k, dtype, 2 * lanes, lanes), 2, num_cores, TILES)
+    layout = PanelLayout(n, k, WeightFormat(dtype), 2 * lanes, lanes)
+    return GemmSpec(isa, layout, 2, num_cores, MAX_ROWS, TILES)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -89,6 +92,6 @@ def test_scratch_is_needed_only_where_k_is_cut() -> None:
 
 @pytest.mark.parametrize("bounds", [(), (3, 3), (5, 2)])
 def test_tiles_must_ascend(bounds: tuple[int, ...]) -> None:
-    layout = PanelLayout(8, 4, "float32", 8, 4)
+    layout = PanelLayout(8, 4, WeightFormat("float32"), 8, 4)
     with pytest.raises(ValueError, match="must be one or more and ascend"):
-        GemmSpec("generic", layout, 1, 1, tuple((rows, GemmTile(1)) for rows in bounds))
+        GemmSpec("generic", layout, 1, 1, 5, tuple((rows, GemmTile(1)) for rows in bounds))

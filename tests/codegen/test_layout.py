@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codegen.layout import (
-    KvLayout,
-    ModelLayout,
-    PanelLayout,
-    bf16_from_float32,
-    float32_from_bf16,
-    widen,
-)
-from codegen.spec import ModelShape
+from codegen.arrays import bf16_from_float32, float32_from_bf16, widen
+from codegen.layout import KvLayout, ModelLayout
+from codegen.panels import PackedMatrix, PanelLayout
+from codegen.spec import ModelShape, WeightFormat
 from platforms.memory import Arena
 
 RAGGED = [(1, 1), (3, 5), (8, 8), (31, 17), (32, 16), (33, 16), (64, 64), (95, 33), (97, 129)]
@@ -58,34 +53,34 @@ def value_at(layout: PanelLayout, words: np.ndarray, row: int, col: int) -> floa
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("n", "k"), RAGGED)
 def test_rows_are_packed_where_the_layout_says_and_come_back(n: int, k: int, dtype: str) -> None:
-    layout = PanelLayout(n, k, dtype, panel=32, lanes=8)
+    layout = PanelLayout(n, k, WeightFormat(dtype), panel=32, lanes=8)
     rows = random_rows(n, k, dtype)
     words = np.zeros(layout.num_words, layout.word_dtype)
-    layout.pack_rows(rows, 0, words)
+    layout.pack_rows(rows, 0, PackedMatrix(words))
     truth = widen(rows)
     for row, col in {(0, 0), (n - 1, k - 1), (n // 2, k // 2), (n - 1, 0), (0, k - 1)}:
         assert value_at(layout, words, row, col) == truth[row, col]
-    np.testing.assert_array_equal(layout.unpack(words), truth)
+    np.testing.assert_array_equal(layout.unpack(PackedMatrix(words)), truth)
     ids = [n - 1, 0, n // 2]
-    np.testing.assert_array_equal(layout.read_rows(words, ids), truth[ids])
+    np.testing.assert_array_equal(layout.read_rows(PackedMatrix(words), ids), truth[ids])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("step", [1, 7, 32, 33, 96])
 def test_packing_in_pieces_equals_packing_at_once(step: int, dtype: str) -> None:
-    layout = PanelLayout(90, 13, dtype, panel=32, lanes=8)
+    layout = PanelLayout(90, 13, WeightFormat(dtype), panel=32, lanes=8)
     rows = random_rows(90, 13, dtype)
     whole, pieces = (np.zeros(layout.num_words, layout.word_dtype) for _ in range(2))
-    layout.pack_rows(rows, 0, whole)
+    layout.pack_rows(rows, 0, PackedMatrix(whole))
     for start in range(0, 90, step):
-        layout.pack_rows(rows[start : start + step], start, pieces)
+        layout.pack_rows(rows[start : start + step], start, PackedMatrix(pieces))
     np.testing.assert_array_equal(pieces, whole)
 
 
 def test_padding_rows_and_columns_stay_zero() -> None:
-    layout = PanelLayout(33, 3, "bfloat16", panel=32, lanes=16)
+    layout = PanelLayout(33, 3, WeightFormat("bfloat16"), panel=32, lanes=16)
     words = np.zeros(layout.num_words, np.int32)
-    layout.pack_rows(random_rows(33, 3, "bfloat16"), 0, words)
+    layout.pack_rows(random_rows(33, 3, "bfloat16"), 0, PackedMatrix(words))
     last = layout.panel_words(words, 1)  # (2, 16): row 32 is real, 33..47 are padding
     assert layout.n_padded == 48
     assert layout.num_panels == 2
@@ -95,11 +90,11 @@ def test_padding_rows_and_columns_stay_zero() -> None:
 
 
 def test_rows_need_not_be_contiguous() -> None:
-    layout = PanelLayout(20, 6, "bfloat16", panel=16, lanes=4)
+    layout = PanelLayout(20, 6, WeightFormat("bfloat16"), panel=16, lanes=4)
     rows = random_rows(40, 12, "bfloat16")[::2, ::2]
     words = np.zeros(layout.num_words, np.int32)
-    layout.pack_rows(rows, 0, words)
-    np.testing.assert_array_equal(layout.unpack(words), widen(rows))
+    layout.pack_rows(rows, 0, PackedMatrix(words))
+    np.testing.assert_array_equal(layout.unpack(PackedMatrix(words)), widen(rows))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -110,8 +105,8 @@ def test_gate_and_up_share_panels_in_halves(intermediate: int, dtype: str) -> No
     up = random_rows(intermediate, 60, dtype, seed=2)
     words = np.zeros(layout.gate_up.num_words, layout.gate_up.word_dtype)
     for start in range(0, intermediate, 23):
-        layout.pack_gate_or_up("up", up[start : start + 23], start, words)
-        layout.pack_gate_or_up("gate", gate[start : start + 23], start, words)
+        layout.pack_gate_or_up("up", up[start : start + 23], start, PackedMatrix(words))
+        layout.pack_gate_or_up("gate", gate[start : start + 23], start, PackedMatrix(words))
     expected = np.zeros((layout.gate_up.n, 60), np.float32)
     wide_gate, wide_up = np.zeros((2, layout.intermediate_padded, 60), np.float32)
     wide_gate[:intermediate], wide_up[:intermediate] = widen(gate), widen(up)
@@ -121,7 +116,7 @@ def test_gate_and_up_share_panels_in_halves(intermediate: int, dtype: str) -> No
             part = matrix[first : first + 16]
             expected[at : at + len(part)] = part
             at += len(part)
-    unpacked = layout.gate_up.unpack(words)
+    unpacked = layout.gate_up.unpack(PackedMatrix(words))
     np.testing.assert_array_equal(unpacked, expected)
     np.testing.assert_array_equal(unpacked[layout.packed_columns("gate")], widen(gate))
     np.testing.assert_array_equal(unpacked[layout.packed_columns("up")], widen(up))
@@ -133,10 +128,10 @@ def test_heads_of_o_are_padded_each_to_full_vectors(head_dim: int, dtype: str) -
     layout = ModelLayout.build(make_shape(head_dim=head_dim), dtype, lanes=16, panel=32)
     rows = random_rows(60, 3 * head_dim, dtype)
     words = np.zeros(layout.o.num_words, layout.o.word_dtype)
-    layout.pack_o(rows[:33], 0, words)
-    layout.pack_o(rows[33:], 33, words)
-    np.testing.assert_array_equal(layout.unpack_o(words), widen(rows))
-    wide = layout.o.unpack(words).reshape(60, 3, 32)
+    layout.pack_o(rows[:33], 0, PackedMatrix(words))
+    layout.pack_o(rows[33:], 33, PackedMatrix(words))
+    np.testing.assert_array_equal(layout.unpack_o(PackedMatrix(words)), widen(rows))
+    wide = layout.o.unpack(PackedMatrix(words)).reshape(60, 3, 32)
     assert not wide[:, :, head_dim:].any()
 
 

@@ -8,7 +8,10 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from codegen import reference
-from codegen.layout import KvLayout, PanelLayout, bf16_from_float32, float32_from_bf16
+from codegen.arrays import bf16_from_float32, float32_from_bf16
+from codegen.layout import KvLayout
+from codegen.panels import PackedMatrix, PanelLayout
+from codegen.spec import WeightFormat
 
 RNG = np.random.default_rng(7)
 
@@ -114,15 +117,16 @@ def test_paged_attention_agrees_with_torch(heads: int, kv_heads: int, dim: int, 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_tied_embedding_reads_the_same_rows_as_a_table(dtype: str) -> None:
-    lm_head = PanelLayout(37, 10, dtype, panel=16, lanes=4)
+    lm_head = PanelLayout(37, 10, WeightFormat(dtype), panel=16, lanes=4)
     table = normal(37, 10)
     rows = bf16_from_float32(table) if dtype == "bfloat16" else table
     words = np.zeros(lm_head.num_words, lm_head.word_dtype)
-    lm_head.pack_rows(rows, 0, words)
+    packed = PackedMatrix(words)
+    lm_head.pack_rows(rows, 0, packed)
     ids = np.array([36, 0, 16, 16], np.int32)
     expected = float32_from_bf16(rows)[ids] if dtype == "bfloat16" else table[ids]
     np.testing.assert_array_equal(reference.embedding(rows, ids), expected)
-    np.testing.assert_array_equal(reference.embedding_from_panels(words, ids, lm_head), expected)
+    np.testing.assert_array_equal(reference.embedding_from_panels(packed, ids, lm_head), expected)
 
 
 def test_argmax_gives_the_lowest_id_of_a_tie() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from codegen.layout import ModelLayout, bf16_from_float32, float32_from_bf16, widen
+from codegen.arrays import bf16_from_float32, float32_from_bf16, widen
+from codegen.layout import ModelLayout
 from platforms.memory import Arena
 from sandwich import weights as weights_module
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
@@ -96,27 +98,36 @@ def load(folder: Path, config: ModelConfig, dtype: str = "float32") -> ModelWeig
 def unpack(weights: ModelWeights) -> Arrays:
     """The checkpoint's tensors again, float32, out of the packed ones."""
     layout, packed = weights.layout, weights.tensors
+    packed_matrix = partial(layout.matrix, packed)
     shape = layout.shape
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     gate, up = layout.packed_columns("gate"), layout.packed_columns("up")
     tensors = {
-        "model.embed_tokens.weight": layout.lm_head.unpack(packed["lm_head"]),
+        "model.embed_tokens.weight": layout.lm_head.unpack(packed_matrix("lm_head")),
         "model.norm.weight": packed["norm"][: shape.hidden_size],
     }
     if not shape.tied_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
         tensors["model.embed_tokens.weight"] = widen(packed["embed_tokens"])
     for layer in range(shape.num_layers):
-        qkv = np.split(layout.qkv.unpack(packed["qkv"][layer]), (query, query + key))
-        gate_up = layout.gate_up.unpack(packed["gate_up"][layer])
+        qkv = np.split(layout.qkv.unpack(packed_matrix("qkv", layer)), (query, query + key))
+        gate_up = layout.gate_up.unpack(packed_matrix("gate_up", layer))
         linears: dict[str, tuple[np.ndarray, str, Any]] = {
             "self_attn.q_proj": (qkv[0], "qkv_bias", slice(0, query)),
             "self_attn.k_proj": (qkv[1], "qkv_bias", slice(query, query + key)),
             "self_attn.v_proj": (qkv[2], "qkv_bias", slice(query + key, query + 2 * key)),
-            "self_attn.o_proj": (layout.unpack_o(packed["o"][layer]), "o_bias", slice(0, 36)),
+            "self_attn.o_proj": (
+                layout.unpack_o(packed_matrix("o", layer)),
+                "o_bias",
+                slice(0, 36),
+            ),
             "mlp.gate_proj": (gate_up[gate], "gate_up_bias", gate),
             "mlp.up_proj": (gate_up[up], "gate_up_bias", up),
-            "mlp.down_proj": (layout.down.unpack(packed["down"][layer]), "down_bias", slice(0, 36)),
+            "mlp.down_proj": (
+                layout.down.unpack(packed_matrix("down", layer)),
+                "down_bias",
+                slice(0, 36),
+            ),
         }
         prefix = f"model.layers.{layer}."
         for name, (matrix, bias, columns) in linears.items():

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.spec import GEMM_ROLES, GemmTile, Phase
+from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges
 from platforms.isa import ISA_TABLE, IsaRow
 from schedules.plan import Plan, PlanError, PlanPair, default_plans, panel_width
 
-TILES = tuple((role, GemmTile(mr=2)) for role in GEMM_ROLES)
+TILES = tuple((role, ((1, GemmTile(mr=2)),)) for role in GEMM_ROLES)
 PLAN = Plan(Phase.PREFILL, "avx2", (0, 2), TILES, query_tile=4)
 
 gemm_tiles = st.builds(
@@ -23,13 +23,17 @@ gemm_tiles = st.builds(
     kc=st.integers(0, 1 << 14),
     k_unroll=st.integers(1, 16),
     prefetch_bytes=st.integers(0, 1 << 14),
+    nv=st.integers(0, 4),
+)
+tile_ranges = st.dictionaries(st.integers(1, 1 << 16), gemm_tiles, min_size=1, max_size=3).map(
+    lambda by_rows: tuple(sorted(by_rows.items()))
 )
 plans = st.builds(
     Plan,
     phase=st.sampled_from(Phase),
     isa=st.sampled_from([row.name for row in ISA_TABLE]),
     cpus=st.lists(st.integers(0, 1023), min_size=1, unique=True).map(tuple),
-    tiles=st.tuples(*(st.tuples(st.just(role), gemm_tiles) for role in GEMM_ROLES)),
+    tiles=st.tuples(*(st.tuples(st.just(role), tile_ranges) for role in GEMM_ROLES)),
     query_tile=st.integers(1, 64),
 )
 
@@ -61,8 +65,15 @@ def test_a_plan_needs_different_cpus(cpus: tuple[int, ...], named: str) -> None:
 
 
 @pytest.mark.parametrize("tiles", [(), TILES[:-1], TILES[::-1], (*TILES, TILES[0])])
-def test_a_plan_has_one_tile_for_each_role(tiles: tuple[tuple[str, GemmTile], ...]) -> None:
+def test_a_plan_has_tiles_for_each_role(tiles: tuple[tuple[str, TileRanges], ...]) -> None:
     with pytest.raises(PlanError, match=r"a plan has one each for .*'qkv'.*'lm_head'"):
+        replace(PLAN, tiles=tiles)
+
+
+@pytest.mark.parametrize(("bounds", "named"), [((), r"\[\]"), ((3, 2), "3, 2"), ((0,), r"\[0\]")])
+def test_ranges_of_rows_ascend(bounds: tuple[int, ...], named: str) -> None:
+    tiles = tuple((role, tuple((n, GemmTile(mr=2)) for n in bounds)) for role in GEMM_ROLES)
+    with pytest.raises(PlanError, match=f"qkv: tiles end at rows .*{named}"):
         replace(PLAN, tiles=tiles)
 
 
@@ -83,9 +94,16 @@ def without(name: str) -> dict[str, Any]:
         (broken(cpus=5), "'int' object is not iterable"),
         (broken(cpus=[0, 0]), r"cpus is \[0, 0\]"),
         (broken(tiles=[]), "'list' object has no attribute 'items'"),
-        (broken(tiles={"qkv": {"mr": 2}}), r"tiles are for \['qkv'\]"),
-        (broken(tiles={"qkv": {"rows": 2}}), "'rows'"),
-        (broken(tiles={"qkv": {}}), "'mr'"),
+        (broken(tiles={"qkv": [{"max_rows": 1, "mr": 2}]}), r"tiles are for \['qkv'\]"),
+        (broken(tiles={"qkv": [{"max_rows": 1, "mr": 2, "rows": 2}]}), "'rows'"),
+        (broken(tiles={"qkv": [{"max_rows": 1}]}), "'mr'"),
+        (broken(tiles={"qkv": [{"mr": 2}]}), "'max_rows'"),
+        (broken(tiles={"qkv": [{"max_rows": "2", "mr": 2}]}), "max_rows is '2'"),
+        (broken(tiles={"qkv": [{"max_rows": 1, "mr": 0}]}), "mr is 0"),
+        (broken(tiles={"qkv": [{"max_rows": 1, "mr": 2, "kc": 1.5}]}), "kc is 1.5"),
+        (broken(tiles={"qkv": [{"max_rows": 1, "mr": 2, "nv": -1}]}), "nv is -1"),
+        (broken(query_tile=0), "query_tile is 0"),
+        (broken(query_tile="4"), "query_tile is '4'"),
     ],
 )
 def test_json_that_is_no_plan_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
@@ -105,7 +123,9 @@ def test_the_default_plans_of_every_isa_are_complete(isa: IsaRow, group_size: in
         assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
         # the sums of a tile and one vector of weights fit in the registers
         vectors = pair.panel // isa.lanes
-        assert all(t.mr * vectors + 1 <= isa.num_vector_registers for _, t in plan.tiles)
+        for _, ranges in plan.tiles:
+            for _, tile in ranges:
+                assert tile.mr * (tile.nv or vectors) + 1 <= isa.num_vector_registers
     assert pair.decode.query_tile == 1  # a sequence has one token
     assert pair.panel % (2 * isa.lanes) == 0  # gate and up share a panel in halves
 
@@ -118,10 +138,10 @@ def test_a_pair_of_plans_is_rendered_as_json_whole() -> None:
 
 
 def test_a_panel_is_four_vectors_where_there_are_registers_for_it() -> None:
-    assert {row.name: panel_width(row) // row.lanes for row in ISA_TABLE} == {
+    vectors = {row.name: panel_width(row) // row.lanes for row in ISA_TABLE}
+    assert {name: vectors[name] for name in ("generic", "avx2", "avx512", "neon")} == {
         "generic": 2,
         "avx2": 2,
         "avx512": 4,
-        "avx512_bf16": 4,
         "neon": 4,
     }

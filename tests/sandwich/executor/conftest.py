@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.layout import KvLayout, ModelLayout, PanelLayout, bf16_from_float32
+from codegen.arrays import bf16_from_float32
+from codegen.layout import KvLayout, ModelLayout
+from codegen.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase
 from platforms.isa import isa_row, select_isa
 from platforms.memory import Arena
@@ -82,7 +84,7 @@ class TinyModel:
         )
 
         def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
-            tiles = tuple((role, tile) for role in GEMM_ROLES)
+            tiles = tuple((role, ((1, tile),)) for role in GEMM_ROLES)
             return Plan(phase, isa, CPUS, tiles, query_tile)
 
         plans = PlanPair(
@@ -118,13 +120,14 @@ def random_weights(layout: ModelLayout) -> ModelWeights:
     for layer in range(shape.num_layers):
         for role in ("qkv", "down"):
             panels: PanelLayout = getattr(layout, role)
-            panels.pack_rows(rows(panels.n, panels.k), 0, tensors[role][layer])
+            panels.pack_rows(rows(panels.n, panels.k), 0, layout.matrix(tensors, role, layer))
         heads = shape.num_heads * shape.head_dim
-        layout.pack_o(rows(shape.hidden_size, heads), 0, tensors["o"][layer])
+        layout.pack_o(rows(shape.hidden_size, heads), 0, layout.matrix(tensors, "o", layer))
         for half in ("gate", "up"):
             part = rows(shape.intermediate_size, shape.hidden_size)
-            layout.pack_gate_or_up(half, part, 0, tensors["gate_up"][layer])
-    layout.lm_head.pack_rows(rows(shape.vocab_size, shape.hidden_size), 0, tensors["lm_head"])
+            layout.pack_gate_or_up(half, part, 0, layout.matrix(tensors, "gate_up", layer))
+    lm_head = layout.matrix(tensors, "lm_head")
+    layout.lm_head.pack_rows(rows(shape.vocab_size, shape.hidden_size), 0, lm_head)
     columns = {
         "qkv_bias": np.arange(layout.qkv.n),
         "down_bias": np.arange(shape.hidden_size),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.layout import TensorSpec
+from codegen.arrays import TensorSpec
 from codegen.spec import Phase
 from platforms.memory import Arena, ArenaError
 from sandwich.build import compiled_executor
