@@ -12,6 +12,7 @@ from typing import Any
 
 from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, check_ranges
 from platforms.isa import IsaRow
+from schedules.mixed import TAKE_TURNS, MixedPlan
 
 
 class PlanError(ValueError):
@@ -114,11 +115,14 @@ def _tile_text(tile: GemmTile) -> str:
 
 @dataclass(frozen=True)
 class PlanPair:
-    """The two plans of a machine and the panel width they share, because they share the weights."""
+    """The two plans of a machine, the panel width they share, because they share the weights, and
+    what happens while there is work of both.
+    """
 
     panel: int
     prefill: Plan
     decode: Plan
+    mixed: MixedPlan = TAKE_TURNS
 
     def of(self, phase: Phase) -> Plan:
         """The plan of `phase`."""
@@ -130,6 +134,7 @@ class PlanPair:
             "panel": self.panel,
             "prefill": self.prefill.to_json(),
             "decode": self.decode.to_json(),
+            "mixed": self.mixed.to_json(),
         }
 
 
