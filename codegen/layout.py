@@ -68,9 +68,14 @@ class ModelLayout:
             lm_head=PanelLayout(shape.vocab_size, hidden, lm_head or plain, panel, lanes),
         )
 
+    @property
+    def weights(self) -> WeightFormat:
+        """How the layers' matrices are stored."""
+        return self.qkv.format
+
     def of_shape(self, shape: ModelShape) -> ModelLayout:
         """The layout of another model in the same types and panels."""
-        formats = self.qkv.format, self.lm_head.format
+        formats = self.weights, self.lm_head.format
         return ModelLayout.build(shape, self.dtype, self.lanes, self.panel, *formats)
 
     @staticmethod

@@ -34,6 +34,7 @@ from sandwich.memory_plan import MemoryPlan
 from sandwich.models.config import ModelConfig
 from sandwich.models.generation import generation_defaults
 from sandwich.models.presets import PRESETS, preset
+from sandwich.placement import NOT_PLACED, Placement, place, report
 from sandwich.planning import executor_limits, make_plans
 from sandwich.tokenizer import Tokenizer
 from sandwich.weights import ModelWeights, load_weights, random_weights
@@ -111,7 +112,11 @@ def build_engine(config: EngineConfig) -> EngineParts:
         else (generation_defaults(source.folder))
     )
     plans, memory, _ = make_plans(config, machine, source.config)
-    executor = _executor(config, source, plans, memory)
+    is_pinned = config.cpu_bind != "nobind"
+    placement = place(machine, plans.decode.cpus, memory.layout, memory.kv, is_pinned)
+    if placement.nodes:
+        _log.info("memory   %s", placement.render())
+    executor = _executor(config, source, plans, memory, placement)
     return EngineParts(
         engine=Engine(executor),
         tokenizer=tokenizer,
@@ -125,13 +130,24 @@ def build_engine(config: EngineConfig) -> EngineParts:
 
 
 def _executor(
-    config: EngineConfig, source: _Source, plans: PlanPair, memory: MemoryPlan
+    config: EngineConfig,
+    source: _Source,
+    plans: PlanPair,
+    memory: MemoryPlan,
+    placement: Placement,
 ) -> Executor:
     limits = executor_limits(config, memory.layout.shape, memory.kv.num_blocks)
     if config.executor == "null":
         return NullExecutor(limits)
-    arena = Arena(memory.layout.weight_bytes, "weights")
-    load = functools.cache(lambda: source.load(memory.layout, arena, config.seed))
+    nbytes = memory.layout.weight_bytes
+    arena = Arena(nbytes, "weights", placement.nodes, placement.weights)
+
+    @functools.cache
+    def load() -> ModelWeights:
+        weights = source.load(memory.layout, arena, config.seed)
+        report(arena, placement.weights)
+        return weights
+
     if config.executor == "reference":
         return ReferenceExecutor(load(), memory.kv, limits)
     executor = compiled_executor(
@@ -143,6 +159,7 @@ def _executor(
         config.cache_dir,
         is_pinned=config.cpu_bind != "nobind",
         debug=config.debug,
+        placement=placement,
     )
     if not config.verify:
         return executor
@@ -161,23 +178,25 @@ def compiled_executor(
     cache_dir: Path,
     is_pinned: bool = True,
     debug: int = 0,
+    placement: Placement = NOT_PLACED,
 ) -> CompiledExecutor:
     """Compile the programs while `load` fills the weights, then join the two.
 
     debug: as SANDWICH_DEBUG; from 3 on programs time their operators, from 4 on code is dumped.
     """
     has_timers = debug >= TIMERS_FROM
-    specs = program_specs(plans, layout.shape, layout.dtype, kv.dtype, limits, has_timers)
+    specs = program_specs(plans, layout, kv.dtype, limits, has_timers)
     dump = [form for form, level in DUMPS_FROM.items() if debug >= level]
     with ThreadPoolExecutor(1) as pool:
         programs = pool.submit(compile_programs, specs, plans, cache_dir, is_pinned, dump)
         weights = load()
-    cache_arena = Arena(kv.keys.arena_nbytes + kv.values.arena_nbytes, "KV cache")
+    cache_nbytes = kv.keys.arena_nbytes + kv.values.arena_nbytes
+    cache_arena = Arena(cache_nbytes, "KV cache", placement.nodes, placement.cache)
     cache = {
         "keys": cache_arena.array(kv.keys.shape, kv.keys.dtype),
         "values": cache_arena.array(kv.values.shape, kv.values.dtype),
     }
-    workspace = Arena(step_bytes(specs), "workspace")
+    workspace = Arena(step_bytes(specs), "workspace", placement.nodes)
     executor = CompiledExecutor(programs.result(), limits, weights.tensors, cache, workspace)
     executor.warm_up()
     return executor

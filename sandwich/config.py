@@ -22,6 +22,8 @@ EMBEDDED_MODEL: Final = Path(__file__).resolve().parent / "embedded" / "model"
 
 DTYPES: Final = ("auto", "float32", "bfloat16")
 EXECUTORS: Final = ("compiled", "null", "reference")
+QUANTIZATIONS: Final = ("none", "int8", "int8-w8a8", "int4")
+QUANTIZATION_GROUPS: Final = (0, 32, 64, 128)
 _DTYPE_ALIASES: Final = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}
 _SIZE_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
     f"{letter}i": 1 << (10 * power) for power, letter in enumerate("kmgt", start=1)
@@ -49,6 +51,11 @@ def parse_nbytes(text: str | int) -> int:
 def parse_dtype(text: str) -> str:
     """One of DTYPES; "bf16" and "fp32" are understood too."""
     return _one_of(_DTYPE_ALIASES.get(text, text), DTYPES)
+
+
+def parse_quantization_group(text: str | int) -> int:
+    """One of QUANTIZATION_GROUPS."""
+    return int(_one_of(str(text), tuple(map(str, QUANTIZATION_GROUPS))))
 
 
 def parse_bool(text: str | bool) -> bool:
@@ -214,6 +221,21 @@ class EngineConfig:
         parse_dtype,
         "auto",
         choices=DTYPES,
+    )
+    quantization: str = _option(
+        "model",
+        "round the weights while loading: int8 (8 bits, inputs as in --dtype), int8-w8a8 (8 bits, "
+        "inputs of 8 bits too), int4 (4 bits, inputs of 8 bits; LM head as in int8-w8a8)",
+        lambda text: _one_of(text, QUANTIZATIONS),
+        "none",
+        choices=QUANTIZATIONS,
+    )
+    quantization_group: int | None = _option(
+        "model",
+        "inputs of an output channel that share a scale in the layers' matrices, 0: all of them "
+        "(default: 32 with int4, else 0)",
+        parse_quantization_group,
+        choices=tuple(map(str, QUANTIZATION_GROUPS)),
     )
     max_model_len: int | None = _option(
         "model", "longest prompt + reply, in tokens (default: the model's own limit)", _POSITIVE

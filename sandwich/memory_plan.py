@@ -21,6 +21,12 @@ DEFAULT_CONTEXT: Final = 2048  # tokens of cache for each of --max-num-seqs, unl
 DEFAULT_SHARE: Final = 0.5  # of the memory beside weights and workspace that the cache may take
 RESERVE_BYTES: Final = 256 << 20  # buffers while loading, the compiler, requests and responses
 LIMIT_FLAG: Final = "--memory-limit"
+# What makes weights of so many bits smaller.
+_SMALLER_WEIGHTS: Final = {
+    32: ", --dtype bfloat16",
+    16: ", --quantization int4",
+    8: ", --quantization int4",
+}
 MAX_SLOTS: Final = 2**31 - 1  # slots are numbered in int32
 
 
@@ -75,6 +81,12 @@ class MemoryPlan:
         return self.kv.num_blocks * self.kv.block_size
 
     @property
+    def weights(self) -> str:
+        """The weights' formats, for people."""
+        layers, head = self.layout.weights.name, self.layout.lm_head.format.name
+        return layers if layers == head else f"{layers}, LM head {head}"
+
+    @property
     def total_bytes(self) -> int:
         needed = self.layout.weight_bytes + self.kv_bytes + self.workspace_bytes
         return needed + self.budget.process_bytes + RESERVE_BYTES
@@ -85,7 +97,7 @@ class MemoryPlan:
         per_token = kv.bytes_per_block / kv.block_size / 1024
         cache = f"{self.num_cache_tokens} tokens of {per_token:.4g} KiB"
         rows = (
-            ("weights", self.layout.weight_bytes, f"{self.model_name}, {self.layout.dtype}"),
+            ("weights", self.layout.weight_bytes, f"{self.model_name}, {self.weights}"),
             ("KV cache", self.kv_bytes, f"{cache}, {kv.dtype}; {self.max_model_len} a request"),
             ("workspace", self.workspace_bytes, "activations and logits of one step"),
             ("process", budget.process_bytes + RESERVE_BYTES, f"{_size(RESERVE_BYTES)} in reserve"),
@@ -174,7 +186,7 @@ class _Planner:
         """Weights, workspace and the smallest cache must fit, whatever the user asks for."""
         if self.free_bytes >= self.kv.bytes_per_block:
             return
-        smaller = "" if self._layout.dtype == "bfloat16" else ", --dtype bfloat16"
+        smaller = _SMALLER_WEIGHTS.get(self._layout.weights.bits, "")
         raise self._error(
             self.fixed_bytes + self.kv.bytes_per_block,
             f"{_size(self._layout.weight_bytes)} of weights, {_size(self._workspace_bytes)} of "

@@ -17,6 +17,7 @@ from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.specs import program_specs, step_bytes
 from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.models.config import ModelConfig
+from sandwich.quantization import weight_formats
 from schedules.plan import PlanPair, default_plans, panel_width
 from schedules.rates import estimated_rates
 from schedules.search import SearchResult, search
@@ -36,7 +37,10 @@ def make_plans(
     shape = model.shape(longest_context(model, config.max_model_len))
     dtype = _resolve_dtype(config.dtype, model)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa))
+    formats = weight_formats(config, dtype)
+    layout = ModelLayout.build(
+        shape, dtype, isa.lanes, panel_width(isa), formats.layers, formats.lm_head
+    )
     found = _core_sets(config.cpu_bind, machine)
     plans = default_plans(isa, found[0].cpus, shape.group_size)
     query_tile = plans.prefill.query_tile
@@ -45,9 +49,7 @@ def make_plans(
     for choice in (result.prefill, result.decode):
         _log.info("plan %s", plans.of(choice.phase).render())
         _log.info("     because %s", choice.reason)
-    specs = program_specs(
-        plans, shape, dtype, kv_dtype, executor_limits(config, shape, num_blocks=1)
-    )
+    specs = program_specs(plans, layout, kv_dtype, executor_limits(config, shape, num_blocks=1))
     memory = plan_memory(model, layout, kv_dtype, step_bytes(specs), config, machine.limits)
     _log.info("%s", memory.render())
     return plans, memory, result

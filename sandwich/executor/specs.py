@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from codegen.arguments import argument_specs
 from codegen.arrays import TensorSpec
-from codegen.spec import ModelShape, Phase, ProgramSpec, StepLimits
+from codegen.layout import ModelLayout
+from codegen.spec import Phase, ProgramSpec, StepLimits
 from sandwich.executor.base import ExecutorLimits
 from schedules.plan import PlanPair
 
@@ -15,13 +16,13 @@ Specs = Mapping[Phase, ProgramSpec]
 
 def program_specs(
     plans: PlanPair,
-    shape: ModelShape,
-    dtype: str,
+    layout: ModelLayout,
     kv_dtype: str,
     limits: ExecutorLimits,
     has_timers: bool = False,
 ) -> dict[Phase, ProgramSpec]:
     """What to compile for both phases; the two programs share weights, cache and batch sizes."""
+    shape = layout.shape
     step_limits = StepLimits(
         max_num_tokens=max(limits.max_num_batched_tokens, limits.max_num_seqs),
         max_num_seqs=limits.max_num_seqs,
@@ -35,7 +36,7 @@ def program_specs(
             phase=phase,
             shape=shape,
             isa=plans.of(phase).isa,
-            dtype=dtype,
+            dtype=layout.dtype,
             kv_dtype=kv_dtype,
             panel=plans.panel,
             limits=step_limits,
@@ -43,6 +44,8 @@ def program_specs(
             tiles=plans.of(phase).tiles,
             query_tile=plans.of(phase).query_tile,
             has_timers=has_timers,
+            weights=layout.weights,
+            lm_head=layout.lm_head.format,
         )
         for phase in Phase
     }

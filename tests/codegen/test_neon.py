@@ -206,7 +206,7 @@ def compile_for_emulator(emulator: Emulator, launcher: Launcher) -> Compile:
 def test_a_whole_program_lowers_to_an_object_file() -> None:
     model = TinyModel.make("neon", "bfloat16")
     layout, kv = model.weights.layout, model.kv
-    specs = program_specs(model.plans, layout.shape, layout.dtype, kv.dtype, LIMITS)
+    specs = program_specs(model.plans, layout, kv.dtype, LIMITS)
     spec = specs[Phase.DECODE]
     code = object_code(lower(phase_program(spec), NEON))
     assert code.startswith(b"\x7fELF")
@@ -261,7 +261,7 @@ def emulated_pair(
 ) -> test_program.Pair:
     model = TinyModel.make("neon", request.param)
     layout, kv = model.weights.layout, model.kv
-    specs = program_specs(model.plans, layout.shape, layout.dtype, kv.dtype, LIMITS)
+    specs = program_specs(model.plans, layout, kv.dtype, LIMITS)
     programs = {
         phase: PhaseProgram(
             spec,

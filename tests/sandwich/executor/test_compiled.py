@@ -103,7 +103,7 @@ def test_the_largest_batch_fits(
 
 def test_phases_share_arrays_of_one_name_and_shape(model: TinyModel) -> None:
     layout = model.weights.layout
-    specs = program_specs(model.plans, layout.shape, layout.dtype, model.kv.dtype, LIMITS)
+    specs = program_specs(model.plans, layout, model.kv.dtype, LIMITS)
     distinct = distinct_arrays(specs)
     groups = step_specs(specs)
     assert set(distinct) == {
@@ -122,7 +122,7 @@ def test_phases_share_arrays_of_one_name_and_shape(model: TinyModel) -> None:
 
 def test_a_workspace_of_step_bytes_is_just_large_enough(model: TinyModel, cache_dir: Path) -> None:
     layout, kv = model.weights.layout, model.kv
-    specs = program_specs(model.plans, layout.shape, layout.dtype, kv.dtype, LIMITS)
+    specs = program_specs(model.plans, layout, kv.dtype, LIMITS)
     programs = compile_programs(specs, model.plans, cache_dir, is_pinned=False)
     arena = Arena(kv.keys.arena_nbytes + kv.values.arena_nbytes, "cache")
     cache = {

@@ -1,0 +1,55 @@
+"""From the name of a quantisation to how each matrix is stored and multiplied.
+
+The only place that knows what the names stand for. It must not know how values are rounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from codegen.spec import WeightFormat
+from sandwich.config import ConfigError, EngineConfig
+
+INT4_GROUP: Final = 32  # inputs that share a scale, unless the user says otherwise
+
+
+@dataclass(frozen=True)
+class WeightFormats:
+    """How the matrices of a model are stored: those of the layers, and the LM head.
+
+    Where embeddings are tied, they are read out of the LM head.
+    """
+
+    layers: WeightFormat
+    lm_head: WeightFormat
+
+
+def weight_formats(config: EngineConfig, dtype: str) -> WeightFormats:
+    """The formats that `config` asks for in a model of `dtype` ("float32" or "bfloat16").
+
+    A group that does not divide the inputs of a matrix leaves a shorter one at the end of each row.
+    Raises ConfigError for a group without a quantisation.
+    """
+    group = config.quantization_group
+    if config.quantization == "none":
+        if group is not None:
+            raise ConfigError(
+                f"--quantization-group is {group}, but without --quantization no matrix has "
+                "scales; give --quantization too, or leave the group out"
+            )
+        return WeightFormats(WeightFormat(dtype), WeightFormat(dtype))
+    if config.quantization == "int8":
+        head = WeightFormat("int8")
+        return WeightFormats(WeightFormat("int8", group=group or 0), head)
+    head = WeightFormat("int8", activations="int8")
+    if config.quantization == "int8-w8a8":
+        return WeightFormats(WeightFormat("int8", activations="int8", group=group or 0), head)
+    assert config.quantization == "int4", config.quantization
+    layers = WeightFormat(
+        "int4",
+        activations="int8",
+        group=INT4_GROUP if group is None else group,
+        scale_dtype="float16",
+    )
+    return WeightFormats(layers, head)
