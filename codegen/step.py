@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from codegen.arguments import SCALARS, Layouts, argument_specs
 from codegen.kit import Expr, Kit, T
 from codegen.layout import KvLayout, ModelLayout
+from codegen.parallel import Team
 from codegen.spec import ProgramSpec
 from platforms.isa import isa_row
 
@@ -44,6 +45,11 @@ class Step:
             # 64-bit sizes make 64-bit addresses: weights and caches exceed 2**31 elements
             shape = [T.int64(size) for size in tensor.shape]
             self.b[name] = T.match_buffer(handles[name], shape, str(tensor.dtype))
+
+    @property
+    def team(self) -> Team:
+        """The cores that run the program."""
+        return Team(self.spec.groups, self.b["barrier"], isa_row(self.spec.isa))
 
     def has(self, name: str) -> bool:
         """Whether the model has that tensor (biases and a separate embedding are optional)."""
