@@ -1,5 +1,5 @@
-"""How a number of items is shared between the cores of a plan, for kernels and for whoever must know
-which core reads what.
+"""How items are shared between the cores of a plan: for kernels, and for whoever must know which
+core reads what.
 
 Arithmetic only: it must not know tvm.
 """

@@ -5,10 +5,11 @@ Knows nothing of who wants them.
 
 from dataclasses import dataclass
 
-from platforms.sysfs import Tree
+from platforms.sysfs import Tree, parse_cpu_list
 
 _THP = "sys/kernel/mm/transparent_hugepage"
 _POOLS = "sys/kernel/mm/hugepages"
+_NODES = "sys/devices/system/node"
 _DEFAULT_HUGE_PAGE_BYTES = 2 << 20
 
 
@@ -62,6 +63,21 @@ def read_huge_pages(tree: Tree) -> HugePages:
         is_disabled_for_process=status.get("THP_enabled") == "0",
         pools=tuple(_read_pools(tree)),
     )
+
+
+def free_explicit_pages(tree: Tree, page_bytes: int) -> int:
+    """Pages of the pool of that size that nobody has or was promised, on the nodes whose memory
+    this process may use.
+    """
+    name = f"hugepages-{page_bytes >> 10}kB"
+    num_promised = tree.read_int(f"{_POOLS}/{name}/resv_hugepages") or 0
+    nodes = parse_cpu_list(tree.read_fields("proc/self/status").get("Mems_allowed_list", ""))
+    by_node = [
+        tree.read_int(f"{_NODES}/node{node}/hugepages/{name}/free_hugepages") for node in nodes
+    ]
+    known = [num_free for num_free in by_node if num_free is not None]
+    num_free = sum(known) if known else tree.read_int(f"{_POOLS}/{name}/free_hugepages") or 0
+    return max(0, num_free - num_promised)
 
 
 def _chosen(text: str | None) -> str:

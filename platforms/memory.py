@@ -14,12 +14,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from platforms.hugepages import read_huge_pages
-from platforms.placement import PlacementError, place_on_nodes
+from platforms.hugepages import free_explicit_pages, read_huge_pages
+from platforms.placement import (
+    NodeRange,
+    PageCount,
+    PlacementError,
+    count_pages,
+    place_on_nodes,
+    whole_pages,
+)
 from platforms.sysfs import Tree
 
 ALIGNMENT = 64  # bytes: a cache line, a 512-bit vector, and what TVM demands of a tensor
 _HUGE_PAGE = 2 << 20
+
+_ORDINARY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+# From asm-generic/mman.h, which x86 and ARM share; Python has no names for them.
+_EXPLICIT = _ORDINARY | 0x40000 | 21 << 26  # MAP_HUGETLB | MAP_HUGE_2MB
+_MADV_POPULATE_WRITE = 23  # since Linux 5.14
 
 _logger = logging.getLogger(__name__)
 
@@ -36,58 +48,107 @@ def _warn_once(message: str) -> None:
 class Arena:
     """One run of anonymous memory that hands out zeroed arrays from front to back.
 
-    The start is aligned to 2 MiB, and the pages ask to be huge and, with `nodes`, to lie on these
-    NUMA nodes (one: preferred; several: interleaved). What the kernel refuses is warned about once
-    and done without. Pages are not touched here: the first writer of a page pays for it. Handing
-    out arrays is not thread-safe. Raises ArenaError if the memory cannot be mapped.
+    The start is aligned to 2 MiB. The pages come from the pool of explicit huge pages if that can
+    hold the arena, else they ask to be transparent huge ones. They lie on the NUMA nodes `nodes`
+    (one: preferred; several: interleaved; none: wherever they are first touched), but whole pages
+    of `ranges`, sorted and disjoint, where those say. What the kernel refuses is warned about once
+    and done without. Pages that are not explicit huge ones are not touched here: the first writer
+    pays for them. Handing out arrays is not thread-safe. Raises ArenaError if the memory cannot be
+    mapped.
     """
 
-    def __init__(self, nbytes: int, name: str, nodes: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        nbytes: int,
+        name: str,
+        nodes: Sequence[int] | None = None,
+        ranges: Sequence[NodeRange] = (),
+    ) -> None:
         if nbytes < 0:
             raise ValueError(f"arena {name!r}: nbytes is {nbytes}, it must not be negative")
         self.name = name
         self.nbytes = nbytes
         self.nbytes_used = 0
-        self._wants_huge_pages = nbytes >= _HUGE_PAGE
+        self.page_bytes = mmap.PAGESIZE  # to which ranges are rounded
+        self.nodes: tuple[int, ...] = ()  # that pages were placed on; empty: the kernel chooses
+        self._bytes: npt.NDArray[np.uint8] | None = None
+        wants_huge_pages = nbytes >= _HUGE_PAGE
         # Whole huge pages, so that the tail is one too.
-        page_bytes = _HUGE_PAGE if self._wants_huge_pages else mmap.PAGESIZE
-        self._span = _round_up(max(nbytes, 1), page_bytes)
+        self._span = _round_up(max(nbytes, 1), _HUGE_PAGE if wants_huge_pages else mmap.PAGESIZE)
+        everywhere = NodeRange(0, self._span, tuple(nodes or ()))
+        self.has_explicit_pages = wants_huge_pages and self._map_explicit_pages(everywhere, ranges)
+        if not self.has_explicit_pages:
+            self._map_ordinary_pages(wants_huge_pages)
+            self._place(everywhere, ranges)
+
+    def _map_explicit_pages(self, everywhere: NodeRange, ranges: Sequence[NodeRange]) -> bool:
+        """Whether the pool holds the arena. All pages are taken at once: later, one too many would
+        be a bus error instead of a refusal.
+        """
+        num_pages, num_free = self._span // _HUGE_PAGE, free_explicit_pages(Tree(), _HUGE_PAGE)
+        if num_free < num_pages:
+            if num_free:
+                text = "arena %r needs %d explicit huge pages, %d are free; it does without"
+                _logger.info(text, self.name, num_pages, num_free)
+            return False
+        try:
+            pages = mmap.mmap(-1, self._span, flags=_EXPLICIT)
+            self._take(pages, 0, _HUGE_PAGE)
+            self._place(everywhere, ranges)
+            pages.madvise(_MADV_POPULATE_WRITE)
+        except OSError as error:
+            self._bytes = None
+            _warn_once(
+                f"the kernel refuses explicit huge pages ({error.strerror}), though its pool has "
+                "enough; in a container, raise its limit (hugetlb.2MB.max; Kubernetes: "
+                "hugepages-2Mi), on Linux before 5.14 empty the pool; going on without"
+            )
+            return False
+        return True
+
+    def _map_ordinary_pages(self, wants_huge_pages: bool) -> None:
         # [base, start) is at least one page that nobody advises, so that the kernel never merges
         # two arenas into one mapping; [start, start + span) is the arena.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         try:
-            pages = mmap.mmap(-1, self._span + _HUGE_PAGE, flags=flags)
+            pages = mmap.mmap(-1, self._span + _HUGE_PAGE, flags=_ORDINARY)
         except (OSError, OverflowError) as error:
             raise ArenaError(
-                f"arena {name!r}: cannot map {nbytes} bytes ({error}); use a smaller model or "
-                "cache, or raise the limit on address space (ulimit -v, vm.overcommit_memory)"
+                f"arena {self.name!r}: cannot map {self.nbytes} bytes ({error}); use a smaller "
+                "model or cache, or raise the limit on address space (ulimit -v, "
+                "vm.overcommit_memory)"
             ) from error
-        base = np.frombuffer(pages, np.uint8)
-        head = _round_up(base.ctypes.data + mmap.PAGESIZE, _HUGE_PAGE) - base.ctypes.data
-        self._bytes: npt.NDArray[np.uint8] | None = base[head : head + nbytes]
-        self._start = base.ctypes.data + head
-        if self._wants_huge_pages:
-            self._ask_for_huge_pages(pages, head)
-        self.nodes = self._ask_for_nodes(nodes or ())
+        base = np.frombuffer(pages, np.uint8).ctypes.data
+        head = _round_up(base + mmap.PAGESIZE, _HUGE_PAGE) - base
+        is_huge = wants_huge_pages and self._ask_for_huge_pages(pages, head)
+        self._take(pages, head, _HUGE_PAGE if is_huge else mmap.PAGESIZE)
 
-    def _ask_for_huge_pages(self, pages: mmap.mmap, head: int) -> None:
+    def _ask_for_huge_pages(self, pages: mmap.mmap, head: int) -> bool:
         if problem := read_huge_pages(Tree()).problem:
             _warn_once(f"transparent huge pages: {problem}. Decoding will be slower")
         try:
             pages.madvise(mmap.MADV_HUGEPAGE, head, self._span)
         except OSError as error:
             _warn_once(f"the kernel refuses MADV_HUGEPAGE ({error.strerror}); using small pages")
+            return False
+        return not problem
 
-    def _ask_for_nodes(self, nodes: Sequence[int]) -> tuple[int, ...]:
-        """The nodes that the memory is really placed on; empty if the kernel chooses."""
-        if not nodes:
-            return ()
+    def _take(self, pages: mmap.mmap, head: int, page_bytes: int) -> None:
+        base = np.frombuffer(pages, np.uint8)
+        self._bytes = base[head : head + self.nbytes]
+        self._start = base.ctypes.data + head
+        self.page_bytes = page_bytes
+
+    def _place(self, everywhere: NodeRange, ranges: Sequence[NodeRange]) -> None:
+        parts = [everywhere, *whole_pages(ranges, self.page_bytes)]
+        parts = [part for part in parts if part.nodes]
         try:
-            place_on_nodes(self._start, self._span, nodes)
+            for part in parts:
+                nbytes = min(part.stop, self._span) - part.start
+                place_on_nodes(self._start + part.start, nbytes, part.nodes)
         except PlacementError as error:
             _warn_once(f"{error.strerror or error}; memory goes where it is first touched")
-            return ()
-        return tuple(nodes)
+        else:
+            self.nodes = tuple(sorted({node for part in parts for node in part.nodes}))
 
     def array(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """The next zeroed array, 64-byte aligned. Raises ArenaError if it does not fit."""
@@ -109,7 +170,19 @@ class Arena:
         """How many bytes of the arena lie on huge pages now; grows as pages are first touched."""
         if self._bytes is None:
             return 0
+        if self.has_explicit_pages:
+            return self._span
         return _huge_bytes_between(self._start, self._start + self._span)
+
+    def count_pages(self, ranges: Sequence[NodeRange]) -> PageCount | None:
+        """On which nodes the touched pages of `ranges` lie; None, with a warning, if the kernel
+        does not tell. A huge page counts as so many ordinary ones, each where its bytes belong.
+        """
+        try:
+            return count_pages(self._start, ranges, mmap.PAGESIZE)
+        except PlacementError as error:
+            _warn_once(f"{error.strerror or error}; where memory lies cannot be checked")
+            return None
 
     def close(self) -> None:
         """Lets go of the memory; it returns to the system when the last array of it is gone."""
