@@ -17,6 +17,7 @@ from sandwich.errors import SandwichError
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, StepKind, StepOutput
 from sandwich.request import Request
 from sandwich.sampling_params import SamplingParams
+from schedules.mixed import TAKE_TURNS
 
 
 class BenchmarkError(SandwichError):
@@ -66,6 +67,7 @@ class EngineDriver:
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self._watch = engine.executor = StopWatch(engine.executor)
+        engine.scheduler.mixed = TAKE_TURNS  # each phase by itself, in whole steps
         self._engine = engine
         self._rng = np.random.default_rng(seed)
         self._numbers = count()

@@ -118,7 +118,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
         _log.info("memory   %s", placement.render())
     executor = _executor(config, source, plans, memory, placement)
     return EngineParts(
-        engine=Engine(executor),
+        engine=Engine(executor, plans.mixed),
         tokenizer=tokenizer,
         model_config=source.config,
         generation_defaults=defaults,

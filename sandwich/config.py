@@ -22,6 +22,7 @@ EMBEDDED_MODEL: Final = Path(__file__).resolve().parent / "embedded" / "model"
 
 DTYPES: Final = ("auto", "float32", "bfloat16")
 EXECUTORS: Final = ("compiled", "null", "reference")
+MIXED_STEPS: Final = ("auto", "turns", "ride", "corun")
 QUANTIZATIONS: Final = ("none", "int8", "int8-w8a8", "int4")
 QUANTIZATION_GROUPS: Final = (0, 32, 64, 128)
 _DTYPE_ALIASES: Final = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}
@@ -95,6 +96,16 @@ def _integer(low: int, high: int | None = None) -> Callable[[str | int], int]:
         return value
 
     return integer
+
+
+def _milliseconds(text: str | float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a number of milliseconds") from None
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{value} is not a number of milliseconds above 0")
+    return value
 
 
 def _seconds(text: str | float) -> float:
@@ -257,6 +268,21 @@ class EngineConfig:
     )
     max_num_batched_tokens: int = _option(
         "scheduling", "most prompt tokens in one prefill step", _POSITIVE, 512
+    )
+    tpot_target: float | None = _option(
+        "scheduling",
+        "milliseconds from token to token that running requests shall keep while a new prompt is "
+        "prefilled (default: none, but at most 250 where that is possible)",
+        _milliseconds,
+        metavar="MS",
+    )
+    mixed_steps: str = _option(
+        "scheduling",
+        "prefill and decode at the same time: by turns, decode riding in prefill steps, co-running "
+        "on cores of their own, or auto, which predicts what is best",
+        lambda text: _one_of(text, MIXED_STEPS),
+        "auto",
+        choices=MIXED_STEPS,
     )
     max_num_queued_reqs: int = _option(
         "server", "most waiting requests; more are refused with status 429", _POSITIVE, 256

@@ -7,6 +7,8 @@ nothing.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from typing import Final
 
 from codegen.layout import DEFAULT_BLOCK_SIZE, ModelLayout
 from codegen.spec import ModelShape
@@ -18,10 +20,15 @@ from sandwich.executor.specs import program_specs, step_bytes
 from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.models.config import ModelConfig
 from sandwich.quantization import weight_formats
+from schedules.mixed import MixedMode, MixedPlanError
+from schedules.mixed_choice import MixedChoice, choose_mixed
+from schedules.mixed_cost import MixedLoad, MixedSpace
 from schedules.plan import PlanPair, default_plans, panel_width
 from schedules.rates import estimated_rates
-from schedules.search import SearchResult, search
+from schedules.search import DECODE_CONTEXT, PREFILL_TOKENS, SearchResult, search
 from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
+
+MIXED_BATCH: Final = 4  # sequences that decode in the load that mixed plans are rated with
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +52,51 @@ def make_plans(
     plans = default_plans(isa, found[0].cpus, shape.group_size)
     query_tile = plans.prefill.query_tile
     result = search(machine, found, layout, kv_dtype, query_tile, estimated_rates(machine, dtype))
+    result = replace(result, mixed=_mixed(config, machine, result, layout, kv_dtype, query_tile))
     plans = result.applied_to(plans)
     for choice in (result.prefill, result.decode):
         _log.info("plan %s", plans.of(choice.phase).render())
         _log.info("     because %s", choice.reason)
+    _log.info("plan %s", plans.mixed.render())
+    _log.info("     because %s", plans.mixed.reason)
     specs = program_specs(plans, layout, kv_dtype, executor_limits(config, shape, num_blocks=1))
     memory = plan_memory(model, layout, kv_dtype, step_bytes(specs), config, machine.limits)
     _log.info("%s", memory.render())
     return plans, memory, result
+
+
+def _mixed(
+    config: EngineConfig,
+    machine: Machine,
+    result: SearchResult,
+    layout: ModelLayout,
+    kv_dtype: str,
+    query_tile: int,
+) -> MixedChoice:
+    """What happens while there is work of both phases. Raises ConfigError if that cannot be."""
+    limits = executor_limits(config, layout.shape, num_blocks=1)
+    prompt = min(PREFILL_TOKENS, limits.max_model_len)
+    space = MixedSpace(
+        machine=machine,
+        prefill=result.prefill.chosen.candidate,
+        decode=result.decode.chosen.candidate,
+        layout=layout,
+        kv_dtype=kv_dtype,
+        query_tile=query_tile,
+        rates=result.rates,
+        max_chunk_tokens=limits.max_num_batched_tokens,
+        max_step_tokens=limits.max_step_tokens,
+        load=MixedLoad(
+            batch=max(1, min(MIXED_BATCH, limits.max_num_seqs - 1)),
+            context=min(DECODE_CONTEXT, limits.max_model_len),
+            prompt=prompt,
+        ),
+    )
+    mode = None if config.mixed_steps == "auto" else MixedMode(config.mixed_steps)
+    try:
+        return choose_mixed(space, config.tpot_target, mode)
+    except MixedPlanError as error:
+        raise ConfigError(f"--mixed-steps {config.mixed_steps}: {error}") from error
 
 
 def executor_limits(config: EngineConfig, shape: ModelShape, num_blocks: int) -> ExecutorLimits:

@@ -37,7 +37,6 @@ class MixedChoice:
         return self.chosen.to_json() | {
             "cores": list(self.cores.cpus),
             "groups": [list(cpus) for cpus in self.cores.groups],
-            "reason": self.plan.reason,
             "load": asdict(self.load),
             "candidates": [prediction.to_json() for prediction in self.best_of_modes],
         }

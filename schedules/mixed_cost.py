@@ -53,11 +53,7 @@ class MixedPrediction:
 
     def to_json(self) -> dict[str, Any]:
         """JSON types; `predicted_us` is from token to token."""
-        return {
-            "mode": self.plan.mode.value,
-            "chunk_tokens": self.plan.chunk_tokens,
-            "prefill_cores": list(self.plan.prefill_cpus),
-            "decode_cores": list(self.plan.decode_cpus),
+        return self.plan.to_json() | {
             "predicted_us": round(self.tpot_us, 1),
             "predicted_ttft_us": round(self.ttft_us, 1),
             "predicted_request_us": round(self.request_us, 1),

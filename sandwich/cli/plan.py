@@ -44,6 +44,8 @@ def main(args: argparse.Namespace) -> None:
         report = {"model": config.model_name, "machine": machine.fingerprint, **plans.to_json()}
         for choice in (result.prefill, result.decode):
             report[choice.phase.value] |= choice.to_json()
+        if result.mixed:
+            report["mixed"] |= result.mixed.to_json()
         report["candidates"] = result.candidates_json()
         report["rates"] = asdict(result.rates)
         print(json.dumps(report | {"memory": _memory_record(memory)}, indent=2))
