@@ -56,7 +56,8 @@ def quantize(rows: Floats, weights: WeightFormat) -> QuantizedRows:
     padded = np.zeros((count, round_up(k, group)), np.float32)
     padded[:, :k] = rows
     groups = padded.reshape(count, -1, group)
-    low, high = groups.min(axis=2), groups.max(axis=2)
+    starts = np.arange(0, padded.shape[1], group)  # several times faster than a short last axis
+    low, high = (f.reduceat(padded, starts, axis=1) for f in (np.minimum, np.maximum))
     largest = 2**weights.bits - 1
     if weights.has_zero_points:
         low, high = np.minimum(low, 0), np.maximum(high, 0)

@@ -1,6 +1,6 @@
 """Writes rows of checkpoint tensors into a model's packed tensors: which role goes where.
 
-It must not know where the rows come from, nor how a panel is laid out.
+It must not know where the rows come from, nor how a panel is laid out or quantised.
 """
 
 from __future__ import annotations
@@ -42,15 +42,19 @@ class WeightPacker:
     def pack(self, tensor: CheckpointTensor, start: int, rows: Array) -> None:
         """Write rows [start, start + r) of `tensor`; float32, float16 or uint16 bf16 bits."""
         if len(tensor.shape) == 1:
-            self._pack_vector(tensor, _as_dtype(rows, "float32"))
+            self._pack_vector(tensor, widen(rows))
             return
         role, tensors = tensor.role, self._tensors
-        rows = _as_dtype(rows, self._layout.dtype)
         if role == "embed_tokens":
+            rows = _as_dtype(rows, tensors[role].dtype)
             tensors[role][start : start + len(rows)] = rows
-        elif role == "lm_head":
+            return
+        if role == "lm_head":
+            rows = _as_dtype(rows, self._layout.lm_head.value_dtype)
             self._layout.lm_head.pack_rows(rows, start, self._layout.matrix(tensors, role))
-        elif role in self._first_column:
+            return
+        rows = _as_dtype(rows, self._layout.qkv.value_dtype)
+        if role in self._first_column:
             column = self._first_column[role] + start
             out = self._layout.matrix(tensors, "qkv", tensor.layer)
             self._layout.qkv.pack_rows(rows, column, out)
@@ -72,9 +76,11 @@ class WeightPacker:
         (target[tensor.layer] if target.ndim == 2 else target)[columns] = values
 
 
-def _as_dtype(values: Array, dtype: str) -> Array:
-    """float32, float16 or bf16 bits as values of a packed dtype; nothing is copied if they are."""
-    if values.dtype == np.uint16 and dtype == "bfloat16":
+def _as_dtype(values: Array, dtype: np.dtype[Any]) -> Array:
+    """float32, float16 or bf16 bits as float32 or as bf16 bits (uint16); nothing is copied if they
+    are.
+    """
+    if values.dtype == dtype:
         return values
     floats = widen(values)
-    return bf16_from_float32(floats) if dtype == "bfloat16" else floats
+    return bf16_from_float32(floats) if dtype == np.uint16 else floats

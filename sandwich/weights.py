@@ -102,7 +102,8 @@ def random_weights(
     size = max(chunk.num_values for chunk in chunks) + CHUNK_VALUES
     values = np.random.default_rng(seed).standard_normal(size, np.float32)
     values *= np.float32(RANDOM_SCALE)
-    block: Array = bf16_from_float32(values) if layout.dtype == "bfloat16" else values
+    is_bf16 = layout.weights.dtype == "bfloat16"
+    block: Array = bf16_from_float32(values) if is_bf16 else values
 
     def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
         if chunk.tensor.role.endswith("norm"):
@@ -166,7 +167,7 @@ def _pack(
         packer.pack(chunk.tensor, chunk.start, read_rows(chunk, per_thread.buffer))
         return chunk.num_values
 
-    value_nbytes = layout.lm_head.value_dtype.itemsize
+    value_nbytes = layout.weights.bits / 8
     threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pack-weights")
     try:
         with _progress() as progress:

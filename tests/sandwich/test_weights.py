@@ -13,6 +13,8 @@ import pytest
 
 from codegen.arrays import bf16_from_float32, float32_from_bf16, widen
 from codegen.layout import ModelLayout
+from codegen.quantize import quantize
+from codegen.spec import WeightFormat
 from platforms.memory import Arena
 from sandwich import weights as weights_module
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
@@ -86,12 +88,20 @@ def write_shards(folder: Path, tensors: Arrays, num_shards: int = 3) -> Path:
     return folder
 
 
-def make_layout(config: ModelConfig, dtype: str = "float32") -> ModelLayout:
-    return ModelLayout.build(config.shape(16), dtype, lanes=4, panel=16)
+def make_layout(
+    config: ModelConfig,
+    dtype: str = "float32",
+    weights: WeightFormat | None = None,
+    lm_head: WeightFormat | None = None,
+) -> ModelLayout:
+    return ModelLayout.build(config.shape(16), dtype, 4, 16, weights, lm_head)
 
 
 def load(folder: Path, config: ModelConfig, dtype: str = "float32") -> ModelWeights:
-    layout = make_layout(config, dtype)
+    return load_into(make_layout(config, dtype), folder, config)
+
+
+def load_into(layout: ModelLayout, folder: Path, config: ModelConfig) -> ModelWeights:
     return load_weights(folder, config, layout, Arena(layout.weight_bytes, "weights"))
 
 
@@ -176,6 +186,39 @@ def test_values_are_converted_from_every_stored_type(
             name: widen(bf16_from_float32(a)) if a.ndim == 2 else a for name, a in expected.items()
         }
     assert_same(unpack(load(write_checkpoint(tmp_path, exact), config, dtype)), expected)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        WeightFormat("int8"),
+        WeightFormat("int8", activations="int8", group=32),
+        WeightFormat("int4", activations="int8", group=32, scale_dtype="float16"),
+    ],
+    ids=lambda weights: weights.name,
+)
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_matrices_are_quantised_from_the_stored_values_and_vectors_are_kept(
+    tmp_path: Path, weights: WeightFormat, stored: str
+) -> None:
+    config = make_config(head_dim=12, attention_bias=True, mlp_bias=True)
+    tensors = make_tensors(config)
+    if stored == "float32":
+        tensors = {name: array * np.float32(1.001) for name, array in tensors.items()}
+    lm_head = WeightFormat("int8", activations="int8")
+
+    def rounded(name: str, rows: np.ndarray) -> np.ndarray:
+        if rows.ndim == 1:
+            return rows
+        if name == "model.embed_tokens.weight":
+            return widen(bf16_from_float32(rows))
+        into = lm_head if name == "lm_head.weight" else weights
+        return quantize(rows, into).dequantized(into)
+
+    halves = {name: bf16_from_float32(array) for name, array in tensors.items()}
+    folder = write_checkpoint(tmp_path, tensors if stored == "float32" else halves)
+    loaded = load_into(make_layout(config, "bfloat16", weights, lm_head), folder, config)
+    assert_same(unpack(loaded), {name: rounded(name, array) for name, array in tensors.items()})
 
 
 @pytest.mark.parametrize("num_values", [1, 36 * 16, 36 * 16 * 2])
