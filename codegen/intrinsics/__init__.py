@@ -4,11 +4,16 @@ their place.
 
 from __future__ import annotations
 
-from codegen.intrinsics import avx512_bf16
-from codegen.intrinsics.base import PORTABLE, Intrinsic
+from codegen.intrinsics import avx512, avx512_bf16, avx512_vnni, base, elementary
+from codegen.intrinsics.base import Intrinsic
 from platforms.isa import IsaRow
 
-SPELLINGS: dict[str, tuple[Intrinsic, ...]] = {"avx512_bf16": avx512_bf16.SPELLINGS}
+PORTABLE = (*base.PORTABLE, *elementary.PORTABLE)
+SPELLINGS: dict[str, tuple[Intrinsic, ...]] = {
+    "avx512": avx512.SPELLINGS,
+    "avx512_vnni": avx512_vnni.SPELLINGS,
+    "avx512_bf16": avx512_bf16.SPELLINGS,
+}
 
 
 def intrinsics_for(isa: IsaRow) -> dict[str, Intrinsic]:

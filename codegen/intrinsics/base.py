@@ -1,9 +1,10 @@
 """Intrinsics every ISA shares, spelled in portable LLVM IR for vectors of any number of lanes.
 
 An intrinsic is its meaning (a NumPy function, the truth of its test) and its spelling (LLVM IR text
-that TVM imports and LLVM inlines). `$L` is the number of float32 lanes, `$H` half of it. bf16 pairs
+that TVM imports and LLVM inlines). `$L` is the number of float32 lanes, `$H` half and `$Q` a quarter
+of it. bf16 pairs
 travel as int32 lanes, the value with the even index in the low half. An ISA file replaces
-spellings, never meanings.
+spellings, never meanings. Int8 values travel four in an int32 lane, the first in its lowest byte.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from typing import Any
 import numpy as np
 
 from codegen.arrays import bf16_from_float32, float32_from_bf16
-
-MASK_VALUE = np.float32(-np.inf)
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,30 @@ class Intrinsic:
 
     def text(self, lanes: int) -> str:
         """The IR definition for `lanes` float32 lanes."""
-        return Template(self.spelling).substitute(L=lanes, H=lanes // 2)
+        return Template(self.spelling).substitute(_sizes(lanes))
 
     def dtype(self, lanes: int) -> str:
         """The TVM dtype of the result for `lanes` float32 lanes."""
-        return Template(self.result).substitute(L=lanes, H=lanes // 2)
+        return Template(self.result).substitute(_sizes(lanes))
+
+
+def _sizes(lanes: int) -> dict[str, object]:
+    """What templates may name; QT is the LLVM type of a quarter of the lanes, D twice the lanes."""
+    quarter = lanes // 4
+    return {
+        "L": lanes,
+        "H": lanes // 2,
+        "Q": quarter,
+        "QT": "i32" if quarter == 1 else f"<{quarter} x i32>",
+        "D": lanes * 2,
+        "EVEN": _indices(range(0, 2 * lanes, 2)),
+        "ODD": _indices(range(1, 2 * lanes, 2)),
+    }
+
+
+def _indices(lanes: range) -> str:
+    """A shuffle's mask in LLVM IR."""
+    return "<" + ", ".join(f"i32 {lane}" for lane in lanes) + ">"
 
 
 def words_lo(words: np.ndarray) -> np.ndarray:
@@ -60,20 +78,15 @@ def mac_bf16(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return acc + words_lo(a) * words_lo(b) + words_hi(a) * words_hi(b)
 
 
-def silu_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """gate * sigmoid(gate) * up"""
-    return (gate / (1.0 + np.exp(-gate.astype(np.float64))) * up).astype(np.float32)
+def dot_bytes(acc: np.ndarray, a: np.ndarray, w: np.ndarray, dtype: str) -> np.ndarray:
+    """acc + the sum over four bytes of signed a times w, whose bytes are of `dtype`"""
+    products = a.view(np.int8).astype(np.int32) * w[:, None].view(dtype).astype(np.int32)
+    return acc + products.sum(axis=1, dtype=np.int32)
 
 
-def exp2(x: np.ndarray) -> np.ndarray:
-    """2**x, zero below -126, 2**126 above 126"""
-    wide = np.exp2(np.minimum(x.astype(np.float64), 126))
-    return np.where(x < -126, 0, wide).astype(np.float32)
-
-
-def mask_from(scores: np.ndarray, num_valid: int) -> np.ndarray:
-    """Lanes at `num_valid` and beyond become -inf."""
-    return np.where(np.arange(scores.size) < num_valid, scores, MASK_VALUE)
+def round_int(x: np.ndarray) -> np.ndarray:
+    """the nearest integer, ties to even, for magnitudes up to 2**22"""
+    return np.rint(x).astype(np.int32)
 
 
 MAC_F32 = Intrinsic(
@@ -155,92 +168,158 @@ define i16 @sw_bf16_bits(float %x) alwaysinline {
     bf16_from_float32,
 )
 
-# 2**x: n = round(x) through the 1.5 * 2**23 trick, then the degree-6 Taylor polynomial of 2**f on
-# [-0.5, 0.5] (under 2e-7 relative) and n added to the exponent. Below -126 the result is zero,
-# above 126 it is 2**126; NaN stays NaN.
-EXP2 = Intrinsic(
-    "sw_exp2",
+MAC_VECTOR = Intrinsic(
+    "sw_mac_vector",
     "float32x$L",
     """
-define <$L x float> @sw_exp2(<$L x float> %x0) alwaysinline {
-  %under = fcmp olt <$L x float> %x0, splat (float -1.260000e+02)
-  %x1 = select <$L x i1> %under, <$L x float> splat (float -1.260000e+02), <$L x float> %x0
-  %over = fcmp ogt <$L x float> %x1, splat (float 1.260000e+02)
-  %x = select <$L x i1> %over, <$L x float> splat (float 1.260000e+02), <$L x float> %x1
-  %t = fadd <$L x float> %x, splat (float 0x4168000000000000)
-  %n = fsub <$L x float> %t, splat (float 0x4168000000000000)
-  %f = fsub <$L x float> %x, %n
-  %p5 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> splat (float 0x3F24309120000000), <$L x float> splat (float 0x3F55D87FE0000000))
-  %p4 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p5, <$L x float> splat (float 0x3F83B2AB60000000))
-  %p3 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p4, <$L x float> splat (float 0x3FAC6B08E0000000))
-  %p2 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p3, <$L x float> splat (float 0x3FCEBFBE00000000))
-  %p1 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p2, <$L x float> splat (float 0x3FE62E4300000000))
-  %p0 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p1, <$L x float> splat (float 1.000000e+00))
-  %ti = bitcast <$L x float> %t to <$L x i32>
-  %e = shl <$L x i32> %ti, splat (i32 23)
-  %pi = bitcast <$L x float> %p0 to <$L x i32>
-  %ri = add <$L x i32> %pi, %e
-  %rf = bitcast <$L x i32> %ri to <$L x float>
-  %r = select <$L x i1> %under, <$L x float> zeroinitializer, <$L x float> %rf
+declare <$L x float> @llvm.fmuladd.v${L}f32(<$L x float>, <$L x float>, <$L x float>)
+define <$L x float> @sw_mac_vector(<$L x float> %acc, <$L x float> %a, <$L x float> %b) alwaysinline {
+  %r = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %a, <$L x float> %b, <$L x float> %acc)
   ret <$L x float> %r
 }""",
-    exp2,
+    lambda acc, a, b: acc + a * b,
 )
 
-SILU_MUL = Intrinsic(
-    "sw_silu_mul",
-    "float32x$L",
-    """
-define <$L x float> @sw_silu_mul(<$L x float> %g, <$L x float> %u) alwaysinline {
-  %a = fmul <$L x float> %g, splat (float 0xBFF7154760000000)
-  %e = call <$L x float> @sw_exp2(<$L x float> %a)
-  %d = fadd <$L x float> %e, splat (float 1.000000e+00)
-  %s = fdiv <$L x float> %g, %d
-  %r = fmul <$L x float> %s, %u
-  ret <$L x float> %r
-}""",
-    silu_mul,
-)
-
-# Horizontal reductions run once per row, never in a hot loop; `reassoc` lets LLVM build the tree.
-HMAX = Intrinsic(
-    "sw_hmax",
-    "float32",
-    """
-declare float @llvm.vector.reduce.fmax.v${L}f32(<$L x float>)
-define float @sw_hmax(<$L x float> %x) alwaysinline {
-  %r = call nnan float @llvm.vector.reduce.fmax.v${L}f32(<$L x float> %x)
-  ret float %r
-}""",
-    lambda x: np.max(x),
-)
-
-HSUM = Intrinsic(
-    "sw_hsum",
-    "float32",
-    """
-declare float @llvm.vector.reduce.fadd.v${L}f32(float, <$L x float>)
-define float @sw_hsum(<$L x float> %x) alwaysinline {
-  %r = call reassoc float @llvm.vector.reduce.fadd.v${L}f32(float -0.000000e+00, <$L x float> %x)
-  ret float %r
-}""",
-    lambda x: np.sum(x, dtype=np.float32),
-)
-
-MASK_FROM = Intrinsic(
-    "sw_mask_from",
-    "float32x$L",
-    """
-define <$L x float> @sw_mask_from(<$L x float> %x, i32 %n) alwaysinline {
-  %s = insertelement <$L x i32> poison, i32 %n, i32 0
+# Bytes as 16-bit numbers, the even ones and the odd ones, times those of `a`; LLVM makes one
+# multiplication of pairs of such a sum where the ISA has one.
+_DOT_BYTES = """
+define <$L x i32> @NAME(<$L x i32> %acc, i32 %a, <$L x i32> %w) alwaysinline {
+  %s = insertelement <$L x i32> poison, i32 %a, i32 0
   %v = shufflevector <$L x i32> %s, <$L x i32> poison, <$L x i32> zeroinitializer
-  %lane = call <$L x i32> @llvm.stepvector.v${L}i32()
-  %ok = icmp slt <$L x i32> %lane, %v
-  %r = select <$L x i1> %ok, <$L x float> %x, <$L x float> splat (float 0xFFF0000000000000)
+  %ah = bitcast <$L x i32> %v to <$D x i16>
+  %wh = bitcast <$L x i32> %w to <$D x i16>
+  %ashl = shl <$D x i16> %ah, splat (i16 8)
+  %wshl = shl <$D x i16> %wh, splat (i16 8)
+  %a0 = ashr <$D x i16> %ashl, splat (i16 8)
+  %w0 = SHIFT <$D x i16> %wshl, splat (i16 8)
+  %a1 = ashr <$D x i16> %ah, splat (i16 8)
+  %w1 = SHIFT <$D x i16> %wh, splat (i16 8)
+  %a0w = sext <$D x i16> %a0 to <$D x i32>
+  %w0w = sext <$D x i16> %w0 to <$D x i32>
+  %a1w = sext <$D x i16> %a1 to <$D x i32>
+  %w1w = sext <$D x i16> %w1 to <$D x i32>
+  %p0 = mul <$D x i32> %a0w, %w0w
+  %p1 = mul <$D x i32> %a1w, %w1w
+  %p0e = shufflevector <$D x i32> %p0, <$D x i32> poison, <$L x i32> $EVEN
+  %p0o = shufflevector <$D x i32> %p0, <$D x i32> poison, <$L x i32> $ODD
+  %p1e = shufflevector <$D x i32> %p1, <$D x i32> poison, <$L x i32> $EVEN
+  %p1o = shufflevector <$D x i32> %p1, <$D x i32> poison, <$L x i32> $ODD
+  %q0 = add <$L x i32> %p0e, %p0o
+  %q1 = add <$L x i32> %p1e, %p1o
+  %q = add <$L x i32> %q0, %q1
+  %r = add <$L x i32> %acc, %q
+  ret <$L x i32> %r
+}"""
+
+
+def _dot(name: str, dtype: str) -> Intrinsic:
+    shift = "ashr" if dtype == "int8" else "lshr"
+    text = _DOT_BYTES.replace("NAME", name).replace("SHIFT", shift)
+    return Intrinsic(name, "int32x$L", text, lambda acc, a, w: dot_bytes(acc, a, w, dtype))
+
+
+# The bytes of `a` are signed, within [-127, 127]. Those of w are: at most 15 (u4); any unsigned
+# ones (u8), only on rows with `has_u8_dot`; signed ones (s8), only on rows without it.
+DOT_U4 = _dot("sw_dot_u4", "uint8")
+DOT_U8 = _dot("sw_dot_u8", "uint8")
+DOT_S8 = _dot("sw_dot_s8", "int8")
+
+# The 1.5 * 2**23 trick: the sum's last bit is a unit, and rounding is that of the addition.
+ROUND_INT = Intrinsic(
+    "sw_round_int",
+    "int32x$L",
+    """
+define <$L x i32> @sw_round_int(<$L x float> %x) alwaysinline {
+  %t = fadd <$L x float> %x, splat (float 0x4168000000000000)
+  %b = bitcast <$L x float> %t to <$L x i32>
+  %r = sub <$L x i32> %b, splat (i32 1262485504)
+  ret <$L x i32> %r
+}""",
+    round_int,
+)
+
+PACK_S8 = Intrinsic(
+    "sw_pack_s8",
+    "int32x$Q",
+    """
+define $QT @sw_pack_s8(<$L x i32> %x) alwaysinline {
+  %t = trunc <$L x i32> %x to <$L x i8>
+  %w = bitcast <$L x i8> %t to $QT
+  ret $QT %w
+}""",
+    lambda x: x.astype(np.int8).view(np.int32),
+)
+
+HSUM_INT = Intrinsic(
+    "sw_hsum_int",
+    "int32",
+    """
+declare i32 @llvm.vector.reduce.add.v${L}i32(<$L x i32>)
+define i32 @sw_hsum_int(<$L x i32> %x) alwaysinline {
+  %r = call i32 @llvm.vector.reduce.add.v${L}i32(<$L x i32> %x)
+  ret i32 %r
+}""",
+    lambda x: np.sum(x, dtype=np.int32),
+)
+
+ABS = Intrinsic(
+    "sw_abs",
+    "float32x$L",
+    """
+declare <$L x float> @llvm.fabs.v${L}f32(<$L x float>)
+define <$L x float> @sw_abs(<$L x float> %x) alwaysinline {
+  %r = call <$L x float> @llvm.fabs.v${L}f32(<$L x float> %x)
   ret <$L x float> %r
-}
-declare <$L x i32> @llvm.stepvector.v${L}i32()""",
-    mask_from,
+}""",
+    np.abs,
+)
+
+WIDEN_BF16 = Intrinsic(
+    "sw_widen_bf16",
+    "float32x$L",
+    """
+define <$L x float> @sw_widen_bf16(<$L x i16> %x) alwaysinline {
+  %w = zext <$L x i16> %x to <$L x i32>
+  %s = shl <$L x i32> %w, splat (i32 16)
+  %r = bitcast <$L x i32> %s to <$L x float>
+  ret <$L x float> %r
+}""",
+    float32_from_bf16,
+)
+
+# Exponent and fraction moved to their places in a float32 are the value over 2**112, subnormal ones
+# too. For finite numbers.
+WIDEN_F16 = Intrinsic(
+    "sw_widen_f16",
+    "float32x$L",
+    """
+define <$L x float> @sw_widen_f16(<$L x i16> %x) alwaysinline {
+  %w = zext <$L x i16> %x to <$L x i32>
+  %m = and <$L x i32> %w, splat (i32 32767)
+  %e = shl <$L x i32> %m, splat (i32 13)
+  %f = bitcast <$L x i32> %e to <$L x float>
+  %v = fmul <$L x float> %f, splat (float 0x46F0000000000000)
+  %b = bitcast <$L x float> %v to <$L x i32>
+  %h = and <$L x i32> %w, splat (i32 32768)
+  %s = shl <$L x i32> %h, splat (i32 16)
+  %o = or <$L x i32> %b, %s
+  %r = bitcast <$L x i32> %o to <$L x float>
+  ret <$L x float> %r
+}""",
+    lambda x: x.view(np.float16).astype(np.float32),
+)
+
+# For ISAs that convert half precision in one instruction.
+WIDEN_F16_NATIVE = Intrinsic(
+    WIDEN_F16.name,
+    WIDEN_F16.result,
+    """
+define <$L x float> @sw_widen_f16(<$L x i16> %x) alwaysinline {
+  %h = bitcast <$L x i16> %x to <$L x half>
+  %r = fpext <$L x half> %h to <$L x float>
+  ret <$L x float> %r
+}""",
+    WIDEN_F16.meaning,
 )
 
 PREFETCH = Intrinsic(
@@ -256,5 +335,6 @@ define i32 @sw_prefetch(ptr %p) alwaysinline {
 )
 
 PORTABLE: tuple[Intrinsic, ...] = (
-    MAC_F32, BF16_LO, BF16_HI, PACK_BF16, BF16_BITS, EXP2, SILU_MUL, HMAX, HSUM, MASK_FROM, PREFETCH,
+    MAC_F32, BF16_LO, BF16_HI, PACK_BF16, BF16_BITS, PREFETCH,
+    MAC_VECTOR, DOT_U4, DOT_S8, ROUND_INT, PACK_S8, HSUM_INT, ABS, WIDEN_BF16, WIDEN_F16,
 )  # fmt: skip

@@ -18,7 +18,7 @@ from codegen import cache as cache_module
 from codegen.cache import ProgramCache, generator_hash
 from codegen.compile import load, lower, object_code, tensor
 from codegen.kit import T, prim_func
-from codegen.spec import GemmTile, Phase
+from codegen.spec import GemmTile, Phase, WeightFormat
 from platforms.isa import ISA_TABLE, isa_row
 from platforms.memory import Arena
 from tests.codegen.conftest import make_limits, make_shape, make_spec
@@ -39,6 +39,8 @@ CHANGED_SPEC: dict[str, Any] = {
     "tiles": tuple((role, ((1, GemmTile(mr=2, prefetch_bytes=64)),)) for role, _ in SPEC.tiles),
     "query_tile": 5,
     "has_timers": True,
+    "weights": WeightFormat("int8"),
+    "lm_head": WeightFormat("int4", "int8", 32),
 }
 CHANGED_ISA: dict[str, Any] = {
     "name": "new",

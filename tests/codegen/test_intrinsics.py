@@ -119,6 +119,45 @@ def masks(lanes: int) -> Operands:
     )
 
 
+def bytes_and_quads(largest: int, smallest: int) -> Callable[[int], Operands]:
+    """Accumulators, four signed bytes within [-127, 127], and lanes of four weights in a range."""
+
+    def make(lanes: int) -> Operands:
+        rng = np.random.default_rng(0)
+        w = rng.integers(smallest, largest + 1, (200, 4 * lanes)).astype(np.uint8)
+        w[:4] = np.array([[largest], [smallest], [0], [largest]], np.int16).astype(np.uint8)
+        a = rng.integers(-127, 128, (200, 4)).astype(np.int8)
+        a[:4] = [[127], [127], [-127], [-127]]
+        acc = rng.integers(-(1 << 30), 1 << 30, (200, lanes)).astype(np.int32)
+        return acc, a.view(np.int32), w.view(np.int32)
+
+    return make
+
+
+def vectors_to_add_and_multiply(lanes: int) -> Operands:
+    return tuple(normal(99, lanes, seed) for seed in range(3))
+
+
+def floats_near_integers(lanes: int) -> Operands:
+    grid = np.arange(-130, 130, 1 / 8, dtype=np.float32)
+    near = [np.nextafter(grid, np.float32(end)) for end in (-INF, INF)]
+    return (in_rows(np.concatenate((grid, *near)), lanes),)
+
+
+def signed_bytes(lanes: int) -> Operands:
+    return (in_rows(np.arange(-128, 128, dtype=np.int32), lanes),)
+
+
+def any_floats(lanes: int) -> Operands:
+    return (in_rows(SPECIALS, lanes),)
+
+
+def halves(lanes: int) -> Operands:
+    """All finite float16."""
+    bits = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
+    return (in_rows(bits[np.isfinite(bits.view(np.float16))], lanes),)
+
+
 def equal(actual: Array, expected: Array) -> None:
     np.testing.assert_array_equal(actual, expected)
 
@@ -143,6 +182,16 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_hmax": (numbers, equal),
     "sw_hsum": (summands, within(1e-6, 1e-5)),
     "sw_mask_from": (masks, equal_bits),
+    "sw_mac_vector": (vectors_to_add_and_multiply, within(1e-5, 1e-5)),
+    "sw_dot_u4": (bytes_and_quads(15, 0), equal),
+    "sw_dot_u8": (bytes_and_quads(255, 0), equal),
+    "sw_dot_s8": (bytes_and_quads(127, -128), equal),
+    "sw_round_int": (floats_near_integers, equal),
+    "sw_pack_s8": (signed_bytes, equal),
+    "sw_hsum_int": (signed_bytes, equal),
+    "sw_abs": (any_floats, equal_bits),
+    "sw_widen_bf16": (halves, equal_bits),
+    "sw_widen_f16": (halves, equal_bits),
 }
 APART = {"sw_mac_f32", "sw_pack_bf16", "sw_prefetch"}  # tests of their own
 EACH = [(isa, name) for isa in ISAS for name in intrinsics_for(isa_row(isa))]

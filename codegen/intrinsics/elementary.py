@@ -1,0 +1,118 @@
+"""Functions of float32 vectors every ISA shares, in portable LLVM IR: exponentials, reductions,
+masks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from codegen.intrinsics.base import Intrinsic
+
+MASK_VALUE = np.float32(-np.inf)
+
+
+def silu_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """gate * sigmoid(gate) * up"""
+    return (gate / (1.0 + np.exp(-gate.astype(np.float64))) * up).astype(np.float32)
+
+
+def exp2(x: np.ndarray) -> np.ndarray:
+    """2**x, zero below -126, 2**126 above 126"""
+    wide = np.exp2(np.minimum(x.astype(np.float64), 126))
+    return np.where(x < -126, 0, wide).astype(np.float32)
+
+
+def mask_from(scores: np.ndarray, num_valid: int) -> np.ndarray:
+    """Lanes at `num_valid` and beyond become -inf."""
+    return np.where(np.arange(scores.size) < num_valid, scores, MASK_VALUE)
+
+
+# 2**x: n = round(x) through the 1.5 * 2**23 trick, then the degree-6 Taylor polynomial of 2**f on
+# [-0.5, 0.5] (under 2e-7 relative) and n added to the exponent. Below -126 the result is zero,
+# above 126 it is 2**126; NaN stays NaN.
+EXP2 = Intrinsic(
+    "sw_exp2",
+    "float32x$L",
+    """
+define <$L x float> @sw_exp2(<$L x float> %x0) alwaysinline {
+  %under = fcmp olt <$L x float> %x0, splat (float -1.260000e+02)
+  %x1 = select <$L x i1> %under, <$L x float> splat (float -1.260000e+02), <$L x float> %x0
+  %over = fcmp ogt <$L x float> %x1, splat (float 1.260000e+02)
+  %x = select <$L x i1> %over, <$L x float> splat (float 1.260000e+02), <$L x float> %x1
+  %t = fadd <$L x float> %x, splat (float 0x4168000000000000)
+  %n = fsub <$L x float> %t, splat (float 0x4168000000000000)
+  %f = fsub <$L x float> %x, %n
+  %p5 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> splat (float 0x3F24309120000000), <$L x float> splat (float 0x3F55D87FE0000000))
+  %p4 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p5, <$L x float> splat (float 0x3F83B2AB60000000))
+  %p3 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p4, <$L x float> splat (float 0x3FAC6B08E0000000))
+  %p2 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p3, <$L x float> splat (float 0x3FCEBFBE00000000))
+  %p1 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p2, <$L x float> splat (float 0x3FE62E4300000000))
+  %p0 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %f, <$L x float> %p1, <$L x float> splat (float 1.000000e+00))
+  %ti = bitcast <$L x float> %t to <$L x i32>
+  %e = shl <$L x i32> %ti, splat (i32 23)
+  %pi = bitcast <$L x float> %p0 to <$L x i32>
+  %ri = add <$L x i32> %pi, %e
+  %rf = bitcast <$L x i32> %ri to <$L x float>
+  %r = select <$L x i1> %under, <$L x float> zeroinitializer, <$L x float> %rf
+  ret <$L x float> %r
+}""",
+    exp2,
+)
+
+SILU_MUL = Intrinsic(
+    "sw_silu_mul",
+    "float32x$L",
+    """
+define <$L x float> @sw_silu_mul(<$L x float> %g, <$L x float> %u) alwaysinline {
+  %a = fmul <$L x float> %g, splat (float 0xBFF7154760000000)
+  %e = call <$L x float> @sw_exp2(<$L x float> %a)
+  %d = fadd <$L x float> %e, splat (float 1.000000e+00)
+  %s = fdiv <$L x float> %g, %d
+  %r = fmul <$L x float> %s, %u
+  ret <$L x float> %r
+}""",
+    silu_mul,
+)
+
+# Horizontal reductions run once per row, never in a hot loop; `reassoc` lets LLVM build the tree.
+HMAX = Intrinsic(
+    "sw_hmax",
+    "float32",
+    """
+declare float @llvm.vector.reduce.fmax.v${L}f32(<$L x float>)
+define float @sw_hmax(<$L x float> %x) alwaysinline {
+  %r = call nnan float @llvm.vector.reduce.fmax.v${L}f32(<$L x float> %x)
+  ret float %r
+}""",
+    lambda x: np.max(x),
+)
+
+HSUM = Intrinsic(
+    "sw_hsum",
+    "float32",
+    """
+declare float @llvm.vector.reduce.fadd.v${L}f32(float, <$L x float>)
+define float @sw_hsum(<$L x float> %x) alwaysinline {
+  %r = call reassoc float @llvm.vector.reduce.fadd.v${L}f32(float -0.000000e+00, <$L x float> %x)
+  ret float %r
+}""",
+    lambda x: np.sum(x, dtype=np.float32),
+)
+
+MASK_FROM = Intrinsic(
+    "sw_mask_from",
+    "float32x$L",
+    """
+define <$L x float> @sw_mask_from(<$L x float> %x, i32 %n) alwaysinline {
+  %s = insertelement <$L x i32> poison, i32 %n, i32 0
+  %v = shufflevector <$L x i32> %s, <$L x i32> poison, <$L x i32> zeroinitializer
+  %lane = call <$L x i32> @llvm.stepvector.v${L}i32()
+  %ok = icmp slt <$L x i32> %lane, %v
+  %r = select <$L x i1> %ok, <$L x float> %x, <$L x float> splat (float 0xFFF0000000000000)
+  ret <$L x float> %r
+}
+declare <$L x i32> @llvm.stepvector.v${L}i32()""",
+    mask_from,
+)
+
+PORTABLE: tuple[Intrinsic, ...] = (EXP2, SILU_MUL, HMAX, HSUM, MASK_FROM)
