@@ -30,6 +30,7 @@ from tests.codegen import test_attention, test_gemm, test_operators, test_progra
 from tests.codegen.conftest import (
     DTYPES,
     GIVEN_SYMBOLS,
+    NUM_WORKERS,
     Compile,
     make_kernel,
     undefined_symbols,
@@ -44,25 +45,40 @@ NEON = isa_row("neon")
 # written back there: a header of HEADER 64-bit numbers (ndim or -1; the value, or type code and
 # bits; the shape), and a tensor's data.
 DRIVER = r"""
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <dlpack/dlpack.h>
 #include <tvm/ffi/c_api.h>
 
-enum { MOST = 64, DIMS = 5 };
+enum { MOST = 64, DIMS = 5, WORKERS = @WORKERS };
 typedef struct { int64_t ndim, value, bits, shape[DIMS]; } Header;
 typedef struct { void *sync; int32_t num_task; } Env;
 typedef int (*Task)(int, Env *, void *);
 
 int program(void *, const TVMFFIAny *, int32_t, TVMFFIAny *);
 
-static int launch(Task task, void *data, int num_task) {
-  (void)num_task;
-  Env env = {0, 1};
-  return task(0, &env, data);
+typedef struct { Task task; void *data; int worker; } Job;
+static Env env = {0, WORKERS};
+static void *work(void *data) {
+  Job *job = data;
+  return job->task(job->worker, &env, job->data) ? job : 0;
 }
-static int barrier(int task, Env *env) { (void)task; (void)env; return 0; }
+static int launch(Task task, void *data, int num_task) {
+  pthread_t threads[WORKERS];
+  Job jobs[WORKERS];
+  int failures = num_task;
+  for (int i = 0; i < WORKERS; ++i) {
+    jobs[i] = (Job){task, data, i};
+    failures += !!pthread_create(&threads[i], 0, work, &jobs[i]);
+  }
+  for (int i = 0; i < WORKERS; ++i) {
+    void *failed;
+    failures += pthread_join(threads[i], &failed) || failed;
+  }
+  return failures;
+}
 static void *allocate(int type, int device, uint64_t size, int code, int bits) {
   (void)type; (void)device; (void)code; (void)bits;
   return aligned_alloc(64, (size + 63) / 64 * 64);
@@ -73,7 +89,6 @@ static int release(int type, int device, void *data) {
   return 0;
 }
 int (*__TVMBackendParallelLaunch)(Task, void *, int) = launch;
-int (*__TVMBackendParallelBarrier)(int, Env *) = barrier;
 void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = allocate;
 int (*__TVMBackendFreeWorkspace)(int, int, void *) = release;
 
@@ -152,7 +167,7 @@ class Emulator:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._num_linked = folder, 0
-        (folder / "driver.c").write_text(DRIVER)
+        (folder / "driver.c").write_text(DRIVER.replace("@WORKERS", str(NUM_WORKERS)))
         paths = {tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()}
         self._run(COMPILER, "-O1", "-c", "driver.c", *(f"-I{path}" for path in paths))
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codegen.barrier import barrier_spec
 from codegen.compile import load, lower, object_code, tensor
 from codegen.kit import T, prim_func
-from codegen.parallel import each_core, parallel_region
+from codegen.parallel import Team, each_core, parallel_region
 from platforms.isa import isa_row
 from platforms.memory import Arena
 from sandwich.executor.launcher import Launcher
@@ -33,19 +34,27 @@ def launcher() -> Iterator[Launcher]:
 @pytest.fixture(scope="module")
 def worker_ids() -> Callable[[Launcher], list[int]]:
     """Runs a parallel region of two cores; the thread that each of them ran on."""
+    groups = ((2,),)
+    spec = barrier_spec(groups)
 
     def build() -> None:
-        ids = T.match_buffer(T.arg("ids", T.handle()), [T.int64(2)], "int32")
-        with parallel_region(2):
-            each_core(2, lambda core: T.buffer_store(ids, T.call_extern("int32", "gettid"), [core]))
+        handles = [T.arg(name, T.handle()) for name in ("ids", "state")]
+        ids = T.match_buffer(handles[0], [T.int64(2)], "int32")
+        state = T.match_buffer(handles[1], [T.int64(n) for n in spec.shape], "int32")
+        team = Team(groups, state, isa_row("generic"))
+        with parallel_region(team):
+            each_core(
+                team, lambda core: T.buffer_store(ids, T.call_extern("int32", "gettid"), [core])
+            )
 
     code = object_code(lower(prim_func("who_runs", build), isa_row("generic")))
     function = load(code, "who_runs")
-    ids = Arena(64, "ids").array((2,), np.int32)
+    arena = Arena(1 << 12, "ids")
+    ids, state = arena.array((2,), np.int32), arena.array(spec.shape, spec.dtype)
 
     def run(launcher: Launcher) -> list[int]:
         ids[:] = 0
-        launcher.run(lambda: function(tensor(ids)))
+        launcher.run(lambda: function(tensor(ids), tensor(state)))
         return [int(i) for i in ids]
 
     return run
