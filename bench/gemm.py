@@ -19,7 +19,6 @@ from bench.gemm_contest import Contestant, Ours, Problem
 from bench.gemm_peers import PEERS, Peer, missing_library
 from bench.gemm_picture import draw, require_matplotlib
 from bench.gemm_summary import CellTimes, PeerTimes, rows_of, show, summary_of
-from bench.latency import last_level_cache_bytes
 from bench.record import provenance, write_json
 from codegen.layout import ModelLayout
 from codegen.panels import PanelLayout
@@ -27,7 +26,7 @@ from codegen.spec import GEMM_ROLES, ModelShape, TileRanges
 from platforms.machine import Machine
 from platforms.probe import probe
 from sandwich.models.presets import preset
-from schedules.meters import Meter, PeakMeter, ReadMeter
+from schedules.meters import Meter, PeakMeter, ReadMeter, last_level_cache_bytes
 from schedules.plan import PlanPair, default_plans
 
 # Qwen2.5-7B, whose matrices are measured here like those of the presets.

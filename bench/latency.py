@@ -18,10 +18,9 @@ from bench.driver import EngineDriver, decode_headroom
 from bench.record import provenance, write_json
 from bench.summary import DecodeTimes, PrefillTimes, decode_row, prefill_row, show
 from bench.work import StepWork
-from platforms.machine import Machine
 from sandwich.cli.options import add_model_argument, add_options, build_config
 from sandwich.config import ConfigError, EngineConfig
-from schedules.meters import Meter, PeakMeter, ReadMeter
+from schedules.meters import Meter, PeakMeter, ReadMeter, last_level_cache_bytes
 
 if TYPE_CHECKING:
     from sandwich.build import EngineParts
@@ -122,12 +121,6 @@ def measure(parts: EngineParts, seed: int, cells: Cells) -> tuple[Times, Meter, 
     peak = PeakMeter(parts.isa, parts.dtype, plans.prefill.cpus)
     with closing(read), closing(peak):
         return take_times(EngineDriver(parts.engine, seed), read, peak, cells), read, peak
-
-
-def last_level_cache_bytes(machine: Machine) -> int:
-    """All instances of the last level together; 0 if the machine hides its caches."""
-    last = max((cache.level for cache in machine.caches), default=0)
-    return sum((c.nbytes or 0) * len(c.instances) for c in machine.caches if c.level == last)
 
 
 def take_times(driver: EngineDriver, read: Meter, peak: Meter, cells: Cells) -> Times:

@@ -1,10 +1,11 @@
-"""The analytic cost model: how long a step takes on a set of cores, before anything is measured.
+"""The analytic cost model: how long a step takes on a set of cores, before it is measured there.
 
-A step is a row of operators with a barrier behind each. An operator's units (panels of a GEMM,
-KV heads of attention) are split among the cores in equal contiguous ranges, as the programs do it;
-it lasts as long as its slowest core computes or its slowest memory path delivers, whichever is
-longer. Assumed: weights and KV cache come from memory in every step, read once; the operators
-without weights cost their barrier alone. Knows nothing of how candidates are found.
+A step is a row of operators with a barrier behind each. An operator's units (panels of a GEMM, KV
+heads and query tiles of attention, tokens of a norm) are split among the cores in equal contiguous
+ranges, as the programs do it; it lasts as long as its slowest core computes or its slowest memory
+path delivers, whichever is longer. Assumed: weights and KV cache come from memory in every step,
+read once, unless all of them fit in the last level caches of the cores. Knows nothing of how
+candidates are found.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+import numpy as np
+
 from codegen.layout import ModelLayout
-from codegen.spec import GEMM_ROLES
+from codegen.spec import GEMM_ROLES, Phase
 from platforms.machine import Machine
-from schedules.rates import MachineRates
+from schedules.rates import KernelRates, MachineRates
 
 LAYER_BARRIERS = 8  # operators of a layer, see codegen/program.py
 STEP_BARRIERS = 5  # embed, norm, lm_head and the two halves of argmax
-_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
+CACHE_FRACTION = 0.5  # of the last level cache that weights and KV cache may fill to stay there
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Step:
     """The tokens of a step.
 
     num_tiles: units of attention per KV head. num_keys: keys that all tokens attend to, summed.
-    num_cached: tokens whose keys and values are read.
+    num_cached: tokens whose keys and values are read. phase: whose program runs it.
     """
 
     num_tokens: int
@@ -36,6 +39,7 @@ class Step:
     num_tiles: int
     num_keys: int
     num_cached: int
+    phase: Phase = Phase.PREFILL
 
     @staticmethod
     def prefill(num_tokens: int, query_tile: int) -> Step:
@@ -46,37 +50,98 @@ class Step:
     @staticmethod
     def decode(contexts: Sequence[int]) -> Step:
         """One token of each sequence; `contexts` counts its keys, the new one included."""
-        return Step(len(contexts), len(contexts), len(contexts), sum(contexts), sum(contexts))
+        num_seqs, num_keys = len(contexts), sum(contexts)
+        return Step(num_seqs, num_seqs, num_seqs, num_keys, num_keys, Phase.DECODE)
 
 
 @dataclass(frozen=True)
 class Operator:
     """What is split: `num_units` alike, `repeats` times in a step."""
 
+    name: str  # as in codegen.spec.OPERATORS
     repeats: int
     num_units: int
-    flops: float  # of one unit
-    nbytes: float  # of memory that one unit reads
+    flops: float = 0.0  # of one unit of a GEMM or of attention
+    nbytes: float = 0.0  # of memory that one unit reads
+    values: float = 0.0  # of one unit of the other operators
+    rows: int = 0  # of a GEMM's activations
+
+    def unit_us(self, rates: KernelRates) -> float:
+        """Microseconds of one unit on one core that has its data."""
+        match self.name:
+            case "attention":
+                return rates.attention_unit_us + self.flops / rates.attention_gflops * 1e-3
+            case "embed":
+                return self.values * rates.embed_ns * 1e-3
+            case "rope_and_cache":
+                return self.values * rates.rope_ns * 1e-3
+            case "argmax":
+                return self.values * rates.argmax_ns * 1e-3
+            case "input_norm" | "post_attention_norm" | "norm":
+                return self.values * rates.norm_ns * 1e-3
+        return self.flops / rates.gemm_gflops.at(self.rows) * 1e-3
 
 
-def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> tuple[Operator, ...]:
-    """The operators of a step that do arithmetic or read weights or the KV cache."""
+@dataclass(frozen=True)
+class StepOperators:
+    """The operators of a step, and the program that they belong to."""
+
+    phase: Phase
+    num_layers: int
+    operators: tuple[Operator, ...]
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of weights and KV cache that the step reads."""
+        return sum(op.repeats * op.num_units * op.nbytes for op in self.operators)
+
+    @property
+    def flops(self) -> float:
+        """Operations of the step's matrix products."""
+        return sum(op.repeats * op.num_units * op.flops for op in self.operators)
+
+
+def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> StepOperators:
+    """The operators of a step of a model."""
     shape = layout.shape
-    found = []
-    for role in GEMM_ROLES:
-        panels = getattr(layout, role)
-        repeats, rows = (
-            (1, step.num_logits) if role == "lm_head" else (shape.num_layers, step.num_tokens)
-        )
-        values = panels.n_padded * panels.k / panels.num_panels
-        nbytes = values * _VALUE_BYTES[layout.dtype]
-        found.append(Operator(repeats, panels.num_panels, 2 * rows * values, nbytes))
+    layers, tokens, logits = shape.num_layers, step.num_tokens, step.num_logits
+    gemms = tuple(_gemm(layout, role, step) for role in GEMM_ROLES)
     num_units = step.num_tiles * shape.num_kv_heads
-    flops = 4 * shape.num_heads * shape.head_dim * step.num_keys / num_units
-    cached = 2 * shape.head_dim * _VALUE_BYTES[kv_dtype] * step.num_cached
-    nbytes = shape.num_kv_heads * cached / num_units
-    found.append(Operator(shape.num_layers, num_units, flops, nbytes))
-    return tuple(found)
+    cached_bytes = 2 * shape.num_kv_heads * shape.head_dim * _value_bytes(kv_dtype)
+    attention = Operator(
+        "attention",
+        layers,
+        num_units,
+        flops=4 * shape.num_heads * shape.head_dim * step.num_keys / num_units,
+        nbytes=cached_bytes * step.num_cached / num_units,
+    )
+    rope_values = (shape.num_heads / shape.num_kv_heads + 2) * shape.head_dim
+    between = (
+        Operator("embed", 1, tokens, values=shape.hidden_size),
+        Operator("input_norm", layers, tokens, values=shape.hidden_size),
+        Operator("rope_and_cache", layers, tokens * shape.num_kv_heads, values=rope_values),
+        Operator("post_attention_norm", layers, tokens, values=shape.hidden_size),
+        Operator("norm", 1, logits, values=shape.hidden_size),
+        Operator("argmax", 1, shape.vocab_size // layout.lanes, values=logits * layout.lanes),
+    )
+    return StepOperators(step.phase, layers, (*gemms, attention, *between))
+
+
+def _gemm(layout: ModelLayout, role: str, step: Step) -> Operator:
+    panels, is_head = getattr(layout, role), role == "lm_head"
+    rows = step.num_logits if is_head else step.num_tokens
+    return Operator(
+        role,
+        1 if is_head else layout.shape.num_layers,
+        panels.num_panels,
+        flops=2 * rows * panels.n_padded * panels.k / panels.num_panels,
+        nbytes=panels.nbytes / panels.num_panels,
+        rows=rows,
+    )
+
+
+def _value_bytes(kv_dtype: str) -> int:
+    return 2 if kv_dtype == "bfloat16" else np.dtype(kv_dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -85,32 +150,35 @@ class Seats:
 
     sizes: tuple[int, ...]  # cores in each group
     nodes: tuple[int, ...]  # NUMA node of each group; groups of one node are neighbours
+    cache_bytes: int = 0  # last level caches of these groups together; 0 if unknown
 
     @staticmethod
     def of(machine: Machine, groups: Sequence[Sequence[int]]) -> Seats:
         """The seats of CPUs that are listed by LLC group."""
         node_of = {cpu: node.node_id for node in machine.topology.nodes() for cpu in node.cpus}
-        return Seats(tuple(map(len, groups)), tuple(node_of[cpus[0]] for cpus in groups))
+        used = {cpu for cpus in groups for cpu in cpus}
+        caches = [
+            llc.cache_bytes or 0 for llc in machine.topology.groups() if used & set(llc.cpus)
+        ]
+        nodes = tuple(node_of[cpus[0]] for cpus in groups)
+        return Seats(tuple(map(len, groups)), nodes, sum(caches))
 
     @property
     def num_cores(self) -> int:
         return sum(self.sizes)
 
     def barrier_us(self, rates: MachineRates) -> float:
-        """Microseconds until the core that is farthest from the others has seen all of them."""
+        """Microseconds of a barrier: cores meet in their group, groups in their node, nodes at one
+        point (codegen/barrier.py), and the release comes down the same way.
+        """
         if self.num_cores == 1:
             return 0.0
-        of_node = {
-            node: sum(size for size, n in zip(self.sizes, self.nodes, strict=True) if n == node)
-            for node in self.nodes
-        }
-        slowest = max(
-            (size - 1) * rates.group_line_ns
-            + (of_node[node] - size) * rates.node_line_ns
-            + (self.num_cores - of_node[node]) * rates.far_line_ns
-            for size, node in zip(self.sizes, self.nodes, strict=True)
+        groups_of = [self.nodes.count(node) for node in dict.fromkeys(self.nodes)]
+        arrivals = (max(self.sizes), max(groups_of), len(groups_of))
+        lines_ns = (rates.group_line_ns, rates.node_line_ns, rates.far_line_ns)
+        return rates.barrier_base_us + 1e-3 * rates.barrier_lines * sum(
+            count * line_ns for count, line_ns in zip(arrivals, lines_ns, strict=True) if count > 1
         )
-        return rates.barrier_base_us + slowest / rates.lines_in_flight * 1e-3
 
 
 @dataclass(frozen=True)
@@ -120,45 +188,49 @@ class StepCost:
     compute_us: float  # operators whose arithmetic takes longer than their reading
     memory_us: float  # the others
     barrier_us: float
+    launch_us: float = 0.0
 
     @property
     def total_us(self) -> float:
-        return self.compute_us + self.memory_us + self.barrier_us
+        return self.compute_us + self.memory_us + self.barrier_us + self.launch_us
 
 
 def step_cost(
-    ops: Sequence[Operator],
-    num_layers: int,
-    seats: Seats,
-    rates: MachineRates,
-    memory_nodes: frozenset[int],
+    step: StepOperators, seats: Seats, rates: MachineRates, memory_nodes: frozenset[int]
 ) -> StepCost:
     """The time of a step on these seats with weights and KV cache spread over `memory_nodes`.
 
     If those are the seats' own nodes, every core finds its share on its own node.
     """
     compute_us = memory_us = 0.0
-    for op in ops:
+    kernels, speed = rates.kernels(step.phase), rates.busy_speed.at(seats.num_cores)
+    is_cached = step.nbytes <= CACHE_FRACTION * seats.cache_bytes
+    for op in step.operators:
         most = -(-op.num_units // seats.num_cores)  # units of the busiest core
-        arithmetic = most * op.flops / rates.core_gflops * 1e-3
-        reading = _read_us(op, most, seats, rates, memory_nodes)
+        arithmetic = most * op.unit_us(kernels) / speed
+        reading = 0.0 if is_cached else _read_us(op, most, seats, rates, memory_nodes)
         if arithmetic >= reading:
             compute_us += op.repeats * arithmetic
         else:
             memory_us += op.repeats * reading
-    num_barriers = LAYER_BARRIERS * num_layers + STEP_BARRIERS
-    return StepCost(compute_us, memory_us, num_barriers * seats.barrier_us(rates))
+    num_barriers = LAYER_BARRIERS * step.num_layers + STEP_BARRIERS
+    return StepCost(compute_us, memory_us, num_barriers * seats.barrier_us(rates), rates.launch_us)
 
 
 def _read_us(
     op: Operator, most: int, seats: Seats, rates: MachineRates, memory_nodes: frozenset[int]
 ) -> float:
     """Microseconds in which every core has read its share: the slowest of all paths decides."""
+    if op.nbytes == 0:
+        return 0.0
     by_group = _shares(op.num_units, seats.sizes)
     by_node: dict[int, int] = {}
     for node, units in zip(seats.nodes, by_group, strict=True):
         by_node[node] = by_node.get(node, 0) + units
-    times = [most / rates.core_gbps, max(by_group) / rates.group_gbps]
+    times = [most / rates.core_gbps]
+    times += [
+        units / rates.group_gbps.at(size) for units, size in zip(by_group, seats.sizes, strict=True)
+    ]
     if by_node.keys() == memory_nodes:
         times.append(max(by_node.values()) / rates.node_gbps)
     else:

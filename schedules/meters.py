@@ -1,7 +1,7 @@
 """What some cores can do at most, measured: read bandwidth and the register-only peak.
 
 A machine that others use is never twice the same, so a meter takes single samples, to be
-interleaved with what they are compared with. Knows nothing of models or engines.
+interleaved with what they are compared with. Knows nothing of models, plans or engines.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from codegen.compile import pin_pool
 from codegen.limits import PeakProbe, ReadProbe
 from platforms.isa import IsaRow
+from platforms.machine import Machine
 from platforms.memory import Arena
 
 # Samples of some fifty milliseconds, as long as a decode step of a model that matters: what
@@ -25,6 +26,12 @@ READ_BYTES = 512 << 20
 READ_PASSES = 4
 PEAK_TURNS = 4_000_000
 CACHES_PER_BUFFER = 8  # so that what a cache holds does not count
+
+
+def last_level_cache_bytes(machine: Machine) -> int:
+    """All instances of the last level together; 0 if the machine hides its caches."""
+    last = max((cache.level for cache in machine.caches), default=0)
+    return sum((c.nbytes or 0) * len(c.instances) for c in machine.caches if c.level == last)
 
 
 class Meter(ABC):
@@ -73,9 +80,15 @@ class ReadMeter(Meter):
     """Read bandwidth in GB/s, from memory that dwarfs the caches (`llc_bytes`, all together)."""
 
     def __init__(
-        self, isa: IsaRow, cpus: Sequence[int], llc_bytes: int, nbytes: int = READ_BYTES
+        self,
+        isa: IsaRow,
+        cpus: Sequence[int],
+        llc_bytes: int,
+        nbytes: int = READ_BYTES,
+        home: Sequence[int] = (),
     ) -> None:
-        super().__init__(cpus)
+        """home: as many CPUs that touch, and so place, the memory; by default the readers do."""
+        super().__init__(home or cpus)
         step = ReadProbe.words_per_turn(isa, len(cpus))
         num_words = max(nbytes, CACHES_PER_BUFFER * llc_bytes) // 4 // step * step
         self._probe = ReadProbe(isa, len(cpus), num_words)
@@ -83,6 +96,8 @@ class ReadMeter(Meter):
         self._words = self._arena.array((num_words,), np.int32)
         self._sums = self._arena.array(self._probe.sums_shape, np.int32)
         self._do(lambda: self._probe.fill(self._words))
+        if home:
+            self._do(lambda: pin_pool(list(cpus)))
 
     def _measure(self) -> float:
         return READ_PASSES * self._words.nbytes / self._do(self._read) / 1e9

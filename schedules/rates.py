@@ -1,43 +1,94 @@
 """What the parts of a machine can do at most: the numbers that the cost model multiplies.
 
-They are estimates from published figures until they are measured. Knows nothing of models, steps
-or plans.
+They are estimates from published figures until they are measured (schedules/calibration.py). Knows
+nothing of models, steps or plans.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 
+from codegen.spec import Phase
 from platforms.machine import Machine
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A function given by points (x, y) with ascending x: straight between them, flat outside."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, x: float) -> float:
+        """The value at `x`."""
+        right = bisect_right(self.points, x, key=lambda point: point[0])
+        if right == 0 or right == len(self.points):
+            return self.points[max(0, right - 1)][1]
+        (x0, y0), (x1, y1) = self.points[right - 1 : right + 1]
+        return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+    @property
+    def most(self) -> float:
+        """The largest value of a point."""
+        return max(y for _, y in self.points)
+
+
+@dataclass(frozen=True)
+class KernelRates:
+    """What one core does in the kernels of a phase's program while its data are in its caches.
+
+    values_ns: nanoseconds a value in the operators between the matrices, by their name in
+    codegen.spec.OPERATORS.
+    """
+
+    gemm_gflops: Curve  # GFLOP/s by rows of activations
+    attention_gflops: float
+    attention_unit_us: float  # of every KV head and query tile, whatever its keys
+    embed_ns: float  # a value of the residual stream
+    norm_ns: float  # the same
+    rope_ns: float  # a value of queries, keys and values
+    argmax_ns: float  # a logit
 
 
 @dataclass(frozen=True)
 class MachineRates:
     """Limits of a core, an LLC group and a NUMA node; all cores, groups and nodes are alike.
 
-    A barrier is the one of TVM's thread pool (TVMBackendParallelBarrier): each core reads the
-    counter of every other, so that its cost is that of fetching so many cache lines.
+    A line is a cache line that one core has written and another reads; a barrier is made of them.
     """
 
-    core_gflops: float  # GFLOP/s of one core in a GEMM with weights of the model's type
-    core_gbps: float  # GB/s of memory that one core reads while the others are idle
-    group_gbps: float  # GB/s of memory that the cores of one LLC group read together
+    prefill: KernelRates
+    decode: KernelRates
+    busy_speed: Curve  # of a core, relative to one alone, by the number of busy cores
+    group_gbps: Curve  # GB/s of memory that so many cores of one LLC group read together
     node_gbps: float  # GB/s that the memory of one NUMA node delivers
     link_gbps: float  # GB/s that the cores of one NUMA node read from all others
     group_line_ns: float  # ns until a line written by a core of the same LLC group is read
     node_line_ns: float  # the same for another group of the same NUMA node
     far_line_ns: float  # the same for another NUMA node
-    lines_in_flight: float  # counters that a core fetches at a time
+    barrier_lines: float  # lines that a barrier takes for each core that arrives at a point
     barrier_base_us: float  # us of a barrier before the first line of another core
+    launch_us: float  # us of a step before its first operator and after its last
+    is_measured: bool = False
+
+    def kernels(self, phase: Phase) -> KernelRates:
+        """The rates of the program of a phase."""
+        return self.prefill if phase is Phase.PREFILL else self.decode
+
+    @property
+    def core_gbps(self) -> float:
+        """GB/s of memory that one core reads while the others are idle."""
+        return self.group_gbps.at(1)
 
     def render(self) -> str:
         """One line for people."""
         return (
-            f"{self.core_gflops:.0f} GFLOP/s a core; memory GB/s: {self.core_gbps:.3g} a core, "
-            f"{self.group_gbps:.3g} an LLC group, {self.node_gbps:.3g} a node, "
-            f"{self.link_gbps:.3g} between nodes; ns a line: {self.group_line_ns:.0f} in a group, "
-            f"{self.node_line_ns:.0f} in a node, {self.far_line_ns:.0f} beyond"
+            f"{self.prefill.gemm_gflops.most:.0f} GFLOP/s a core; memory GB/s: "
+            f"{self.core_gbps:.3g} a core, {self.group_gbps.most:.3g} an LLC group, "
+            f"{self.node_gbps:.3g} a node, {self.link_gbps:.3g} between nodes; ns a line: "
+            f"{self.group_line_ns:.0f} in a group, {self.node_line_ns:.0f} in a node, "
+            f"{self.far_line_ns:.0f} beyond"
         )
 
 
@@ -74,7 +125,15 @@ _UNKNOWN_CORE_GBPS = 12.0
 
 STREAM_FRACTION = 0.8  # of the channels' peak that reads of many cores reach
 LINK_FRACTION = 0.5  # of a node's own bandwidth that its links to other nodes carry
-GEMM_FRACTION = 0.85  # of the arithmetic peak that a packed GEMM reaches
+# Fractions of the arithmetic peak that a GEMM of so many rows reaches: with few of them a vector of
+# weights is loaded for every multiply-add. Of attention, and nanoseconds a value of the operators
+# between the matrices at 1 GHz and one lane; all measured with `sandwich probe --measure` on Zen 4.
+GEMM_FRACTIONS = ((1, 0.2), (2, 0.35), (4, 0.6), (8, 0.75), (32, 0.85))
+ATTENTION_FRACTION = 0.25
+NORM_CYCLES, ROPE_CYCLES, ARGMAX_CYCLES = 12.0, 12.0, 8.0  # a vector
+EMBED_CYCLES = 4.0  # a value, as rows lie across panels
+ATTENTION_UNIT_US = 0.5
+LAUNCH_US = 20.0
 # Median core to core latencies, github.com/nviennot/core-to-core-latency: 23 to 33 ns in a complex
 # of 4 or 8 cores, 45 to 60 ns on a mesh, about 110 ns through an I/O die, 140 to 210 ns far away.
 SMALL_GROUP = 8  # cores; larger LLC groups are a mesh
@@ -82,16 +141,14 @@ SMALL_GROUP_LINE_NS = 25.0
 MESH_LINE_NS = 50.0
 NODE_LINE_NS = 110.0
 FAR_LINE_NS = 200.0
-LINES_IN_FLIGHT = 4.0  # the branches that poll the counters are predicted, so that reads overlap
+BARRIER_LINES = 1.0  # arrivals at one point follow each other
 BARRIER_BASE_US = 0.1
 
 
 def estimated_rates(machine: Machine, dtype: str) -> MachineRates:
     """The rates of a machine on which nothing was measured, for weights of `dtype`."""
     part = next((p for p in _PARTS if re.search(p.pattern, machine.cpu_model)), None)
-    isa = machine.isa_row
     socket = machine.topology.sockets[0]
-    nodes_per_socket = len(socket.nodes)
     groups = list(machine.topology.groups())
     if part is None:
         num_cores = sum(len(llc.cores) for node in socket.nodes for llc in node.groups)
@@ -100,19 +157,48 @@ def estimated_rates(machine: Machine, dtype: str) -> MachineRates:
     else:
         core_gbps, ghz, num_fma_units = part.core_gbps, part.ghz, part.num_fma_units
         socket_gbps = part.num_channels * part.mega_transfers * 8e-3 * STREAM_FRACTION
-    node_gbps = socket_gbps / nodes_per_socket
+    node_gbps = socket_gbps / len(socket.nodes)
     group_gbps = part.group_gbps if part and part.group_gbps else node_gbps
-    macs = isa.lanes * num_fma_units * (2 if isa.has_bf16_dot and dtype == "bfloat16" else 1)
     is_mesh = max(len(llc.cores) for llc in groups) > SMALL_GROUP
+    kernels = _estimated_kernels(machine, dtype, ghz, num_fma_units)
     return MachineRates(
-        core_gflops=2 * macs * ghz * GEMM_FRACTION,
-        core_gbps=core_gbps,
-        group_gbps=group_gbps,
+        prefill=kernels,
+        decode=kernels,
+        busy_speed=Curve(((1, 1.0),)),
+        group_gbps=saturating(core_gbps, group_gbps),
         node_gbps=node_gbps,
         link_gbps=node_gbps * LINK_FRACTION,
         group_line_ns=MESH_LINE_NS if is_mesh else SMALL_GROUP_LINE_NS,
         node_line_ns=NODE_LINE_NS,
         far_line_ns=FAR_LINE_NS,
-        lines_in_flight=LINES_IN_FLIGHT,
+        barrier_lines=BARRIER_LINES,
         barrier_base_us=BARRIER_BASE_US,
+        launch_us=LAUNCH_US,
+    )
+
+
+def saturating(core_gbps: float, group_gbps: float) -> Curve:
+    """The bandwidth of a group whose cores read at their own rate until they fill its path."""
+    enough = group_gbps / core_gbps
+    if enough <= 1:
+        return Curve(((1, group_gbps),))
+    return Curve(((1, core_gbps), (enough, group_gbps)))
+
+
+def _estimated_kernels(
+    machine: Machine, dtype: str, ghz: float, num_fma_units: int
+) -> KernelRates:
+    isa = machine.isa_row
+    macs = isa.lanes * num_fma_units * (2 if isa.has_bf16_dot and dtype == "bfloat16" else 1)
+    peak = 2 * macs * ghz
+    points = tuple((float(rows), peak * fraction) for rows, fraction in GEMM_FRACTIONS)
+    vectors_per_ns = isa.lanes * ghz
+    return KernelRates(
+        gemm_gflops=Curve(points),
+        attention_gflops=peak * ATTENTION_FRACTION,
+        attention_unit_us=ATTENTION_UNIT_US,
+        embed_ns=EMBED_CYCLES / ghz,
+        norm_ns=NORM_CYCLES / vectors_per_ns,
+        rope_ns=ROPE_CYCLES / vectors_per_ns,
+        argmax_ns=ARGMAX_CYCLES / vectors_per_ns,
     )

@@ -14,6 +14,7 @@ from codegen.layout import ModelLayout
 from codegen.spec import Phase
 from platforms.machine import Machine
 from schedules.cost import Seats, Step, StepCost, operators, step_cost
+from schedules.mixed_choice import MixedChoice
 from schedules.plan import PlanPair
 from schedules.rates import MachineRates
 from schedules.topotree import Candidate
@@ -84,6 +85,7 @@ class SearchResult:
     prefill_tokens: int
     decode_context: int
     rates: MachineRates
+    mixed: MixedChoice | None = None  # None: nobody has chosen yet
 
     def applied_to(self, plans: PlanPair) -> PlanPair:
         """The plans on the cores that were chosen."""
@@ -91,6 +93,7 @@ class SearchResult:
             plans,
             prefill=replace(plans.prefill, cpus=self.prefill.chosen.candidate.cpus),
             decode=replace(plans.decode, cpus=self.decode.chosen.candidate.cpus),
+            mixed=self.mixed.plan if self.mixed else plans.mixed,
         )
 
     def candidates_json(self) -> list[dict[str, Any]]:
@@ -115,6 +118,7 @@ class SearchResult:
             f"assumed  {self.rates.render()}",
             *self.prefill.render(),
             *self.decode.render(),
+            *(self.mixed.render() if self.mixed else ()),
         ]
 
     def _rated(self) -> str:
@@ -142,7 +146,7 @@ def search(
     def choose(phase: Phase, step: Step, memory: Sequence[frozenset[int]]) -> PhaseChoice:
         ops = operators(layout, kv_dtype, step)
         costs = [
-            step_cost(ops, layout.shape.num_layers, seat, rates, where)
+            step_cost(ops, seat, rates, where)
             for seat, where in zip(seats, memory, strict=True)
         ]
         return _choice(phase, [Prediction(*pair) for pair in zip(found, costs, strict=True)])
