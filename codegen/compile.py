@@ -7,6 +7,7 @@ Loading needs no C compiler and no linker on the machine.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -22,6 +23,8 @@ import tvm_ffi_orcjit
 from platforms.isa import IsaRow
 
 TVM_VERSION: str = tvm.__version__
+
+_log = logging.getLogger(__name__)
 
 # Modes of runtime.config_threadpool: a CPU for each worker, or all of them for every worker. The
 # modes that take a count alone use no more than half of the CPUs and pin the caller to the first.
@@ -74,4 +77,17 @@ def pin_pool(cpus: list[int], is_pinned: bool = True) -> None:
     mode = _ONE_CPU_EACH if is_pinned else _ALL_CPUS_EACH
     configure(mode, len(cpus), [str(cpu) for cpu in cpus])
     if is_pinned:  # TVM has just freed its caller to go anywhere
-        os.sched_setaffinity(0, {cpus[0]})
+        try:
+            os.sched_setaffinity(0, {cpus[0]})
+        except OSError as error:
+            _warn_of_wandering(error.strerror)
+
+
+@functools.cache
+def _warn_of_wandering(reason: str) -> None:
+    """Once for all pools. TVM itself goes on without a word where its workers cannot be pinned."""
+    _log.warning(
+        "sched_setaffinity is refused (%s): threads wander between the cores, which is slower; "
+        "allow the call (docker: --security-opt seccomp=PROFILE)",
+        reason,
+    )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from codegen.compile import load, lower, object_code, tensor
+import codegen.compile
+from codegen.compile import load, lower, object_code, pin_pool, tensor
 from codegen.kit import T, prim_func
 from codegen.program import linear, phase_program, run, store
 from codegen.spec import GemmTile
@@ -127,3 +131,18 @@ def test_memory_that_is_not_aligned_is_refused() -> None:
     array = Arena(128, "a").array((32,), np.float32)
     with pytest.raises(Exception, match=r"(?i)align"):
         tensor(array[1:17])
+
+
+def test_a_container_that_refuses_pinning_is_warned_about_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(pid: int, cpus: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    codegen.compile._warn_of_wandering.cache_clear()
+    cpus = sorted(os.sched_getaffinity(0))[:1]
+    for _ in range(2):  # each in a thread, because the pool belongs to the thread that makes it
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(pin_pool, cpus).result()
+    assert caplog.text.count("sched_setaffinity is refused (Operation not permitted)") == 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from platforms.hugepages import HugePagePool, read_huge_pages
+from platforms.hugepages import HugePagePool, free_explicit_pages, read_huge_pages
 from platforms.sysfs import Tree
 
 if TYPE_CHECKING:
@@ -62,3 +62,25 @@ def test_pools_come_in_the_order_of_their_page_size(tree: RecordedTree) -> None:
         tree.write(f"{base}/free_hugepages", str(count - 1))
     pools = read_huge_pages(Tree(tree.root)).pools
     assert pools == (HugePagePool(2 << 20, 100, 99), HugePagePool(1 << 30, 2, 1))
+
+
+def test_free_pages_are_those_of_the_allowed_nodes_less_what_was_promised(
+    epyc: RecordedTree,
+) -> None:
+    for node, num_free in ((0, 30), (1, 50)):
+        pool = f"sys/devices/system/node/node{node}/hugepages/hugepages-2048kB"
+        epyc.write(f"{pool}/free_hugepages", str(num_free))
+    pool = "sys/kernel/mm/hugepages/hugepages-2048kB"
+    epyc.write(f"{pool}/free_hugepages", "80")
+    epyc.write(f"{pool}/resv_hugepages", "10")
+    assert free_explicit_pages(Tree(epyc.root), 2 << 20) == 70
+    epyc.status("0-31", mems="1")
+    assert free_explicit_pages(Tree(epyc.root), 2 << 20) == 40
+    epyc.write(f"{pool}/resv_hugepages", "60")
+    assert free_explicit_pages(Tree(epyc.root), 2 << 20) == 0
+
+
+def test_without_numbers_for_each_node_those_of_the_machine_count(box: RecordedTree) -> None:
+    assert free_explicit_pages(Tree(box.root), 2 << 20) == 0
+    box.write("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "7")
+    assert free_explicit_pages(Tree(box.root), 2 << 20) == 7

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from platforms import memory, placement
-from platforms.hugepages import HugePages
+from platforms.hugepages import HugePages, free_explicit_pages
 from platforms.memory import ALIGNMENT, Arena, ArenaError, arena_nbytes, drop_file_pages
-from platforms.placement import PlacementError
+from platforms.placement import NodeRange, PlacementError
 from platforms.probe import probe
+from platforms.sysfs import Tree
 
 HUGE = 2 << 20
 
@@ -186,6 +187,106 @@ def test_without_libnuma_memory_is_placed_nowhere(
     monkeypatch.setattr(placement, "_libnuma", lambda: None)
     assert Arena(4096, "test", [0]).nodes == ()
     assert "install libnuma" in caplog.text
+
+
+@pytest.fixture
+def pool() -> Iterator[int]:
+    """Eight explicit huge pages that this process may have; the pool is as before afterwards."""
+    size = Path("/proc/sys/vm/nr_hugepages")
+    before = size.read_text() if size.exists() else ""
+    free_before = free_explicit_pages(Tree(), HUGE)
+    try:
+        size.write_text(str(int(before) + 8 - free_before))
+    except (OSError, ValueError) as error:
+        pytest.skip(f"the pool of explicit huge pages cannot be changed here ({error})")
+    try:
+        if free_explicit_pages(Tree(), HUGE) != 8:
+            pytest.skip("the kernel has no huge pages to spare for the pool")
+        yield 8
+    finally:
+        size.write_text(before)
+
+
+def test_an_arena_takes_explicit_huge_pages_while_the_pool_has_them(pool: int) -> None:
+    first = Arena(5 * HUGE - 100, "first", probe().limits.memory_nodes)
+    second = Arena(4 * HUGE, "second")
+    assert (first.has_explicit_pages, second.has_explicit_pages) == (True, False)
+    assert (first.huge_page_bytes(), first.page_bytes) == (5 * HUGE, HUGE)
+    assert free_explicit_pages(Tree(), HUGE) == pool - 5
+    array = first.array((first.nbytes,), np.uint8)
+    assert array.ctypes.data % HUGE == 0
+    assert not array.any()
+    array[:] = 7
+    del array
+    first.close()
+    assert free_explicit_pages(Tree(), HUGE) == pool
+
+
+def test_an_arena_of_less_than_a_huge_page_leaves_the_pool_alone(pool: int) -> None:
+    assert not Arena(HUGE - 1, "small").has_explicit_pages
+    assert free_explicit_pages(Tree(), HUGE) == pool
+
+
+def test_explicit_huge_pages_that_are_refused_are_warned_about_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory, "free_explicit_pages", lambda tree, page_bytes: 8)
+    monkeypatch.setattr(memory, "_EXPLICIT", memory._ORDINARY | 0x40000 | 20 << 26)  # of 1 MiB
+    with caplog.at_level(logging.WARNING):
+        for name in "ab":
+            arena = Arena(HUGE, name)
+            assert not arena.has_explicit_pages
+            arena.array((4,), np.uint8)[:] = 1
+    assert caplog.text.count("refuses explicit huge pages (Invalid argument)") == 1
+    assert "hugetlb.2MB.max" in caplog.text
+
+
+def test_explicit_huge_pages_that_cannot_be_filled_go_back_to_the_pool(
+    pool: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory, "_MADV_POPULATE_WRITE", 9999)
+    arena = Arena(2 * HUGE, "test")
+    assert (arena.has_explicit_pages, free_explicit_pages(Tree(), HUGE)) == (False, pool)
+    arena.array((2 * HUGE,), np.uint8)[:] = 1
+    assert "refuses explicit huge pages" in caplog.text
+
+
+def test_ranges_are_placed_over_the_rest_in_whole_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int, tuple[int, ...]]] = []
+    monkeypatch.setattr(memory, "place_on_nodes", lambda *call: calls.append(call))
+    ranges = [NodeRange(100, 3 * HUGE - 50, (1,)), NodeRange(3 * HUGE - 50, 3 * HUGE, (2,))]
+    arena = Arena(4 * HUGE, "test", (0, 3), ranges)
+    start = arena.array((1,), np.uint8).ctypes.data
+    page = arena.page_bytes
+    assert calls[0] == (start, 4 * HUGE, (0, 3))
+    assert calls[1] == (start, 3 * HUGE, (1,))
+    assert len(calls) == 2 if page == HUGE else 3
+    assert arena.nodes == (0, 1, 3) if page == HUGE else (0, 1, 2, 3)
+
+
+def test_small_arenas_are_placed_in_small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int, tuple[int, ...]]] = []
+    monkeypatch.setattr(memory, "place_on_nodes", lambda *call: calls.append(call))
+    page = mmap.PAGESIZE
+    arena = Arena(3 * page, "test", None, [NodeRange(page, 3 * page, (1,))])
+    assert calls == [(arena.array((1,), np.uint8).ctypes.data + page, 2 * page, (1,))]
+
+
+def test_where_pages_lie_is_counted_or_said_to_be_unknown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = probe().limits.memory_nodes[0]
+    arena = Arena(4 * mmap.PAGESIZE, "test", [node])
+    arena.array((arena.nbytes,), np.uint8)[:] = 1
+    ranges = [NodeRange(0, arena.nbytes, (node,))]
+    if arena.nodes:
+        count = arena.count_pages(ranges)
+        assert count is not None
+        assert (count.num_pages, count.num_at_home) == (4, 4)
+    monkeypatch.setattr(placement, "_libnuma", lambda: None)
+    with caplog.at_level(logging.WARNING):
+        assert arena.count_pages(ranges) is None
+    assert "install libnuma (libnuma1); where memory lies cannot be checked" in caplog.text
 
 
 def test_dropping_the_pages_of_a_file_keeps_the_file(tmp_path: Path) -> None:
