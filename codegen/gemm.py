@@ -42,7 +42,10 @@ class Gemm:
     in_halves: bool = False
 
     def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
-        """The share of `core`: its panels, for the first `num_rows` rows of A."""
+        """The share of `core`: its panels, for the first `num_rows` rows of A.
+
+        A Python number of rows gets no code for any other.
+        """
         (bound, tile), *larger = self.tiles
         self._emit_from(bound, tile, larger, core, num_cores, num_rows)
 
@@ -114,6 +117,10 @@ class _Nest:
 
                 with T.serial(0, num_rows // mr) as tile_row:
                     tile(tile_row * mr, mr)
+                if isinstance(num_rows, int):
+                    if num_rows % mr:
+                        tile(num_rows - num_rows % mr, num_rows % mr)
+                    continue
                 tail = T.bind(num_rows % mr)
                 for rows in range(1, mr):
                     with T.If(tail == rows), T.Then():

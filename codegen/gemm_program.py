@@ -28,7 +28,10 @@ NAME = "gemm"
 
 @dataclass(frozen=True)
 class GemmSpec:
-    """What to generate: C[m, n] = sum over k of A[m, k] * W[n, k] m from 0 to `max_rows`."""
+    """What to generate: C[m, n] = sum over k of A[m, k] * W[n, k] for m from 0 to `max_rows`.
+
+    has_fixed_rows: for m = max_rows alone, which is compiled several times as fast.
+    """
 
     isa: str
     layout: PanelLayout
@@ -36,6 +39,7 @@ class GemmSpec:
     num_cores: int
     max_rows: int
     tiles: TileRanges
+    has_fixed_rows: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self.tiles)
@@ -107,6 +111,6 @@ def gemm_function(spec: GemmSpec) -> Any:
         a, w = Activations(b["a"]), Weights(b["w"], copy)
         gemm = Gemm(kit, layout, spec.tiles, a, w, b["partial"], store)
         with kit.imports(), T.parallel(0, spec.num_cores) as core:
-            gemm.emit(core, spec.num_cores, num_rows)
+            gemm.emit(core, spec.num_cores, spec.max_rows if spec.has_fixed_rows else num_rows)
 
     return prim_func(NAME, build)

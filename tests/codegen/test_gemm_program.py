@@ -1,5 +1,6 @@
 """The GEMM program computes what NumPy computes, for every M, copy, tile and edge."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -62,6 +63,21 @@ def test_every_m_and_copy_equals_numpy(
         program.run(m, copy)
         np.testing.assert_allclose(out[:m, :n], x[:m] @ exact[copy].T, rtol=1e-4, atol=1e-4)
         assert np.isnan(out[m:]).all()
+
+
+@pytest.mark.parametrize("m", [3, 4, 9])
+def test_a_program_for_one_m_gives_the_same_bits(m: int) -> None:
+    isa = select_isa(forced="auto").name
+    spec = replace(spec_of(isa, "float32", 50, 40), max_rows=m)
+    rng = np.random.default_rng(2)
+    x, weights = rng.standard_normal((m, 40), np.float32), rng.standard_normal((2, 50, 40))
+    results = []
+    for variant in (spec, replace(spec, tiles=TILES[1:], has_fixed_rows=True)):
+        program, out = make(variant, weights.astype(np.float32))
+        program.write_a(x)
+        program.run(m, 1)
+        results.append(out.copy())
+    np.testing.assert_array_equal(*results)
 
 
 def test_two_cores_share_the_panels() -> None:
