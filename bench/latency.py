@@ -90,10 +90,12 @@ def main(args: argparse.Namespace) -> None:
         **provenance(parts.machine),
         "model": config.model,
         "dtype": parts.dtype,
+        "quantization": config.quantization,
+        "weights": parts.memory.weights,
         "kv_cache_dtype": parts.kv_dtype,
         "seed": config.seed,
         "plan": parts.plans.to_json(),
-        **summary(times, read, peak, StepWork(parts.shape, parts.dtype, parts.kv_dtype)),
+        **summary(times, read, peak, step_work(parts)),
     }
     show(result, Console())
     if args.json:
@@ -114,11 +116,22 @@ def engine_config(args: argparse.Namespace, cells: Cells) -> EngineConfig:
     )
 
 
-def measure(parts: EngineParts, seed: int, cells: Cells) -> tuple[Times, Meter, Meter]:
+def step_work(parts: EngineParts) -> StepWork:
+    """What a step of the engine needs."""
+    layout = parts.memory.layout
+    return StepWork(parts.shape, layout.weights, layout.lm_head.format, parts.kv_dtype)
+
+
+def product_dtype(parts: EngineParts) -> str:
+    """What the layers' products are of, which sets the peak of prefill."""
+    return "int8" if parts.memory.layout.weights.has_int8_activations else parts.dtype
+
+
+def measure(parts: EngineParts, seed: int, cells: Cells) -> tuple[Times, Meter, PeakMeter]:
     """Measure all cells beside the limits of the plans' cores: read bandwidth and peak."""
     plans = parts.plans
     read = ReadMeter(parts.isa, plans.decode.cpus, last_level_cache_bytes(parts.machine))
-    peak = PeakMeter(parts.isa, parts.dtype, plans.prefill.cpus)
+    peak = PeakMeter(parts.isa, product_dtype(parts), plans.prefill.cpus)
     with closing(read), closing(peak):
         return take_times(EngineDriver(parts.engine, seed), read, peak, cells), read, peak
 
@@ -157,13 +170,14 @@ def decode_times(
     return times
 
 
-def summary(times: Times, read: Meter, peak: Meter, work: StepWork) -> dict[str, Any]:
+def summary(times: Times, read: Meter, peak: PeakMeter, work: StepWork) -> dict[str, Any]:
     """The measured part of the result: limits over the whole run, prefill, decode."""
     prefill, decode = times
     return {
         "limits": {
             "read_gbps": read.median,
             "read_gbps_best": read.best,
+            "peak_dtype": peak.dtype,
             "peak_gflops": peak.median,
             "peak_gflops_best": peak.best,
         },

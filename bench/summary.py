@@ -73,7 +73,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     limits = result["limits"]
     console.print(
         f"limits: read {limits['read_gbps']:.1f} GB/s (best {limits['read_gbps_best']:.1f}), "
-        f"{result['dtype']} peak {limits['peak_gflops']:.0f} GFLOP/s "
+        f"{limits['peak_dtype']} peak {limits['peak_gflops']:.0f} GFLOP/s "
         f"(best {limits['peak_gflops_best']:.0f})",
         highlight=False,
     )

@@ -9,27 +9,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codegen.spec import ModelShape
-
-VALUE_BYTES = {"float32": 4, "bfloat16": 2}
+from codegen.arrays import storage_dtype
+from codegen.panels import PanelLayout
+from codegen.spec import ModelShape, WeightFormat
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """The work of a step of `shape` with weights of `dtype` and a KV cache of `kv_dtype`."""
+    """The work of a step of `shape` with the layers' matrices in the format `weights`, the LM head
+    in `lm_head`, and a KV cache of `kv_dtype`.
+    """
 
     shape: ModelShape
-    dtype: str
+    weights: WeightFormat
+    lm_head: WeightFormat
     kv_dtype: str
+
+    @property
+    def layer_matrices(self) -> tuple[tuple[int, int], ...]:
+        """Outputs and inputs of each matrix of a layer."""
+        s = self.shape
+        return (
+            ((s.num_heads + 2 * s.num_kv_heads) * s.head_dim, s.hidden_size),
+            (s.hidden_size, s.num_heads * s.head_dim),
+            (2 * s.intermediate_size, s.hidden_size),
+            (s.hidden_size, s.intermediate_size),
+        )
 
     @property
     def layer_weights(self) -> int:
         """Values in the matrices of all layers: each is used once for every token."""
-        s = self.shape
-        qkv = s.hidden_size * (s.num_heads + 2 * s.num_kv_heads) * s.head_dim
-        o = s.num_heads * s.head_dim * s.hidden_size
-        mlp = 3 * s.hidden_size * s.intermediate_size
-        return s.num_layers * (qkv + o + mlp)
+        return self.shape.num_layers * sum(n * k for n, k in self.layer_matrices)
 
     @property
     def lm_head_weights(self) -> int:
@@ -40,7 +50,15 @@ class StepWork:
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one token holds in the cache, over all layers."""
         s = self.shape
-        return 2 * s.num_layers * s.num_kv_heads * s.head_dim * VALUE_BYTES[self.kv_dtype]
+        values = 2 * s.num_layers * s.num_kv_heads * s.head_dim
+        return values * storage_dtype(self.kv_dtype).itemsize
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all matrices with their scales: what a step must read of them."""
+        layer = sum(_nbytes(n, k, self.weights) for n, k in self.layer_matrices)
+        head = _nbytes(self.shape.vocab_size, self.shape.hidden_size, self.lm_head)
+        return self.shape.num_layers * layer + head
 
     def flops(self, contexts: Sequence[int], num_logits: int) -> int:
         """Operations of a step; `contexts` holds, for each token, how many keys it attends to.
@@ -61,5 +79,9 @@ class StepWork:
 
         The weights once for all sequences; each sequence's keys and values, the new ones included.
         """
-        weights = (self.layer_weights + self.lm_head_weights) * VALUE_BYTES[self.dtype]
-        return weights + sum(contexts) * self.kv_bytes_per_token
+        return self.weight_bytes + sum(contexts) * self.kv_bytes_per_token
+
+
+def _nbytes(n: int, k: int, weights: WeightFormat) -> int:
+    """Bytes of a matrix in panels of one column, which have no padding but that of K."""
+    return PanelLayout(n, k, weights, panel=1, lanes=1).nbytes

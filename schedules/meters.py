@@ -118,6 +118,7 @@ class PeakMeter(Meter):
         self, isa: IsaRow, dtype: str, cpus: Sequence[int], num_turns: int = PEAK_TURNS
     ) -> None:
         super().__init__(cpus)
+        self.dtype = dtype
         self._probe = PeakProbe(isa, dtype, len(cpus))
         arena = Arena(1 << 16, "operands")
         self._operands = arena.array(self._probe.operand_shape, np.int32)

@@ -8,7 +8,7 @@ from rich.console import Console
 from bench.driver import StepTime
 from bench.summary import DecodeTimes, PrefillTimes, decode_row, prefill_row, show
 from bench.work import StepWork
-from codegen.spec import ModelShape
+from codegen.spec import ModelShape, WeightFormat
 
 SHAPE = ModelShape(
     num_layers=1,
@@ -25,7 +25,8 @@ SHAPE = ModelShape(
     tied_embeddings=True,
     max_model_len=64,
 )
-WORK = StepWork(SHAPE, "bfloat16", "bfloat16")
+BF16 = WeightFormat("bfloat16")
+WORK = StepWork(SHAPE, BF16, BF16, "bfloat16")
 
 
 def test_a_prefill_row_is_of_the_median_prompt() -> None:
@@ -48,8 +49,7 @@ def test_the_tables_show_every_row() -> None:
     step = StepTime(0.5, 0.4, (10,))
     limits = dict.fromkeys(("read_gbps", "read_gbps_best", "peak_gflops", "peak_gflops_best"), 40.0)
     result = {
-        "dtype": "bfloat16",
-        "limits": limits,
+        "limits": {"peak_dtype": "bfloat16"} | limits,
         "prefill": [prefill_row(PrefillTimes(777, [1.0], [1.0]), WORK)],
         "decode": [decode_row(DecodeTimes(1, 999, [step], [1.0]), WORK)],
     }

@@ -5,7 +5,11 @@ import dataclasses
 import pytest
 
 from bench.work import StepWork
-from codegen.spec import ModelShape
+from codegen.spec import ModelShape, WeightFormat
+
+BF16, FP32 = WeightFormat("bfloat16"), WeightFormat("float32")
+W8A8 = WeightFormat("int8", activations="int8")
+INT4 = WeightFormat("int4", activations="int8", group=32, scale_dtype="float16")
 
 TINY = ModelShape(
     num_layers=2,
@@ -35,7 +39,7 @@ LLAMA_1B = dataclasses.replace(
 
 
 def test_a_tiny_model_is_counted_by_hand() -> None:
-    work = StepWork(TINY, "bfloat16", "float32")
+    work = StepWork(TINY, BF16, BF16, "float32")
     per_layer = 8 * 12 + 2 * 8 * 6 + 12 * 8 + 3 * 8 * 16  # q, k and v, o, MLP
     assert work.layer_weights == 2 * per_layer
     assert work.kv_bytes_per_token == 2 * 2 * 2 * 3 * 4
@@ -46,13 +50,23 @@ def test_a_tiny_model_is_counted_by_hand() -> None:
 
 
 def test_a_prompt_costs_the_same_in_one_chunk_and_in_many() -> None:
-    work = StepWork(TINY, "float32", "float32")
+    work = StepWork(TINY, FP32, FP32, "float32")
     chunks = work.flops([1, 2, 3], 0) + work.flops([4, 5], 1)
     assert chunks == work.prefill_flops(5)
 
 
 def test_a_model_of_a_billion_weights_has_the_known_size() -> None:
-    work = StepWork(LLAMA_1B, "bfloat16", "bfloat16")
+    work = StepWork(LLAMA_1B, BF16, BF16, "bfloat16")
     assert work.decode_bytes([0]) == pytest.approx(2.47e9, rel=0.005)
     assert work.flops([1], 0) == pytest.approx(1.95e9, rel=0.005)
     assert work.kv_bytes_per_token == 32768
+
+
+def test_scales_are_bytes_that_a_step_reads() -> None:
+    int8 = StepWork(LLAMA_1B, W8A8, W8A8, "bfloat16")
+    channels = 16 * (3072 + 2048 + 2 * 8192 + 2048) + 128256
+    assert int8.decode_bytes([0]) == int8.layer_weights + int8.lm_head_weights + 4 * channels
+    int4 = StepWork(LLAMA_1B, INT4, W8A8, "bfloat16")
+    per_weight = 1 / 2 + 2 / 32  # half a byte, and a share of a scale of 16 bits
+    head = int4.lm_head_weights + 4 * 128256
+    assert int4.decode_bytes([0]) == int4.layer_weights * per_weight + head
