@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from codegen.kit import T, prim_func
 from codegen.parallel import Team, each_core, parallel_region
 from platforms.isa import isa_row
 from platforms.memory import Arena
+from sandwich.executor import launcher as launcher_module
 from sandwich.executor.launcher import Launcher
 
 TASKS = Path("/proc/self/task")
@@ -91,9 +93,76 @@ def test_what_a_job_raises_is_raised_to_its_caller(
     assert ask(launcher, lambda: 7) == 7  # the next job is none the wiser
 
 
-def test_a_pool_that_cannot_be_made_is_an_error_of_the_constructor() -> None:
-    with pytest.raises(OSError, match="Invalid argument"):
-        Launcher("nowhere", [1 << 12])
+def test_a_pool_that_cannot_be_made_is_an_error_of_the_constructor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(cpus: list[int], is_pinned: bool) -> None:
+        raise OSError(f"no thread for {cpus}, {is_pinned}")
+
+    monkeypatch.setattr(launcher_module, "pin_pool", refuse)
+    with pytest.raises(OSError, match=r"no thread for \[3\], True"):
+        Launcher("nowhere", [3])
+
+
+def test_a_job_that_was_started_runs_while_its_caller_goes_on(launcher: Launcher) -> None:
+    go = threading.Event()
+    answers: list[int] = []
+
+    def job() -> None:
+        go.wait()
+        answers.append(threading.get_ident())
+
+    launcher.start(job)
+    assert not launcher.is_done()
+    assert answers == []
+    go.set()
+    assert launcher.wait() >= 0.0
+    assert answers == [ask(launcher, threading.get_ident)]
+
+
+def test_what_a_started_job_raises_is_raised_by_wait(launcher: Launcher) -> None:
+    launcher.start(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        launcher.wait()
+
+
+def in_a_thread(function: Callable[[], object]) -> object:
+    """What `function` returns on a thread of its own, which ends; its error is raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_an_adopted_launcher_runs_jobs_on_the_thread_that_took_it() -> None:
+    with closing(Launcher("test", CPUS[-1:])) as launcher:
+        own = ask(launcher, threading.current_thread)
+
+        def take() -> None:
+            launcher.adopt()
+            launcher.adopt()  # again is no error
+            assert ask(launcher, threading.get_ident) == threading.get_ident()
+            assert os.sched_getaffinity(0) == {CPUS[-1]}
+            launcher.start(lambda: None)
+            assert launcher.is_done()
+            assert launcher.wait() >= 0.0
+            with pytest.raises(ZeroDivisionError):
+                launcher.run(lambda: 1 // 0)
+
+        in_a_thread(take)
+        assert isinstance(own, threading.Thread)
+        assert not own.is_alive()
+        with pytest.raises(AssertionError, match="adopted elsewhere"):
+            launcher.run(lambda: None)
+
+
+@two_cpus
+def test_an_adopted_launcher_has_its_workers(worker_ids: Callable[[Launcher], list[int]]) -> None:
+    with closing(Launcher("test", CPUS[:2])) as launcher:
+
+        def take() -> list[set[int]]:
+            launcher.adopt()
+            return [os.sched_getaffinity(i) for i in worker_ids(launcher)]
+
+        assert in_a_thread(take) == [{cpu} for cpu in CPUS[:2]]
 
 
 def test_a_pinned_launcher_runs_on_its_first_cpu_and_nobody_else_is_moved() -> None:
