@@ -58,6 +58,15 @@ class StopWatch:
         self.native_seconds = seconds if output.native_seconds is None else output.native_seconds
         return output
 
+    def start(self, batch: Batch) -> None:
+        self._executor.start(batch)
+
+    def is_done(self) -> bool:
+        return self._executor.is_done()
+
+    def wait(self) -> StepOutput:
+        return self._executor.wait()
+
     def close(self) -> None:
         self._executor.close()
 

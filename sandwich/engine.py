@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sandwich.errors import InvalidRequestError
-from sandwich.executor.base import Batch, Executor, ExecutorLimits
+from sandwich.executor.base import Batch, Executor, ExecutorLimits, StepOutput
 from sandwich.request import Request, SampledToken, TokenEvent
 from sandwich.sampler import Sampler
 from sandwich.scheduler import Scheduler
@@ -32,6 +33,7 @@ class Engine:
         self.executor = executor
         self.scheduler = Scheduler(executor.limits, mixed)
         self.sampler = Sampler()
+        self._started = 0.0  # when the batch in flight began, in seconds of time.monotonic()
         self._is_closed = False
 
     @property
@@ -66,14 +68,18 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """One step; what the requests in it saw. Nothing if there is no work.
 
-        A failure of the executor ends the requests of its batch with "error"; the others go on.
+        A prefill step that runs beside decode steps spans several calls, and one of them is its
+        end. A failure of the executor ends the requests of its batch with "error"; the others go
+        on.
         """
         started = time.monotonic()
-        if (batch := self.scheduler.schedule()) is None:
-            return []
-        tokens = self._execute(batch)
-        events = self.scheduler.commit(batch, tokens)
-        self._account(batch, time.monotonic() - started)
+        if self.scheduler.in_flight and self.executor.is_done():
+            return self._finish(self.scheduler.in_flight)
+        events = self._start(beside) if (beside := self.scheduler.schedule_beside()) else []
+        if batch := self.scheduler.schedule():
+            events += self._complete(batch, partial(self.executor.run, batch), started)
+        elif self.scheduler.in_flight:
+            events += self._finish(self.scheduler.in_flight)
         return events
 
     def close(self) -> None:
@@ -82,19 +88,37 @@ class Engine:
             self._is_closed = True
             self.executor.close()
 
-    def _execute(self, batch: Batch) -> list[SampledToken]:
-        started = time.monotonic()
+    def _start(self, batch: Batch) -> list[TokenEvent]:
+        """Begin a batch that runs beside others; it has events now only if that fails."""
+        self._started = time.monotonic()
         try:
-            output = self.executor.run(batch)
-            elapsed = time.monotonic() - started
-            native = elapsed if output.native_seconds is None else output.native_seconds
-            self.stats.steps[batch.kind].run_seconds += native
-            return self.sampler.sample(output, batch)
+            self.executor.start(batch)
         except Exception as error:
-            ids = [request.request_id for request in batch.requests]
-            logger.exception("a %s step failed; it ends requests %s", batch.kind.value, ids)
-            message = f"the {batch.kind.value} step failed: {error!r}"
-            return [SampledToken(error=message)] * len(batch.requests)
+            return self.scheduler.commit(batch, _failed(batch, error))
+        return []
+
+    def _finish(self, batch: Batch) -> list[TokenEvent]:
+        return self._complete(batch, self.executor.wait, self._started)
+
+    def _complete(
+        self, batch: Batch, execute: Callable[[], StepOutput], started: float
+    ) -> list[TokenEvent]:
+        """Get a batch's output, sample and commit it; `started` is when its step began."""
+        try:
+            tokens = self._sample(batch, execute)
+        except Exception as error:
+            tokens = _failed(batch, error)
+        events = self.scheduler.commit(batch, tokens)
+        self._account(batch, time.monotonic() - started)
+        return events
+
+    def _sample(self, batch: Batch, execute: Callable[[], StepOutput]) -> list[SampledToken]:
+        started = time.monotonic()
+        output = execute()
+        elapsed = time.monotonic() - started
+        native = elapsed if output.native_seconds is None else output.native_seconds
+        self.stats.steps[batch.kind].run_seconds += native
+        return self.sampler.sample(output, batch)
 
     def _account(self, batch: Batch, seconds: float) -> None:
         stats, num_tokens = self.stats.steps[batch.kind], len(batch.token_ids)
@@ -112,6 +136,14 @@ class Engine:
                 seconds * 1e6,
                 num_tokens / seconds,
             )
+
+
+def _failed(batch: Batch, error: Exception) -> list[SampledToken]:
+    """What the requests of a batch get if it raises; to be called where `error` is handled."""
+    ids = [request.request_id for request in batch.requests]
+    logger.exception("a %s step failed; it ends requests %s", batch.kind.value, ids)
+    message = f"the {batch.kind.value} step failed: {error!r}"
+    return [SampledToken(error=message)] * len(batch.requests)
 
 
 def _check_ids(param: str, ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> None:

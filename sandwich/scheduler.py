@@ -29,9 +29,10 @@ from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan
 class Scheduler:
     """`add` and `abort` requests, `schedule` a batch, `commit` its tokens; on one thread.
 
-    When there is work of both phases, prefill and decode steps take turns or, if the mixed plan
-    says so, the decoding requests ride in every prefill step; either way a long prompt delays the
-    others' next token by one chunk at most.
+    When there is work of both phases, the mixed plan says what happens: prefill and decode steps
+    take turns, or the decoding requests ride in every prefill step, or one prefill batch is in
+    flight (`schedule_beside`) while decode batches come and go. A request in flight keeps its
+    blocks until its batch is committed: it is not preempted, and not freed if it is aborted.
     """
 
     def __init__(self, limits: ExecutorLimits, mixed: MixedPlan = TAKE_TURNS) -> None:
@@ -43,9 +44,10 @@ class Scheduler:
         self.stats = EngineStats(num_blocks=limits.num_blocks)
         self._requests: dict[str, Request] = {}
         self._last_phase: Phase | None = None
+        self.in_flight: Batch | None = None
 
     def has_work(self) -> bool:
-        return bool(self._requests)
+        return bool(self._requests) or self.in_flight is not None
 
     @property
     def max_tokens_per_request(self) -> int:
@@ -96,23 +98,41 @@ class Scheduler:
         return [event]
 
     def schedule(self) -> Batch | None:
-        """The next batch; None only if no request is left."""
+        """The next batch; None only if no request is left or all wait for the batch in flight."""
         batch = self._next_batch()
-        assert batch is not None or not self.has_work(), "requests are left, but nothing can run"
+        assert batch or self.in_flight or not self._requests, "requests are left, but none can run"
         if batch is not None:
             self.stats.num_phase_switches += self._last_phase not in (None, batch.phase)
             self._last_phase = batch.phase
         self._update_gauges()
         return batch
 
+    def schedule_beside(self) -> Batch | None:
+        """A prefill batch that is in flight from now until `commit`; None if there may be none.
+
+        It needs a plan that co-runs, work of both phases and, lest it blocks those that decode, a
+        free block for each of them that is to grow.
+        """
+        if self.mixed.mode is not MixedMode.CORUN or self.in_flight:
+            return None
+        decoding = [request for request in self.running if not request.is_prefilling]
+        num_missing = sum(self.pool.num_missing(r.block_table, r.num_tokens) for r in decoding)
+        if decoding and num_missing <= self.pool.num_free:
+            self.in_flight = self._prefill_batch()
+            self._update_gauges()
+        return self.in_flight
+
     def commit(self, batch: Batch, tokens: list[SampledToken]) -> list[TokenEvent]:
         """Book a step: `tokens[i]` is of `batch.requests[i]`. Returns what its requests saw."""
         now = time.monotonic()
         events: list[TokenEvent] = []
         ends = batch.context_lens.tolist()
+        if batch is self.in_flight:
+            self.in_flight = None
         for request, end, token in zip(batch.requests, ends, tokens, strict=True):
-            if request.is_finished:
-                continue  # aborted while the step ran
+            if request.is_finished:  # aborted while the step ran
+                self.pool.free(request.block_table)
+                continue
             request.num_computed = end
             request.prompt_logprobs += token.prompt_logprobs
             if token.error is not None:
@@ -128,13 +148,17 @@ class Scheduler:
         assert [*self.running, *self.waiting] == [*self._requests.values()], "out of order"
         assert len(self.running) <= self.limits.max_num_seqs
         assert all(not request.block_table.num_blocks for request in self.waiting)
-        self.pool.check_integrity(request.block_table for request in self.running)
+        in_flight = self.in_flight.requests if self.in_flight else ()
+        held = {*self.running, *in_flight}
+        self.pool.check_integrity(request.block_table for request in held)
 
     def _next_batch(self) -> Batch | None:
         if self.mixed.mode is MixedMode.RIDE:
             riders = self._decoding()
             return self._prefill_batch(riders) or self._decode_batch(riders)
-        if self._last_phase is Phase.PREFILL:
+        if self.in_flight:
+            return self._decode_batch(self._decoding())
+        if self._last_phase is Phase.PREFILL or self.mixed.mode is MixedMode.CORUN:
             return self._decode_batch(self._decoding()) or self._prefill_batch()
         return self._prefill_batch() or self._decode_batch(self._decoding())
 
@@ -188,7 +212,9 @@ class Scheduler:
             yield request
 
     def _decoding(self) -> list[Request]:
-        """Requests past their prompt, each with a slot for its last token, oldest first."""
+        """Requests past their prompt, each with a slot for its last token, oldest first; without
+        those that need the blocks of a request in flight.
+        """
         # Preemption shortens `running` from its end while it is walked, never before `request`.
         return [
             request for request in self.running if not request.is_prefilling and self._grow(request)
@@ -200,14 +226,21 @@ class Scheduler:
         return build_batch(Phase.DECODE, requests, [1] * len(requests), self.limits.block_size)
 
     def _grow(self, request: Request) -> bool:
-        """Give the request a slot for its last token; False if it was itself the one to yield."""
+        """Give the request a slot for its last token; False if it was itself the one to yield, or
+        if the one to yield is in flight.
+        """
         while not self.pool.can_allocate(request.block_table, request.num_tokens):
+            if self._is_in_flight(self.running[-1]):
+                return False
             victim = self.running.pop()
             self._preempt(victim)
             if victim is request:
                 return False
         self.pool.allocate(request.block_table, request.num_tokens)
         return True
+
+    def _is_in_flight(self, request: Request) -> bool:
+        return self.in_flight is not None and request in self.in_flight.requests
 
     def _preempt(self, request: Request) -> None:
         self.pool.free(request.block_table)
@@ -253,7 +286,8 @@ class Scheduler:
     def _finish(self, request: Request, reason: str) -> None:
         """Give up what the request holds; the caller takes it out of `running` or `waiting`."""
         request.finish_reason = reason
-        self.pool.free(request.block_table)
+        if not self._is_in_flight(request):
+            self.pool.free(request.block_table)
         self.stats.num_finished[reason] += 1
         del self._requests[request.request_id]
 

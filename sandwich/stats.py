@@ -14,7 +14,9 @@ from sandwich.executor.base import StepKind
 
 @dataclass(slots=True)
 class StepStats:
-    """Steps of one kind since the start; of `step_seconds` the executor took `run_seconds`."""
+    """Steps of one kind since the start; of `step_seconds` the executor took `run_seconds`. Steps
+    that run side by side count in full, each in its own kind.
+    """
 
     num_steps: int = 0
     num_tokens: int = 0

@@ -87,11 +87,40 @@ class StepOutput:
 
 
 class Executor(Protocol):
-    """Runs batches, one at a time, on the engine's thread. A raise in `run` ends one batch only."""
+    """Runs batches on the engine's thread. A raise in `run`, `start` or `wait` ends one batch only.
+
+    After `start` of a prefill batch, `run` takes decode batches of other requests beside it until
+    `wait`, which gives its output.
+    """
 
     @property
     def limits(self) -> ExecutorLimits: ...
 
     def run(self, batch: Batch) -> StepOutput: ...
 
+    def start(self, batch: Batch) -> None: ...
+
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+
+    def wait(self) -> StepOutput: ...
+
     def close(self) -> None: ...
+
+
+class LazyStart:
+    """The `start` of an executor that does one thing at a time: the batch runs in `wait`."""
+
+    _started: Batch
+
+    def run(self, batch: Batch) -> StepOutput:
+        raise NotImplementedError
+
+    def start(self, batch: Batch) -> None:
+        self._started = batch
+
+    def is_done(self) -> bool:
+        return True
+
+    def wait(self) -> StepOutput:
+        return self.run(self._started)

@@ -10,12 +10,12 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
+from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
 
 PEAK = 8.0  # logit of the hashed token; all others lie in [0, 1)
 
 
-class NullExecutor:
+class NullExecutor(LazyStart):
     """Gives the token `next_tokens(token, position)` the largest logit, over a fixed background.
 
     `failing_runs` are the numbers of the calls of `run` (from 0) that raise instead.

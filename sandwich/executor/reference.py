@@ -16,7 +16,7 @@ from codegen import reference
 from codegen.layout import KvLayout
 from codegen.panels import PanelLayout
 from codegen.reference import Floats
-from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
+from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
 from sandwich.weights import ModelWeights
 
 Array = npt.NDArray[Any]
@@ -47,7 +47,7 @@ class Layer:
     down_proj: Linear
 
 
-class ReferenceExecutor:
+class ReferenceExecutor(LazyStart):
     """Runs batches in NumPy. Keeps a float32 copy of all matrices: for small models only.
 
     The precision of products is that of the weights' layout, of the cache that of `kv`.

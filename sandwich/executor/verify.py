@@ -47,6 +47,7 @@ class VerifyingExecutor:
     def __init__(self, executor: Executor, reference: Executor, dtype: str) -> None:
         self._executor, self._reference = executor, reference
         self._tolerance = TOLERANCE[dtype]
+        self._started: Batch
 
     @property
     def limits(self) -> ExecutorLimits:
@@ -55,15 +56,30 @@ class VerifyingExecutor:
 
     def run(self, batch: Batch) -> StepOutput:
         """One step on both. Raises VerificationError where they differ by more than rounding."""
-        output = self._executor.run(batch)
-        self._check_logits(batch, output.logits, self._reference.run(batch).logits)
-        self._check_argmax(batch, output)
-        return output
+        return self._checked(batch, self._executor.run(batch))
+
+    def start(self, batch: Batch) -> None:
+        """Begin a step; the reference takes it when it is waited for."""
+        self._executor.start(batch)
+        self._started = batch
+
+    def is_done(self) -> bool:
+        """Whether the executor is done; the reference has yet to begin."""
+        return self._executor.is_done()
+
+    def wait(self) -> StepOutput:
+        """The step that was started. Raises as `run`."""
+        return self._checked(self._started, self._executor.wait())
 
     def close(self) -> None:
         """Close both."""
         self._executor.close()
         self._reference.close()
+
+    def _checked(self, batch: Batch, output: StepOutput) -> StepOutput:
+        self._check_logits(batch, output.logits, self._reference.run(batch).logits)
+        self._check_argmax(batch, output)
+        return output
 
     def _check_logits(self, batch: Batch, actual: Float32Array, expected: Float32Array) -> None:
         errors = relative_errors(actual, expected)

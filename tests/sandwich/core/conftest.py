@@ -14,7 +14,7 @@ import pytest
 
 from codegen.spec import Phase
 from sandwich.engine import Engine
-from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
+from sandwich.executor.base import Batch, ExecutorLimits, StepKind, StepOutput
 from sandwich.executor.null import NullExecutor
 from sandwich.request import Request, RequestTimings, TokenEvent
 from sandwich.sampling_params import SamplingParams
@@ -41,19 +41,44 @@ class BadBatch(BaseException):
 
 
 class AuditingExecutor(NullExecutor):
-    """A null executor with a cache of token ids: each batch must find its past in its blocks."""
+    """A null executor with a cache of token ids: each batch must find its past in its blocks.
+
+    A started batch is done after `patience` runs beside it.
+    """
+
+    patience = 2
 
     def __init__(self, limits: ExecutorLimits, failing_runs: Collection[int] = ()) -> None:
         super().__init__(limits, failing_runs)
         self.batches: list[Batch] = []
         self.poisoned: set[str] = set()  # ids of requests whose logits are NaN
         self._cached = np.full(limits.num_blocks * limits.block_size, -1)
+        self._in_flight: Batch | None = None
+        self.num_beside = 0  # runs since the last start
+
+    def start(self, batch: Batch) -> None:
+        try:
+            assert self._in_flight is None, "two batches in flight"
+            assert batch.kind is StepKind.PREFILL
+        except AssertionError as error:
+            raise BadBatch(f"{error}: {batch}") from error
+        super().start(batch)
+        self._in_flight, self.num_beside = batch, 0
+
+    def is_done(self) -> bool:
+        return self.num_beside >= self.patience
+
+    def wait(self) -> StepOutput:
+        self._in_flight = None
+        return super().wait()
 
     def run(self, batch: Batch) -> StepOutput:
         self.batches.append(batch)
+        self.num_beside += 1
         output = super().run(batch)
         try:
             self._audit(batch)
+            self._audit_flight(batch)
         except (AssertionError, IndexError) as error:
             raise BadBatch(f"{error}: {batch}") from error
         is_poisoned = [batch.requests[index].request_id in self.poisoned for index in batch.sampled]
@@ -85,6 +110,18 @@ class AuditingExecutor(NullExecutor):
         assert (np.diff(batch.logit_rows) > 0).all()
         assert batch.query_starts[0] == 0
         assert batch.query_starts[-1] == len(batch.token_ids)
+
+    def _audit_flight(self, batch: Batch) -> None:
+        """A batch beside another decodes, and leaves the other's requests and blocks alone."""
+        if self._in_flight is None:
+            return
+        assert batch.kind is StepKind.DECODE
+        assert not set(batch.requests) & set(self._in_flight.requests)
+        blocks = set((batch.slot_mapping // self.limits.block_size).tolist())
+        for ids, length in zip(
+            self._in_flight.block_tables, self._in_flight.context_lens, strict=True
+        ):
+            assert not blocks & set(ids[: -(-length // self.limits.block_size)].tolist())
 
     def _audit_riders(self, batch: Batch) -> None:
         riders, others = batch.requests[: batch.num_riders], batch.requests[batch.num_riders :]

@@ -1,4 +1,4 @@
-"""Work of both phases at once: riding in prefill steps, chunks while others wait."""
+"""Work of both phases at once: riding in prefill steps, co-running, chunks while others wait."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from schedules.mixed import MixedMode, MixedPlan
 
 if TYPE_CHECKING:
+    from sandwich.executor.base import Batch
     from tests.sandwich.core.conftest import Driver
 
 Drive = Callable[..., "Driver"]
@@ -136,3 +137,122 @@ def test_mixed_steps_are_counted_and_logged_as_such(
         "mixed": (2, 11),
     }
     assert caplog.messages[0].startswith("mixed: 2 requests (1 of them decode), 8 tokens")
+
+
+CORUN = MixedPlan(MixedMode.CORUN, prefill_cpus=(0,), decode_cpus=(1,))
+
+
+def test_decode_goes_on_beside_the_chunks_of_a_prompt(drive: Drive) -> None:
+    driver = drive(mixed=CORUN)  # a chunk lasts as long as two decode steps
+    old = driver.add(2, max_tokens=20)
+    driver.step()
+    young = driver.add(17, max_tokens=3)
+    driver.run()
+    assert driver.chunks()[:11] == [
+        ("prefill", [2]),
+        *(("decode", [1]), ("decode", [1]), ("prefill", [8])) * 2,
+        *(("decode", [1]), ("decode", [1]), ("prefill", [1])),
+        ("decode", [1, 1]),
+    ]
+    assert driver.tokens(old) == driver.executor.continuation([1, 2], 20)
+    assert driver.tokens(young) == driver.executor.continuation(range(1, 18), 3)
+
+
+def test_work_of_one_kind_does_not_co_run(drive: Drive) -> None:
+    driver = drive(mixed=CORUN)
+    driver.add(20, max_tokens=1)
+    driver.add(3, max_tokens=2)
+    while driver.engine.has_work():
+        driver.step()
+        assert driver.engine.scheduler.in_flight is None
+    assert {kind for kind, _ in driver.chunks()} == {"prefill", "decode"}
+
+
+def in_flight(drive: Drive, **changes: int) -> tuple[Driver, str, str]:
+    """A driver with a request that decodes and one whose first chunk is in flight."""
+    driver = drive(mixed=CORUN, **changes)
+    old = driver.add(2, max_tokens=20)
+    driver.step()
+    young = driver.add(20, max_tokens=3)
+    driver.step()
+    assert [r.request_id for r in driver.engine.scheduler.in_flight.requests] == [young]
+    return driver, old, young
+
+
+def test_a_chunk_in_flight_is_waited_for_when_nobody_decodes_any_more(drive: Drive) -> None:
+    driver, old, young = in_flight(drive)
+    driver.executor.patience = 1000
+    driver.abort(old)
+    num_steps = 0
+    while driver.engine.has_work():
+        driver.step()
+        num_steps += 1
+    assert num_steps == 5  # three chunks, two more tokens
+    assert driver.tokens(young) == driver.executor.continuation(range(1, 21), 3)
+
+
+def test_a_request_that_is_aborted_in_flight_keeps_its_blocks_until_the_step_ends(
+    drive: Drive,
+) -> None:
+    driver, old, young = in_flight(drive)
+    num_used = driver.engine.stats.num_used_blocks
+    (event,) = driver.abort(young)
+    assert event.finish_reason == "abort"
+    assert driver.engine.stats.num_used_blocks == num_used
+    again = driver.add([7] * 5, max_tokens=3)
+    driver.run()
+    assert driver.tokens(young) == []
+    assert driver.tokens(old) == driver.executor.continuation([1, 2], 20)
+    assert driver.tokens(again) == driver.executor.continuation([7] * 5, 3)
+
+
+def test_an_engine_whose_every_request_was_aborted_ends_the_step_in_flight(drive: Drive) -> None:
+    driver, old, young = in_flight(drive)
+    driver.abort(old)
+    driver.abort(young)
+    assert driver.engine.has_work()
+    assert driver.step() == []
+    assert not driver.engine.has_work()
+    driver.run()
+
+
+@pytest.mark.parametrize(("failing", "ended"), [(2, 0), (3, 1)])
+def test_a_failure_beside_another_step_ends_one_of_them(
+    drive: Drive, failing: int, ended: int
+) -> None:
+    driver, *names = in_flight(drive)
+    driver.executor.failing_runs = frozenset([failing])  # after prefill, decode: decode, the chunk
+    driver.run()
+    for index, name in enumerate(names):
+        assert (driver.end(name).finish_reason == "error") == (index == ended)
+
+
+def test_a_batch_that_cannot_start_ends_its_requests_at_once(drive: Drive) -> None:
+    driver = drive(mixed=CORUN)
+    old = driver.add(2, max_tokens=9)
+    driver.step()
+
+    def refuse(batch: Batch) -> None:
+        raise RuntimeError("no thread")
+
+    driver.executor.start = refuse
+    young = driver.add(20)
+    driver.step()
+    assert "no thread" in (driver.end(young).error or "")
+    driver.run()
+    assert driver.tokens(old) == driver.executor.continuation([1, 2], 9)
+
+
+def test_a_request_in_flight_is_not_preempted_but_waited_for(drive: Drive) -> None:
+    driver, old, young = in_flight(drive, num_blocks=7, max_model_len=28)
+    driver.executor.patience = 1000
+    while driver.requests[young].num_computed == 0:
+        assert driver.requests[young].num_preemptions == 0
+        driver.step()
+    assert driver.engine.scheduler.pool.num_free == 0
+    assert driver.requests[old].num_tokens == 9  # and no slot for the ninth, so it sat out
+    driver.run()
+    assert driver.requests[young].num_preemptions >= 1  # between two chunks
+    assert driver.requests[old].num_preemptions == 0
+    assert driver.tokens(old) == driver.executor.continuation([1, 2], 20)
+    assert driver.tokens(young) == driver.executor.continuation(range(1, 21), 3)

@@ -65,9 +65,12 @@ happenings = st.lists(
 )
 
 
-mixed_plans = st.builds(
-    MixedPlan, st.sampled_from([MixedMode.TURNS, MixedMode.RIDE]), st.integers(0, 12)
+chunks = st.integers(0, 12)
+mixed_plans = st.one_of(
+    st.builds(MixedPlan, st.sampled_from([MixedMode.TURNS, MixedMode.RIDE]), chunks),
+    st.builds(MixedPlan, st.just(MixedMode.CORUN), chunks, st.just((0,)), st.just((1,))),
 )
+patiences = st.integers(0, 5)  # runs beside a batch in flight until it is done
 
 
 def cached_tokens(sizes: dict[str, int]) -> int:
@@ -84,11 +87,16 @@ def alone(drive: Drive, capacity: int, prompt: list[int], params: dict[str, Any]
 
 
 @settings(max_examples=120)
-@given(sizes=limits, script=happenings, mixed=mixed_plans)
+@given(sizes=limits, script=happenings, mixed=mixed_plans, patience=patiences)
 def test_tokens_and_ends_are_those_of_a_request_alone(
-    drive: Drive, sizes: dict[str, int], script: list[tuple[Any, Any]], mixed: MixedPlan
+    drive: Drive,
+    sizes: dict[str, int],
+    script: list[tuple[Any, Any]],
+    mixed: MixedPlan,
+    patience: int,
 ) -> None:
     driver = drive(mixed=mixed, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    driver.executor.patience = patience
     capacity = cached_tokens(sizes)
     added: dict[str, tuple[list[int], dict[str, Any]]] = {}
     for what, detail in script:
@@ -118,6 +126,7 @@ def test_tokens_and_ends_are_those_of_a_request_alone(
     failing_runs=st.sets(st.integers(0, 40), min_size=1, max_size=6),
     poisoned=st.sets(st.integers(0, 10), max_size=2),
     mixed=mixed_plans,
+    patience=patiences,
 )
 def test_failures_end_requests_but_lose_nothing(
     drive: Drive,
@@ -126,8 +135,10 @@ def test_failures_end_requests_but_lose_nothing(
     failing_runs: set[int],
     poisoned: set[int],
     mixed: MixedPlan,
+    patience: int,
 ) -> None:
     driver = drive(failing_runs, mixed, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    driver.executor.patience = patience
     driver.executor.poisoned = {f"r{number}" for number in poisoned}
     for what, detail in script:
         if what == "steps":
@@ -171,14 +182,20 @@ def test_chunks_of_a_prompt_are_exact_whatever_the_limits(
     num_blocks=st.integers(3, 8),
     requests=st.lists(st.tuples(prompts, st.integers(1, 30)), min_size=2, max_size=8),
     mixed=mixed_plans,
+    patience=patiences,
 )
 def test_a_starved_cache_preempts_yet_everyone_finishes(
-    drive: Drive, num_blocks: int, requests: list[tuple[list[int], int]], mixed: MixedPlan
+    drive: Drive,
+    num_blocks: int,
+    requests: list[tuple[list[int], int]],
+    mixed: MixedPlan,
+    patience: int,
 ) -> None:
     driver = drive(
         mixed=mixed, block_size=2, num_blocks=num_blocks, vocab_size=VOCAB_SIZE, max_num_seqs=8,
         max_num_batched_tokens=32,
     )  # fmt: skip
+    driver.executor.patience = patience
     capacity = 2 * num_blocks
     fitting = [(prompt, most) for prompt, most in requests if len(prompt) < capacity]
     names = [driver.add(prompt, max_tokens=most) for prompt, most in fitting]
