@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from codegen.integer_tile import ChannelTile, GroupTile
 from codegen.kit import Expr, Kit, T
 from codegen.panels import PanelLayout
 from codegen.parallel import split
-from codegen.register_tile import Activations, RegisterTile, Weights
-from codegen.spec import GemmTile, TileRanges
+from codegen.register_tile import Activations, FloatTile, Place, RegisterTile, Weights
+from codegen.spec import GemmTile, TileRanges, WeightFormat
 
 # epilogue(row, panel, columns, vectors): stores the part of one row that a register tile has;
 # vectors[j] belongs to vector columns[j] of the panel.
@@ -68,6 +69,13 @@ class Gemm:
             with T.Else():
                 (next_bound, next_tile), *rest = larger
                 self._emit_from(next_bound, next_tile, rest, core, num_cores, num_rows)
+
+
+def arithmetic_of(weights: WeightFormat) -> type[RegisterTile]:
+    """The arithmetic of a register tile for weights of a format."""
+    if weights.has_int8_activations:
+        return GroupTile if weights.group else ChannelTile
+    return FloatTile
 
 
 def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, ...]]:
@@ -137,9 +145,9 @@ class _Nest:
     ) -> None:
         """A register tile of `rows` x `columns` over one K block."""
         gemm, lanes = self.gemm, self.gemm.kit.lanes
-        tile = RegisterTile(
-            gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, panel, num_vectors, columns, row, rows
-        )
+        place = Place(panel, num_vectors, columns, row, rows)
+        make = arithmetic_of(gemm.layout.format)
+        tile = make(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place)
 
         def partial_at(i: int, j: int) -> tuple[Expr, Expr]:
             return row + i, panel * gemm.layout.panel + columns[j] * lanes

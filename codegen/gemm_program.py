@@ -18,7 +18,10 @@ from codegen.arrays import TensorSpec, bf16_from_float32
 from codegen.compile import lower, tensor
 from codegen.gemm import Gemm
 from codegen.kit import Expr, Kit, T, prim_func
+from codegen.layout import matrix_specs
+from codegen.operands import Int8Rows
 from codegen.panels import PanelLayout
+from codegen.reference import quantize_activations
 from codegen.register_tile import Activations, Weights
 from codegen.spec import TileRanges, check_ranges
 from platforms.isa import isa_row
@@ -31,6 +34,7 @@ class GemmSpec:
     """What to generate: C[m, n] = sum over k of A[m, k] * W[n, k] for m from 0 to `max_rows`.
 
     has_fixed_rows: for m = max_rows alone, which is compiled several times as fast.
+    has_group_scales: int8 activations have a scale for each group of the weights, not one per row.
     """
 
     isa: str
@@ -40,22 +44,35 @@ class GemmSpec:
     max_rows: int
     tiles: TileRanges
     has_fixed_rows: bool = False
+    has_group_scales: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self.tiles)
 
     @property
     def kit(self) -> Kit:
-        return Kit(isa_row(self.isa), self.layout.format.dtype)
+        """Float activations of quantised weights are bf16 where the ISA multiplies it."""
+        weights = self.layout.format
+        return Kit(isa_row(self.isa), "bfloat16" if weights.is_quantized else weights.dtype)
+
+    @property
+    def int8_rows(self) -> Int8Rows | None:
+        """The form of A if it is int8."""
+        if not self.layout.format.has_int8_activations:
+            return None
+        return Int8Rows(isa_row(self.isa), self.layout, self.has_group_scales)
 
     def arguments(self) -> dict[str, TensorSpec]:
-        """The program's buffers in order: a, w, partial (scratch), out."""
+        """The program's buffers in order: those of a, those of w, partial (scratch), out."""
         layout, kit, float32 = self.layout, self.kit, np.dtype(np.float32)
         is_cut = any(layout.num_k_blocks(tile.kc) > 1 for _, tile in self.tiles)
-        a_words = kit.act_words(layout.k_padded)
+        a_words = (self.max_rows, kit.act_words(layout.k_padded))
+        a = {"a": TensorSpec(a_words, np.dtype(kit.act_dtype))}
+        if self.int8_rows:
+            a = self.int8_rows.specs("a", self.max_rows)
         return {
-            "a": TensorSpec((self.max_rows, a_words), np.dtype(kit.act_dtype)),
-            "w": TensorSpec((self.num_copies, layout.num_words), layout.word_dtype),
+            **a,
+            **matrix_specs("w", layout, (self.num_copies,)),
             "partial": TensorSpec((self.max_rows, layout.n_padded if is_cut else 1), float32),
             "out": TensorSpec((self.max_rows, layout.n_padded), float32),
         }
@@ -75,12 +92,25 @@ class GemmProgram:
         self._tensors = [tensor(buffers[name]) for name in spec.arguments()]
 
     def write_a(self, values: npt.NDArray[np.float32]) -> None:
-        """Set the first rows of A from float32 (m, k); rounds to bf16 where the ISA reads that."""
-        if self.spec.kit.has_dot:
-            a = self._arrays["a"].view(np.uint16)
-            a[: len(values), : values.shape[1]] = bf16_from_float32(values)
+        """Set the first rows of A from float32 (m, k), rounded to int8 or bf16 where A is that."""
+        rows, a = slice(0, len(values)), self._arrays["a"]
+        if self.spec.int8_rows:
+            self._write_int8(self.spec.int8_rows, values)
+        elif self.spec.kit.has_dot:
+            a.view(np.uint16)[rows, : values.shape[1]] = bf16_from_float32(values)
         else:
-            self._arrays["a"][: len(values), : values.shape[1]] = values
+            a[rows, : values.shape[1]] = values
+
+    def _write_int8(self, form: Int8Rows, values: npt.NDArray[np.float32]) -> None:
+        layout, rows = self.spec.layout, slice(0, len(values))
+        group = layout.format.group
+        integers, scales = quantize_activations(values, group if form.has_group_scales else 0)
+        padded = np.zeros((len(values), layout.k_padded), np.int8)
+        padded[:, : layout.k] = integers
+        sums = padded.reshape(len(values), layout.num_groups, -1).sum(axis=2, dtype=np.int32)
+        self._arrays["a"].view(np.int8)[rows] = padded
+        self._arrays["a_scales"][rows] = scales
+        self._arrays["a_bias"][rows] = sums * -form.bias_factor
 
     def run(self, num_rows: int, copy: int) -> None:
         """out[:num_rows] = A[:num_rows] times copy `copy` of the weights, transposed."""
@@ -92,7 +122,7 @@ class GemmProgram:
 
 
 def gemm_function(spec: GemmSpec) -> Any:
-    """The PrimFunc of `spec`: (num_rows, copy, a, w, partial, out)."""
+    """The PrimFunc of `spec`: (num_rows, copy, *spec.arguments())."""
     kit, layout = spec.kit, spec.layout
 
     def build() -> None:
@@ -108,7 +138,8 @@ def gemm_function(spec: GemmSpec) -> Any:
             for j, vector in zip(columns, vectors, strict=True):
                 kit.store(b["out"], (row, panel * layout.panel + j * layout.lanes), vector)
 
-        a, w = Activations(b["a"]), Weights(b["w"], copy)
+        a = Activations(b["a"], b.get("a_scales"), b.get("a_bias"))
+        w = Weights(b["w"], copy, b.get("w_scales"), b.get("w_zero_points"))
         gemm = Gemm(kit, layout, spec.tiles, a, w, b["partial"], store)
         with kit.imports(), T.parallel(0, spec.num_cores) as core:
             gemm.emit(core, spec.num_cores, spec.max_rows if spec.has_fixed_rows else num_rows)

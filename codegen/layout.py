@@ -149,13 +149,13 @@ class ModelLayout:
         has_biases = (shape.qkv_bias, shape.o_bias, shape.mlp_bias, shape.mlp_bias)
         for role, has_bias in zip(("qkv", "o", "gate_up", "down"), has_biases, strict=True):
             panels: PanelLayout = getattr(self, role)
-            specs |= _matrix_specs(role, panels, (shape.num_layers,))
+            specs |= matrix_specs(role, panels, (shape.num_layers,))
             if has_bias:
                 specs[role + "_bias"] = TensorSpec((shape.num_layers, panels.n_padded), float32)
         for name in ("input_norm", "post_attention_norm"):
             specs[name] = TensorSpec((shape.num_layers, self.hidden_padded), float32)
         specs["norm"] = TensorSpec((self.hidden_padded,), float32)
-        specs |= _matrix_specs("lm_head", self.lm_head, ())
+        specs |= matrix_specs("lm_head", self.lm_head, ())
         for name in ("rope_cos", "rope_sin"):
             specs[name] = TensorSpec((shape.max_model_len, shape.head_dim // 2), float32)
         return specs
@@ -170,7 +170,7 @@ class ModelLayout:
         return sum(spec.arena_nbytes for spec in self._specs.values())
 
 
-def _matrix_specs(role: str, panels: PanelLayout, layers: tuple[int, ...]) -> dict[str, TensorSpec]:
+def matrix_specs(role: str, panels: PanelLayout, layers: tuple[int, ...]) -> dict[str, TensorSpec]:
     """The tensors of one role's matrices: words and, where quantised, scales and zero points."""
     specs = {role: TensorSpec((*layers, panels.num_words), panels.word_dtype)}
     if panels.format.is_quantized:

@@ -57,31 +57,45 @@ class ReadProbe:
 
 
 class PeakProbe:
-    """Multiplies as kernels for weights of `dtype` do on `isa`, and does nothing else.
+    """Multiplies as kernels for operands of `dtype` do on `isa`, and does nothing else.
 
-    That is bf16 pairs where the ISA has a dot product of them, else float32. Cores, arrays and
-    threads as for ReadProbe.
+    dtype: "float32"; "bfloat16", which is pairs where the ISA has a dot product of them, else
+    float32; "int8", a dot product of four. Cores, arrays and threads as for ReadProbe.
     """
 
     def __init__(self, isa: IsaRow, dtype: str, num_cores: int) -> None:
-        kit = Kit(isa, dtype if isa.has_bf16_dot else "float32")
+        self._is_int8 = dtype == "int8"
+        kit = Kit(isa, dtype if isa.has_bf16_dot and not self._is_int8 else "float32")
+        kr = 4 if self._is_int8 else kit.kr
         # More chains than any known core's latency times throughput, and never a spill.
         self.chains = min(isa.num_vector_registers - 4, 24)
         self.operand_shape = (self.chains + 2, isa.lanes)
         self.sums_shape = (num_cores, isa.lanes)
-        self.flops_per_turn = 2 * self.chains * PEAK_UNROLL * isa.lanes * kit.kr * num_cores
-        self._kr = kit.kr
-        self._module = lower(peak_function(kit, num_cores, self.chains), isa)
+        self.flops_per_turn = 2 * self.chains * PEAK_UNROLL * isa.lanes * kr * num_cores
+        self._kr = kr
+        dot = ("sw_dot_u8" if isa.has_u8_dot else "sw_dot_s8") if self._is_int8 else None
+        self._module = lower(peak_function(kit, num_cores, self.chains, dot), isa)
 
     def write_operands(self, out: Words) -> None:
         """What `multiply` starts from (operand_shape): no zeros, no subnormals, no overflow."""
+        if self._is_int8:
+            out[: self.chains] = np.arange(out[: self.chains].size).reshape(self.chains, -1)
+            out[self.chains :] = 0x01010101
+            return
         starts = np.linspace(1.0, 2.0, out[: self.chains].size, dtype=np.float32)
         out[: self.chains] = starts.view(np.int32).reshape(self.chains, -1)
         one = np.float32(1.0).view(np.int32)
         out[self.chains :] = one | one >> 16 if self._kr == 2 else one
 
-    def multiply(self, operands: Words, turns: Words, sums: npt.NDArray[np.float32]) -> None:
-        """`turns[0]` turns of `flops_per_turn`; `sums` (sums_shape) receives each core's sums."""
+    @property
+    def sums_dtype(self) -> np.dtype[np.generic]:
+        """int32 or float32, of `sums`."""
+        return np.dtype(np.int32 if self._is_int8 else np.float32)
+
+    def multiply(self, operands: Words, turns: Words, sums: npt.NDArray[Any]) -> None:
+        """`turns[0]` turns of `flops_per_turn`; `sums` (sums_shape, sums_dtype) receives each core's
+        sums, those of integers modulo 2**32.
+        """
         self._module["limit_peak"](tensor(operands), tensor(turns), tensor(sums))
 
     def assembly(self) -> str:
@@ -145,8 +159,9 @@ def read_function(kit: Kit, num_cores: int, num_words: int) -> Any:
     return prim_func("limit_read", build)
 
 
-def peak_function(kit: Kit, num_cores: int, chains: int) -> Any:
-    """(operands, turns, sums): independent chains of multiply-adds that never touch memory.
+def peak_function(kit: Kit, num_cores: int, chains: int, dot: str | None = None) -> Any:
+    """(operands, turns, sums): independent chains of multiply-adds that never touch memory; those
+    of the intrinsic `dot` in integers, else those of `kit`.
 
     The starts differ, or LLVM would see that the chains are one; they and the operands come from
     memory, or it would compute the result itself.
@@ -155,23 +170,29 @@ def peak_function(kit: Kit, num_cores: int, chains: int) -> Any:
     def build() -> None:
         operands = T.arg("operands", T.buffer((chains + 2, kit.lanes), "int32"))
         turns = T.arg("turns", T.buffer((1,), "int32"))
-        sums = T.arg("sums", T.buffer((num_cores, kit.lanes), "float32"))
+        dtype = "int32" if dot else "float32"
+        sums = T.arg("sums", T.buffer((num_cores, kit.lanes), dtype))
 
         def as_word(value: Any, lanes: int) -> Any:
             suffix = f"x{lanes}" if lanes > 1 else ""
-            return value if kit.kr == 2 else T.reinterpret(f"float32{suffix}", value)
+            return value if dot or kit.kr == 2 else T.reinterpret(f"float32{suffix}", value)
 
         with kit.imports(), T.parallel(0, num_cores) as core:
-            acc = T.alloc_buffer((chains * kit.lanes,), "float32", scope="local")
+            acc = T.alloc_buffer((chains * kit.lanes,), dtype, scope="local")
             for i in range(chains):
-                start = T.reinterpret(f"float32x{kit.lanes}", kit.load(operands, i, 0))
+                start = T.reinterpret(f"{dtype}x{kit.lanes}", kit.load(operands, i, 0))
                 kit.store(acc, (i * kit.lanes,), start)
             vector = T.bind(as_word(kit.load(operands, chains, 0), kit.lanes))
             scalar = T.bind(as_word(operands[chains + 1, 0], 1))
             with T.serial(0, turns[0]):
                 for i in [*range(chains)] * PEAK_UNROLL:
                     at = i * kit.lanes
-                    kit.store(acc, (at,), kit.mac(kit.load(acc, at), (scalar,), vector))
+                    before = kit.load(acc, at)
+                    if dot:
+                        after = kit.call(dot, before, scalar, vector)
+                    else:
+                        after = kit.mac(before, (scalar,), vector)
+                    kit.store(acc, (at,), after)
             total = sum_of([kit.load(acc, i * kit.lanes) for i in range(chains)])
             kit.store(sums, (core, 0), total)
 

@@ -5,6 +5,13 @@ Values only: it must not know tvm.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+
+from codegen.arrays import TensorSpec
+from codegen.panels import PanelLayout
+from codegen.spec import WeightFormat
 from platforms.isa import IsaRow
 
 
@@ -28,3 +35,45 @@ class Operands:
     def act_words(self, num_values: int) -> int:
         """Activation words that hold `num_values` values."""
         return -(-num_values // self.act_kr)
+
+
+def code_offset(weights: WeightFormat, isa: IsaRow) -> int:
+    """How far the numbers that an integer dot product takes for symmetric weights are above them:
+    codes as they are, or, where int8 codes are made signed first, nothing.
+    """
+    return 0 if weights.dtype == "int8" and not isa.has_u8_dot else weights.zero_code
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """Rows of activations, rounded to int8, as the kernels for `weights` on `isa` read them.
+
+    A value is its integer times the scale of its row or, with has_group_scales, of its row and
+    group of K (the groups of the weights).
+    """
+
+    isa: IsaRow
+    weights: PanelLayout
+    has_group_scales: bool = False
+
+    @property
+    def num_scales(self) -> int:
+        """Scales of one row."""
+        return self.weights.num_groups if self.has_group_scales else 1
+
+    @property
+    def bias_factor(self) -> int:
+        """The bias of a group is minus the sum of its integers times this."""
+        form = self.weights.format
+        return 1 if form.has_zero_points else code_offset(form, self.isa)
+
+    def specs(self, name: str, num_rows: int) -> dict[str, TensorSpec]:
+        """The arrays of `num_rows` rows: `name` (words of four integers, from the lowest byte on),
+        `name`_scales and `name`_bias.
+        """
+        int32, weights = np.dtype(np.int32), self.weights
+        return {
+            name: TensorSpec((num_rows, weights.k_padded // 4), int32),
+            name + "_scales": TensorSpec((num_rows, self.num_scales), np.dtype(np.float32)),
+            name + "_bias": TensorSpec((num_rows, weights.num_groups), int32),
+        }

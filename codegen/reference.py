@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from codegen.arrays import Array, Floats, bf16_from_float32, float32_from_bf16, widen
+from codegen.arrays import Array, Floats, bf16_from_float32, float32_from_bf16, round_up, widen
 from codegen.layout import KvLayout
 from codegen.panels import PackedMatrix, PanelLayout
+from codegen.quantize import QuantizedRows
+from codegen.spec import WeightFormat
 
 Ints = npt.NDArray[np.int32]
 
@@ -26,6 +28,43 @@ def gemm(x: Floats, weight: Floats, dtype: str, bias: Floats | None = None) -> F
     """x (m, k) times weight (n, k), transposed, plus bias (n,): (m, n)."""
     product = round_to(x, dtype) @ round_to(weight, dtype).T
     return product if bias is None else product + bias
+
+
+def quantize_activations(x: Floats, group: int = 0) -> tuple[npt.NDArray[np.int8], Floats]:
+    """x (m, k) rounded to int8, and its scales (m, 1), or (m, groups) of `group` values of k each.
+
+    A scale is the largest magnitude over 127; all of zeros have scale 0.
+    """
+    count, k = x.shape
+    size = group or k
+    padded = np.zeros((count, round_up(k, size)), np.float32)
+    padded[:, :k] = x
+    groups = padded.reshape(count, -1, size)
+    largest = np.abs(groups).max(axis=2)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest != 0)
+    rounded = np.rint(groups * inverse[..., None]).astype(np.int8)
+    return rounded.reshape(count, -1)[:, :k], largest / np.float32(127)
+
+
+def integer_gemm(
+    a: npt.NDArray[np.int8], a_scales: Floats, w: QuantizedRows, weights: WeightFormat
+) -> Floats:
+    """a (m, k) times the rows of w (n, k), transposed: (m, n). Groups are multiplied in integers,
+    scaled, and added in ascending order; `a_scales` are those of `quantize_activations`.
+    """
+    k, size = a.shape[1], weights.group or a.shape[1]
+    has_group_scales = a_scales.shape[1] > 1
+    product = np.zeros((len(a), len(w.codes)), np.float32)
+    for group, start in enumerate(range(0, k, size)):
+        part = slice(start, min(start + size, k))
+        zeros = weights.zero_code if w.zero_points is None else w.zero_points[:, group, None]
+        values = w.codes[:, part].astype(np.int32) - zeros
+        sums = a[:, part].astype(np.int64) @ values.T.astype(np.int64)
+        factors = w.scales[:, group]
+        if has_group_scales:
+            factors = factors * a_scales[:, group, None]
+        product += sums.astype(np.float32) * factors
+    return product if has_group_scales else product * a_scales
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:

@@ -6,6 +6,7 @@ around a tile, nor of what becomes of its results.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ from codegen.spec import GemmTile
 class Activations:
     """Rows of A in memory: words (num_rows, words), as many as PanelLayout.k_padded values take.
 
-    Only for int8: scales float32 (num_rows, 1 or groups); bias int32 (num_rows, groups), minus the
-    sum of a group's values times the offset of the weights' codes (codegen.reference).
+    Only for int8: scales float32 (num_rows, 1), or (num_rows, num_groups) where every group of the
+    weights has a scale of its own here too; bias int32 (num_rows, num_groups). What is in them is
+    what codegen.quantize_rows writes.
     """
 
     words: Expr
@@ -41,75 +43,143 @@ class Weights:
         return (index,) if self.layer is None else (self.layer, index)
 
 
-@dataclass
-class RegisterTile:
-    """`rows` rows from `row` on times the vectors `columns` of the `num_vectors` of a panel."""
+@dataclass(frozen=True)
+class Place:
+    """Which part of the product a register tile is: `rows` rows from `row` on, and the vectors
+    `columns` of a panel of `num_vectors`.
+    """
 
-    kit: Kit
-    layout: PanelLayout
-    tile: GemmTile
-    a: Activations
-    w: Weights
     panel: Expr
     num_vectors: int
     columns: Sequence[int]
     row: Expr
     rows: int
 
-    def __post_init__(self) -> None:
-        self._sums = Accumulators(self.kit, self.rows, len(self.columns))
-        start = self.layout.panel * self.layout.k_words
-        self._base = T.bind(T.cast(self.panel, "int64") * start)
 
+class RegisterTile(ABC):
+    """A tile of one format; `clear` or `restore`, then `multiply`, then `results` or `saved`."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        layout: PanelLayout,
+        tile: GemmTile,
+        a: Activations,
+        w: Weights,
+        place: Place,
+    ) -> None:
+        self.kit, self.layout, self.tile, self.a, self.w, self.place = (
+            kit,
+            layout,
+            tile,
+            a,
+            w,
+            place,
+        )
+        self._width = place.num_vectors * kit.lanes
+        self._first_word = T.bind(self._first(layout.k_words))
+
+    @abstractmethod
     def clear(self) -> None:
         """Begin with nothing added."""
+
+    @abstractmethod
+    def restore(self, load: Callable[[int, int], Expr]) -> None:
+        """Go on from the float32 vectors (row, column of the tile) that `saved` gave."""
+
+    @abstractmethod
+    def saved(self, i: int) -> list[Expr]:
+        """What row i has so far, as float32 vectors, to go on from in the next K block."""
+
+    @abstractmethod
+    def results(self, i: int) -> list[Expr]:
+        """Row i of the product, float32 vectors in the order of the tile's columns."""
+
+    @abstractmethod
+    def multiply(self, k_block: Expr) -> None:
+        """Add the products of one K block."""
+
+    def _first(self, per_column: int) -> Expr:
+        """Index of the panel's first element in an array of `per_column` elements per column."""
+        return T.cast(self.place.panel, "int64") * (self.layout.panel * per_column)
+
+    def _words(self, k_word: Expr) -> list[Expr]:
+        """The tile's weight vectors of one K word, with a prefetch of later ones."""
+        at = T.bind(self._first_word + T.cast(k_word, "int64") * self._width)
+        columns, lanes = self.place.columns, self.kit.lanes
+        if self.tile.prefetch_bytes:
+            word_bytes = self.layout.word_dtype.itemsize
+            lines = {j * lanes * word_bytes // CACHE_LINE_BYTES for j in columns}
+            for line in sorted(lines):
+                ahead = self.tile.prefetch_bytes + line * CACHE_LINE_BYTES
+                self.kit.prefetch(self.w.words, *self.w.at(at), ahead_bytes=ahead)
+        return [T.bind(self.kit.load(self.w.words, *self.w.at(at + j * lanes))) for j in columns]
+
+    def _of_group(self, array: Expr, group: Expr) -> list[Expr]:
+        """The tile's vectors of one group of an array of scales or zero points."""
+        at = self._first(self.layout.num_groups) + T.cast(group, "int64") * self._width
+        first = T.bind(at)
+        return [
+            self.kit.load(array, *self.w.at(first + j * self.kit.lanes)) for j in self.place.columns
+        ]
+
+    def _scales(self, group: Expr) -> list[Expr]:
+        """The tile's scales of one group, float32 vectors."""
+        vectors = self._of_group(self.w.scales, group)
+        widen = {"float32": None, "bfloat16": "sw_widen_bf16", "float16": "sw_widen_f16"}
+        name = widen[self.layout.format.scale_dtype]
+        return [T.bind(self.kit.call(name, v) if name else v) for v in vectors]
+
+    def _each_word(self, k_block: Expr, step: Callable[[Expr], None]) -> None:
+        """step(k_word) for the words of a K block."""
+        per_block = self.layout.block_words(self.tile.kc)
+        k_loop(k_block * per_block, per_block, self.layout.k_words, self.tile.k_unroll, step)
+
+    def _each_group(self, k_block: Expr, step: Callable[[Expr], None]) -> None:
+        """step(group) for the groups of a K block."""
+        per_group = self.layout.group_words
+        per_block = self.layout.block_words(self.tile.kc) // per_group
+        unroll = max(1, self.tile.k_unroll // per_group)
+        k_loop(k_block * per_block, per_block, self.layout.num_groups, unroll, step)
+
+
+class FloatTile(RegisterTile):
+    """float32 or bf16 weights times activations of the ISA's own type."""
+
+    def __init__(self, *args: Expr) -> None:
+        super().__init__(*args)
+        self._sums = Accumulators(self.kit, self.place.rows, len(self.place.columns))
+
+    def clear(self) -> None:
         self._sums.clear()
 
     def restore(self, load: Callable[[int, int], Expr]) -> None:
-        """Go on from what `saved` gave after the K block before."""
         self._sums.load(load)
 
     def saved(self, i: int) -> list[Expr]:
-        """What row i has so far, as float32 vectors."""
         return self._sums.row(i)
 
     def results(self, i: int) -> list[Expr]:
-        """Row i of the product, float32 vectors in the order of `columns`."""
         return self._sums.row(i)
 
     def multiply(self, k_block: Expr) -> None:
-        """Add the products of one K block."""
-        kit, layout = self.kit, self.layout
-        per_block = layout.block_words(self.tile.kc)
-        width = self.num_vectors * kit.lanes
+        words, row = self.a.words, self.place.row
 
         def step(k_word: Expr) -> None:
-            at = T.bind(self._base + T.cast(k_word, "int64") * width)
-            if self.tile.prefetch_bytes:
-                self._prefetch(at, width)
-            vectors = [
-                T.bind(kit.load(self.w.words, *self.w.at(at + j * kit.lanes))) for j in self.columns
-            ]
-            words = self.a.words
+            vectors = self._words(k_word)
             self._sums.multiply(
-                vectors, lambda i: kit.a_operand(lambda w: words[self.row + i, w], k_word)
+                vectors, lambda i: self.kit.a_operand(lambda w: words[row + i, w], k_word)
             )
 
-        k_loop(k_block * per_block, per_block, layout.k_words, self.tile.k_unroll, step)
-
-    def _prefetch(self, at: Expr, width: int) -> None:
-        """Ask for the cache lines of one K step, `prefetch_bytes` ahead of word `at`."""
-        for line in range(0, width * 4, CACHE_LINE_BYTES):
-            ahead = self.tile.prefetch_bytes + line
-            self.kit.prefetch(self.w.words, *self.w.at(at), ahead_bytes=ahead)
+        self._each_word(k_block, step)
 
 
 class Accumulators:
-    """A register tile of float32 vectors, `rows` x `num_vectors`."""
+    """A register tile of vectors of `dtype`, `rows` x `num_vectors`."""
 
-    def __init__(self, kit: Kit, rows: int, num_vectors: int) -> None:
+    def __init__(self, kit: Kit, rows: int, num_vectors: int, dtype: str = "float32") -> None:
         self._kit, self._rows, self._num_vectors = kit, rows, num_vectors
-        self._buffer = T.alloc_buffer((rows * num_vectors * kit.lanes,), "float32", scope="local")
+        self._buffer = T.alloc_buffer((rows * num_vectors * kit.lanes,), dtype, scope="local")
 
     def _at(self, i: int, j: int) -> int:
         return (i * self._num_vectors + j) * self._kit.lanes
@@ -121,7 +191,7 @@ class Accumulators:
                 self._kit.store(self._buffer, (self._at(i, j),), value(i, j))
 
     def clear(self) -> None:
-        """Set every vector to zero."""
+        """Set every vector of floats to zero."""
         self.load(lambda i, j: self._kit.zeros())
 
     def row(self, i: int) -> list[Expr]:
@@ -134,14 +204,17 @@ class Accumulators:
             at = self._at(i, j)
             self._kit.store(self._buffer, (at,), self._kit.load(self._buffer, at) + vector)
 
+    def update(self, i: int, vectors: Sequence[Expr], combine: Callable[..., Expr]) -> None:
+        """Set each vector j of row i to combine(itself, vectors[j])."""
+        for j, vector in enumerate(vectors):
+            at = self._at(i, j)
+            self._kit.store(self._buffer, (at,), combine(self._kit.load(self._buffer, at), vector))
+
     def multiply(self, b: Sequence[Expr], a: Callable[[int], tuple[Expr, ...]]) -> None:
         """One K step: row i gains a(i) times each vector of `b`."""
         for i in range(self._rows):
             scalars = a(i)
-            for j, vector in enumerate(b):
-                at = self._at(i, j)
-                value = self._kit.mac(self._kit.load(self._buffer, at), scalars, vector)
-                self._kit.store(self._buffer, (at,), value)
+            self.update(i, b, lambda acc, vector, a=scalars: self._kit.mac(acc, a, vector))
 
 
 def k_loop(

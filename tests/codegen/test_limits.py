@@ -16,6 +16,7 @@ ISAS = [isa.name for isa in runnable_isas(INFO.flags, INFO.arch)]
 NUM_CORES = 2
 MULTIPLY = {
     ("avx512_bf16", "bfloat16"): r"vdpbf16ps\s+%zmm",
+    ("avx512_bf16", "int8"): r"vpdpbusd\s+%zmm",
     ("avx512_bf16", "float32"): r"vfmadd\w+\s+%zmm",
     ("avx512", "float32"): r"vfmadd\w+\s+%zmm",
     ("avx2", "float32"): r"vfmadd\w+\s+%ymm",
@@ -41,7 +42,7 @@ def test_every_word_is_filled_and_read_once(isa: str) -> None:
     assert np.all(sums.sum(axis=1) > 0)  # both cores took part
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_multiply_add_is_done(isa: str, dtype: str) -> None:
     probe = PeakProbe(isa_row(isa), dtype, NUM_CORES)
@@ -49,12 +50,12 @@ def test_every_multiply_add_is_done(isa: str, dtype: str) -> None:
     arena = Arena(1 << 20, "test")
     operands = arena.array(probe.operand_shape, np.int32)
     turns = arena.array((1,), np.int32)
-    sums = arena.array(probe.sums_shape, np.float32)
+    sums = arena.array(probe.sums_shape, probe.sums_dtype)
     probe.write_operands(operands)
     turns[0] = num_turns
     probe.multiply(operands, turns, sums)
     # Both operands are one, so a multiply-add of one value adds one, and counts for two operations.
-    starts = operands[: probe.chains].view(np.float32).sum(axis=0)
+    starts = operands[: probe.chains].view(probe.sums_dtype).sum(axis=0)
     gained = (sums - starts).sum(axis=1)
     assert gained == pytest.approx(num_turns * probe.flops_per_turn / 2 / NUM_CORES, rel=1e-5)
 

@@ -1,0 +1,133 @@
+"""GEMMs of quantised weights: every format equals the NumPy truth of the same codes and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.gemm_program import GemmProgram, GemmSpec
+from codegen.panels import PackedMatrix, PanelLayout
+from codegen.quantize import QuantizedRows, quantize
+from codegen.reference import integer_gemm, quantize_activations
+from codegen.spec import GemmTile, TileRanges, WeightFormat
+from platforms.isa import isa_row
+from platforms.memory import Arena, arena_nbytes
+from tests.codegen.conftest import ISAS, Array, normal, panel_of, same_bits
+
+MR = 3
+NUM_ROWS = [0, 1, MR - 1, MR, MR + 1, 17]
+MOST_ROWS = NUM_ROWS[-1]
+COPY = 1  # of two
+TILES: TileRanges = (
+    (2, GemmTile(mr=MR, kc=64, k_unroll=3, prefetch_bytes=256)),
+    (9, GemmTile(mr=MR, nv=1, k_unroll=2)),
+    (10, GemmTile(mr=MR, kc=64, nv=2)),
+)
+INTEGER_FORMATS = [
+    WeightFormat("int8", "int8"),
+    WeightFormat("int8", "int8", has_zero_points=True),
+    WeightFormat("int8", "int8", 32, "float16"),
+    WeightFormat("int4", "int8"),
+    WeightFormat("int4", "int8", 32, "float16"),
+    WeightFormat("int4", "int8", 64, "bfloat16", has_zero_points=True),
+    WeightFormat("int8", "int8", 128, has_zero_points=True),
+]
+
+
+def ids_of(formats: list[WeightFormat]) -> list[str]:
+    return [f"{f.name.replace(' ', '')}-{f.scale_dtype}" for f in formats]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A compiled product of random operands."""
+
+    spec: GemmSpec
+    program: GemmProgram
+    arrays: Mapping[str, Array]
+    x: Array  # (MOST_ROWS, k)
+    w: QuantizedRows
+
+    def run(self, num_rows: int) -> Array:
+        """The first rows, after a look that no other row was written and padding is zero."""
+        out = self.arrays["out"]
+        out[:] = np.nan
+        self.program.run(num_rows, COPY)
+        assert np.isnan(out[num_rows:]).all()
+        assert not out[:num_rows, self.spec.layout.n :].any()
+        return out[:num_rows, : self.spec.layout.n].copy()
+
+
+def make(
+    isa: str,
+    weights: WeightFormat,
+    n: int,
+    k: int,
+    tiles: TileRanges = TILES,
+    *,
+    x: Array | None = None,
+    num_cores: int = 1,
+    has_group_scales: bool = False,
+) -> Case:
+    layout = PanelLayout(n, k, weights, panel_of(isa), isa_row(isa).lanes)
+    spec = GemmSpec(isa, layout, 2, num_cores, MOST_ROWS, tiles, has_group_scales=has_group_scales)
+    arguments = spec.arguments()
+    arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "gemm")
+    arrays = {name: arena.array(s.shape, s.dtype) for name, s in arguments.items()}
+    w = quantize(normal(n, k, seed=1), weights)
+    parts = [arrays.get(name) for name in ("w", "w_scales", "w_zero_points")]
+    packed = PackedMatrix(*(None if part is None else part[COPY] for part in parts))
+    layout.pack_codes(w, 0, packed)
+    program = GemmProgram(spec, arrays)
+    x = normal(MOST_ROWS, k, seed=2) if x is None else x
+    program.write_a(x)
+    return Case(spec, program, arrays, x, w)
+
+
+def ragged(isa: str, panels: int, extra: int) -> int:
+    return panels * panel_of(isa) + extra
+
+
+SIZES = {
+    "one-value": (0, 1, 1),
+    "less-than-a-panel": (1, -3, 37),
+    "more-than-a-panel": (1, 5, 200),
+    "whole": (2, 0, 256),
+}
+
+
+def truth(case: Case) -> Array:
+    weights = case.spec.layout.format
+    group = weights.group if case.spec.has_group_scales else 0
+    return integer_gemm(*quantize_activations(case.x, group), case.w, weights)
+
+
+def agrees(case: Case, actual: Array, expected: Array) -> None:
+    """Exactly where one scale ends a sum of integers; else but for the rounding of the sums."""
+    if not case.spec.layout.format.group:
+        np.testing.assert_array_equal(actual, expected)
+        return
+    rows = np.abs(case.w.dequantized(case.spec.layout.format))
+    bound = 1e-6 * (np.abs(case.x[: len(actual)]) @ rows.T + 1e-3)
+    assert (np.abs(actual - expected) <= bound).all()
+
+
+def check(isa: str, weights: WeightFormat, size: tuple[int, int, int], **options: Any) -> None:
+    panels, extra, k = size
+    case = make(isa, weights, ragged(isa, panels, extra), k, **options)
+    whole = case.run(MOST_ROWS)
+    agrees(case, whole, truth(case))
+    for num_rows in NUM_ROWS:
+        assert same_bits(case.run(num_rows), whole[:num_rows]), num_rows
+
+
+@pytest.mark.parametrize("weights", INTEGER_FORMATS, ids=ids_of(INTEGER_FORMATS))
+@pytest.mark.parametrize("isa", ISAS)
+def test_integer_products_equal_numpy_for_every_number_of_rows(
+    isa: str, weights: WeightFormat
+) -> None:
+    check(isa, weights, SIZES["more-than-a-panel"])
