@@ -21,8 +21,8 @@ _VECTOR_PREFIXES = {
     "x86_64": ("sse", "ssse", "avx", "fma", "f16c", "amx"),
     "aarch64": ("asimd", "sve", "sme", "bf16", "i8mm"),
 }
-# Written for readers of the JSON; computed again from the rest when it is read back.
-_DERIVED = ("fingerprint", "usable_cpus")
+# Written for readers of the JSON; computed or measured again, so not part of a machine.
+_DERIVED = ("fingerprint", "usable_cpus", "calibration")
 
 
 @dataclass(frozen=True)

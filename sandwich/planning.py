@@ -20,11 +20,12 @@ from sandwich.executor.specs import program_specs, step_bytes
 from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.models.config import ModelConfig
 from sandwich.quantization import weight_formats
+from schedules.calibration import Calibration, load_calibration
 from schedules.mixed import MixedMode, MixedPlanError
 from schedules.mixed_choice import MixedChoice, choose_mixed
 from schedules.mixed_cost import MixedLoad, MixedSpace
 from schedules.plan import PlanPair, default_plans, panel_width
-from schedules.rates import estimated_rates
+from schedules.rates import MachineRates, estimated_rates
 from schedules.search import DECODE_CONTEXT, PREFILL_TOKENS, SearchResult, search
 from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
 
@@ -48,10 +49,12 @@ def make_plans(
     layout = ModelLayout.build(
         shape, dtype, isa.lanes, panel_width(isa), formats.layers, formats.lm_head
     )
-    found = _core_sets(config.cpu_bind, machine)
+    calibration = load_calibration(config.cache_dir, machine)
+    found = _core_sets(config.cpu_bind, machine, calibration)
     plans = default_plans(isa, found[0].cpus, shape.group_size)
     query_tile = plans.prefill.query_tile
-    result = search(machine, found, layout, kv_dtype, query_tile, estimated_rates(machine, dtype))
+    rates = _rates(machine, layout, calibration)
+    result = search(machine, found, layout, kv_dtype, query_tile, rates)
     result = replace(result, mixed=_mixed(config, machine, result, layout, kv_dtype, query_tile))
     plans = result.applied_to(plans)
     for choice in (result.prefill, result.decode):
@@ -119,10 +122,19 @@ def _resolve_dtype(dtype: str, model: ModelConfig) -> str:
     return "float32" if model.dtype == "float32" else "bfloat16"
 
 
-def _core_sets(cpu_bind: str, machine: Machine) -> tuple[Candidate, ...]:
+def _rates(machine: Machine, layout: ModelLayout, calibration: Calibration | None) -> MachineRates:
+    """Measured, or else estimated."""
+    if calibration is None:
+        return estimated_rates(machine, layout.weights.name)
+    return calibration.rates(machine, layout.weights.name)
+
+
+def _core_sets(
+    cpu_bind: str, machine: Machine, calibration: Calibration | None
+) -> tuple[Candidate, ...]:
     """The sets of CPUs to choose from, all first; only one if the user names the CPUs."""
     if cpu_bind in ("auto", "nobind"):
-        return candidates(TopoTree.of(machine))
+        return candidates(TopoTree.of(machine, groups=calibration.groups if calibration else ()))
     named = tuple(cpu for part in cpu_bind.split("|") for cpu in parse_cpu_list(part))
     allowed = sorted(set(machine.limits.affinity) & set(machine.topology.cpus))
     strange = sorted(set(named) - set(allowed))

@@ -212,7 +212,9 @@ class _Fit:
         return {name: statistics.median(values) for name, values in times.items()}
 
     def _kernels(self, estimate: MachineRates) -> dict[str, Any]:
-        programs = {p.phase: p for p in self.calibration.programs if p.dtype == self.dtype}
+        measured = self.calibration.programs
+        programs = {p.phase: p for p in measured if p.dtype == "bfloat16"}  # the next best
+        programs |= {p.phase: p for p in measured if p.dtype == self.dtype}
         if set(programs) != set(Phase):
             return {}
         return {

@@ -55,6 +55,36 @@ class Step:
 
 
 @dataclass(frozen=True)
+class StepCase:
+    """A step to rate or to time: a whole prompt of `num_tokens`, or one token each of `num_tokens`
+    sequences that have `context` keys, the new one included.
+    """
+
+    phase: Phase
+    num_tokens: int
+    context: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people: "prefill of 512 tokens", "decode of 8 sequences of 1024 tokens"."""
+        if self.phase is Phase.PREFILL:
+            return f"prefill of {self.num_tokens} tokens"
+        what = "one sequence" if self.num_tokens == 1 else f"{self.num_tokens} sequences"
+        return f"decode of {what} of {self.context} tokens"
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens in the cache after the step."""
+        return self.num_tokens * (self.context or 1)
+
+    def step(self, query_tile: int) -> Step:
+        """What the cost model needs to know; query_tile is prefill's."""
+        if self.phase is Phase.PREFILL:
+            return Step.prefill(self.num_tokens, query_tile)
+        return Step.decode([self.context] * self.num_tokens)
+
+
+@dataclass(frozen=True)
 class Operator:
     """What is split: `num_units` alike, `repeats` times in a step."""
 
@@ -157,9 +187,7 @@ class Seats:
         """The seats of CPUs that are listed by LLC group."""
         node_of = {cpu: node.node_id for node in machine.topology.nodes() for cpu in node.cpus}
         used = {cpu for cpus in groups for cpu in cpus}
-        caches = [
-            llc.cache_bytes or 0 for llc in machine.topology.groups() if used & set(llc.cpus)
-        ]
+        caches = [llc.cache_bytes or 0 for llc in machine.topology.groups() if used & set(llc.cpus)]
         nodes = tuple(node_of[cpus[0]] for cpus in groups)
         return Seats(tuple(map(len, groups)), nodes, sum(caches))
 

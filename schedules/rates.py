@@ -185,9 +185,7 @@ def saturating(core_gbps: float, group_gbps: float) -> Curve:
     return Curve(((1, core_gbps), (enough, group_gbps)))
 
 
-def _estimated_kernels(
-    machine: Machine, dtype: str, ghz: float, num_fma_units: int
-) -> KernelRates:
+def _estimated_kernels(machine: Machine, dtype: str, ghz: float, num_fma_units: int) -> KernelRates:
     isa = machine.isa_row
     macs = isa.lanes * num_fma_units * (2 if isa.has_bf16_dot and dtype == "bfloat16" else 1)
     peak = 2 * macs * ghz

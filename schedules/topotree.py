@@ -45,10 +45,17 @@ class TopoTree:
     is_partition: bool = False
 
     @staticmethod
-    def of(machine: Machine, cpus: Sequence[int] | None = None) -> TopoTree:
-        """The tree of a machine's usable CPUs, or of these ones, each of which must be online."""
+    def of(
+        machine: Machine,
+        cpus: Sequence[int] | None = None,
+        groups: Sequence[Sequence[int]] = (),
+    ) -> TopoTree:
+        """The tree of a machine's usable CPUs, or of these ones, each of which must be online.
+
+        groups: CPUs that were found to be close to each other; LLC groups are cut to fit them.
+        """
         kept = frozenset(machine.usable_cpus() if cpus is None else cpus)
-        tree = _grow(Level.MACHINE, machine.topology, kept)
+        tree = _grow(Level.MACHINE, refined(machine.topology, groups), kept)
         assert tree is not None, "no CPU is kept"
         assert len(tree.cpus) == len(kept), "a CPU is not online"
         return tree
@@ -87,6 +94,27 @@ class TopoTree:
     def count(self, level: Level) -> int:
         """Number of nodes of a level."""
         return sum(1 for _ in self.at(level))
+
+
+def refined(topology: Topology, groups: Sequence[Sequence[int]]) -> Topology:
+    """The topology with every LLC group cut into the parts that `groups` make of it.
+
+    It hides what they say of several LLC groups; cores that are in none of them stay together.
+    """
+    group_of = {cpu: i for i, cpus in enumerate(groups) for cpu in cpus}
+
+    def parts(llc: LlcGroup) -> Iterator[LlcGroup]:
+        by_group: dict[int | None, list[Core]] = {}
+        for core in llc.cores:
+            found = next((group_of[cpu] for cpu in core.cpus if cpu in group_of), None)
+            by_group.setdefault(found, []).append(core)
+        return (replace(llc, cores=tuple(cores)) for cores in by_group.values())
+
+    def cut(node: NumaNode) -> NumaNode:
+        return replace(node, groups=tuple(part for llc in node.groups for part in parts(llc)))
+
+    sockets = (replace(s, nodes=tuple(map(cut, s.nodes))) for s in topology.sockets)
+    return replace(topology, sockets=tuple(sockets))
 
 
 _Part = Topology | Socket | NumaNode | LlcGroup | Core | int
