@@ -56,7 +56,7 @@ def make_plans(
     rates = _rates(machine, layout, calibration)
     result = search(machine, found, layout, kv_dtype, query_tile, rates)
     result = replace(result, mixed=_mixed(config, machine, result, layout, kv_dtype, query_tile))
-    plans = result.applied_to(plans)
+    plans = result.applied_to(plans, machine)
     for choice in (result.prefill, result.decode):
         _log.info("plan %s", plans.of(choice.phase).render())
         _log.info("     because %s", choice.reason)

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, check_ranges
+from codegen.spec import (
+    GEMM_ROLES,
+    GemmTile,
+    Groups,
+    Phase,
+    TileRanges,
+    check_ranges,
+    num_cores,
+)
 from platforms.isa import IsaRow
 from schedules.mixed import TAKE_TURNS, MixedPlan
 
@@ -26,7 +34,8 @@ class Plan:
     cpus: one worker on each, in the order in which they share the panels of every GEMM (panels in
     equal contiguous ranges) and the KV heads of attention. tiles: (role, ranges of
     rows with their tiles) for every GEMM role. query_tile: tokens of a sequence that share a pass
-    over its keys and values.
+    over its keys and values. groups: how many of `cpus`, in their order, share an LLC, by NUMA
+    node; they meet there first in a barrier. Empty: all share one.
     """
 
     phase: Phase
@@ -34,6 +43,7 @@ class Plan:
     cpus: tuple[int, ...]
     tiles: tuple[tuple[str, TileRanges], ...]
     query_tile: int
+    groups: Groups = ()
 
     def __post_init__(self) -> None:
         if not self.cpus or len(set(self.cpus)) != len(self.cpus):
@@ -48,12 +58,24 @@ class Plan:
                 raise PlanError(f"{role}: {error}") from error
         if type(self.query_tile) is not int or self.query_tile < 1:
             raise PlanError(f"query_tile is {self.query_tile!r}; it is a whole number from 1 on")
+        if self.groups and num_cores(self.groups) != len(self.cpus):
+            raise PlanError(f"groups {self.groups} are not those of {len(self.cpus)} cpus")
+
+    @property
+    def core_groups(self) -> Groups:
+        """Numbers of cores by NUMA node and LLC group, never empty."""
+        return self.groups or ((len(self.cpus),),)
+
+    def on(self, cpus: Iterable[int], groups: Groups = ()) -> Plan:
+        """The same on other cores."""
+        return replace(self, cpus=tuple(cpus), groups=groups)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types; `from_json` gives the plan back."""
         return asdict(self) | {
             "phase": self.phase.value,
             "cpus": list(self.cpus),
+            "groups": [list(node) for node in self.groups],
             "tiles": {
                 role: [{"max_rows": rows} | asdict(tile) for rows, tile in ranges]
                 for role, ranges in self.tiles
@@ -68,6 +90,7 @@ class Plan:
                 phase=Phase(fields["phase"]),
                 isa=fields["isa"],
                 cpus=tuple(fields["cpus"]),
+                groups=tuple(tuple(node) for node in fields["groups"]),
                 tiles=tuple((role, _ranges_of(ranges)) for role, ranges in fields["tiles"].items()),
                 query_tile=fields["query_tile"],
             )
@@ -150,9 +173,10 @@ def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair
     leaves memory to the hardware's prefetcher; decode streams weights and prefetches them itself.
     """
     cores = tuple(cpus)
+    rows = MANY_REGISTERS_ROWS if isa.num_vector_registers >= 32 else FEW_REGISTERS_ROWS
 
     def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
-        ranges = ((MANY_ROWS, tile),)
+        ranges = ((MANY_ROWS, replace(tile, mr=rows)),)
         tiles = tuple((role, ranges) for role in GEMM_ROLES)
         return Plan(phase, isa.name, cores, tiles, query_tile)
 
@@ -163,8 +187,9 @@ def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair
     )
 
 
-# 6 rows x 4 vectors fill 24 of 32 vector registers, 6 x 2 fill 12 of 16.
 PREFILL_TILE = GemmTile(mr=6, kc=2048, k_unroll=2)
 DECODE_TILE = GemmTile(mr=6, kc=2048, k_unroll=8)
+# 6 rows x 4 vectors fill 24 of 32 vector registers. 6 x 2 would fill 12 of 16, which leaves too few
+# for bf16 weights widened to low and high halves: up to a third of the accesses are spills.
 MANY_ROWS = 1 << 16  # of a GEMM; the last range of a plan has no end in truth
 QUERY_ROWS = 16  # rows of an attention tile: query heads x tokens

@@ -17,7 +17,7 @@ from schedules.cost import Seats, Step, StepCost, operators, step_cost
 from schedules.mixed_choice import MixedChoice
 from schedules.plan import PlanPair
 from schedules.rates import MachineRates
-from schedules.topotree import Candidate
+from schedules.topotree import Candidate, core_groups
 
 PREFILL_TOKENS = 512  # of the prompt that prefill is rated with
 DECODE_CONTEXT = 1024  # keys of the one sequence that decode is rated with
@@ -87,12 +87,13 @@ class SearchResult:
     rates: MachineRates
     mixed: MixedChoice | None = None  # None: nobody has chosen yet
 
-    def applied_to(self, plans: PlanPair) -> PlanPair:
-        """The plans on the cores that were chosen."""
+    def applied_to(self, plans: PlanPair, machine: Machine) -> PlanPair:
+        """The plans on the cores of `machine` that were chosen."""
+        prefill, decode = self.prefill.chosen.candidate, self.decode.chosen.candidate
         return replace(
             plans,
-            prefill=replace(plans.prefill, cpus=self.prefill.chosen.candidate.cpus),
-            decode=replace(plans.decode, cpus=self.decode.chosen.candidate.cpus),
+            prefill=plans.prefill.on(prefill.cpus, core_groups(machine, prefill.groups)),
+            decode=plans.decode.on(decode.cpus, core_groups(machine, decode.groups)),
             mixed=self.mixed.plan if self.mixed else plans.mixed,
         )
 

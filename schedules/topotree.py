@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import groupby
 
+from codegen.spec import Groups
 from platforms.machine import Machine
 from platforms.sysfs import format_cpu_list
 from platforms.topology import Core, LlcGroup, NumaNode, Socket, Topology
@@ -201,6 +202,13 @@ def named_candidate(name: str, machine: Machine, cpus: Sequence[int]) -> Candida
     """These CPUs in the order given, each of which must be online."""
     home = {cpu: llc.cpus[0] for llc in machine.topology.groups() for cpu in llc.cpus}
     return Candidate(name, tuple(cpus), tuple(tuple(g) for _, g in groupby(cpus, home.__getitem__)))
+
+
+def core_groups(machine: Machine, groups: Sequence[Sequence[int]]) -> Groups:
+    """Numbers of cores of LLC groups, given as their CPUs, by NUMA node."""
+    node_of = {cpu: node.node_id for node in machine.topology.nodes() for cpu in node.cpus}
+    by_node = groupby(groups, lambda cpus: node_of[cpus[0]])
+    return tuple(tuple(map(len, node)) for _, node in by_node)
 
 
 def _removals(tree: TopoTree, level: Level) -> Iterator[TopoTree]:

@@ -40,7 +40,7 @@ def program_specs(
             kv_dtype=kv_dtype,
             panel=plans.panel,
             limits=step_limits,
-            groups=((len(plans.of(phase).cpus),),),
+            groups=plans.of(phase).core_groups,
             tiles=plans.of(phase).tiles,
             query_tile=plans.of(phase).query_tile,
             has_timers=has_timers,

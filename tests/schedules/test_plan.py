@@ -52,6 +52,15 @@ def test_plans_are_rendered_apart(one: Plan, other: Plan) -> None:
     assert (one.render() == other.render()) == (replace(one, isa=other.isa) == other)
 
 
+def test_groups_survive_json_and_are_those_of_the_cpus() -> None:
+    plan = PLAN.on((0, 1, 8, 9, 64), groups=((2, 2), (1,)))
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plan.core_groups == ((2, 2), (1,))
+    assert plan.on((0, 1)).core_groups == ((2,),)
+    with pytest.raises(PlanError, match="not those of 5 cpus"):
+        plan.on((0, 1, 8, 9, 64), groups=((2, 2),))
+
+
 @given(plans)
 def test_a_plan_is_rendered_in_one_line(plan: Plan) -> None:
     assert "\n" not in plan.render()

@@ -113,9 +113,11 @@ def test_the_plans_get_the_cores_that_were_chosen_and_keep_the_rest() -> None:
     machine = load_machine("epyc-9655")
     result = search_on(machine)
     plans = default_plans(machine.isa_row, machine.usable_cpus(), group_size=4)
-    applied = result.applied_to(plans)
+    applied = result.applied_to(plans, machine)
     assert len(applied.prefill.cpus) == 96
     assert applied.decode.cpus == tuple(cpu for llc in range(12) for cpu in (8 * llc, 8 * llc + 1))
+    assert applied.prefill.groups == ((8,) * 12,)
+    assert applied.decode.groups == ((2,) * 12,)
     assert applied.decode.tiles == plans.decode.tiles
     assert applied.panel == plans.panel
 
