@@ -173,7 +173,7 @@ def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair
     leaves memory to the hardware's prefetcher; decode streams weights and prefetches them itself.
     """
     cores = tuple(cpus)
-    rows = MANY_REGISTERS_ROWS if isa.num_vector_registers >= 32 else FEW_REGISTERS_ROWS
+    rows = MOST_ROWS if isa.num_vector_registers >= 32 else FEW_ROWS
 
     def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
         ranges = ((MANY_ROWS, replace(tile, mr=rows)),)
@@ -187,9 +187,10 @@ def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair
     )
 
 
-PREFILL_TILE = GemmTile(mr=6, kc=2048, k_unroll=2)
-DECODE_TILE = GemmTile(mr=6, kc=2048, k_unroll=8)
-# 6 rows x 4 vectors fill 24 of 32 vector registers. 6 x 2 would fill 12 of 16, which leaves too few
-# for bf16 weights widened to low and high halves: up to a third of the accesses are spills.
+# 6 rows x 4 vectors fill 24 of 32 vector registers. Of 16, 6 x 2 would fill 12 and leave too few
+# for bf16 weights that are widened into low and high halves: their loop would spill.
+MOST_ROWS, FEW_ROWS = 6, 5
+PREFILL_TILE = GemmTile(mr=MOST_ROWS, kc=2048, k_unroll=2)
+DECODE_TILE = GemmTile(mr=MOST_ROWS, kc=2048, k_unroll=8)
 MANY_ROWS = 1 << 16  # of a GEMM; the last range of a plan has no end in truth
 QUERY_ROWS = 16  # rows of an attention tile: query heads x tokens
