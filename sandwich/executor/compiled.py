@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from codegen.arguments import argument_specs
 from codegen.compile import tensor
-from codegen.spec import Phase
+from codegen.spec import OPERATORS, Phase
 from codegen.timing import reset
 from platforms.memory import Arena
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
@@ -86,6 +86,11 @@ class CompiledExecutor:
             argmax=arrays["argmax"][:num_logits],
             native_seconds=seconds,
         )
+
+    def operator_ns(self, phase: Phase) -> dict[str, int]:
+        """Nanoseconds of each operator in the last step of a phase whose program has timers."""
+        ticks = self._steps[phase]["ticks"]
+        return dict(zip(OPERATORS, ticks.tolist(), strict=False))
 
     def warm_up(self) -> None:
         """Run a token through both phases, so that the first request does not wait for threads to
