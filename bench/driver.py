@@ -51,6 +51,9 @@ class StopWatch:
     def limits(self) -> ExecutorLimits:
         return self._executor.limits
 
+    def adopt_thread(self) -> None:
+        self._executor.adopt_thread()
+
     def run(self, batch: Batch) -> StepOutput:
         started = time.perf_counter()
         output = self._executor.run(batch)

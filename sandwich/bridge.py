@@ -285,6 +285,7 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
+            self._engine.adopt_thread()
             while (orders := self._inbox.take(wait=not self._engine.has_work())) is not None:
                 delivery = self._work(orders)
                 self._call_loop(partial(self._receive, delivery))

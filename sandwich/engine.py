@@ -65,6 +65,12 @@ class Engine:
         """End a request now; its last event, or nothing if it is unknown or has ended."""
         return self.scheduler.abort(request_id)
 
+    def adopt_thread(self) -> None:
+        """Called by the thread that will make all steps, and that ends with the engine: it is
+        pinned to a core of the decode plan.
+        """
+        self.executor.adopt_thread()
+
     def step(self) -> list[TokenEvent]:
         """One step; what the requests in it saw. Nothing if there is no work.
 

@@ -96,6 +96,9 @@ class Executor(Protocol):
     @property
     def limits(self) -> ExecutorLimits: ...
 
+    def adopt_thread(self) -> None:
+        """Called by the thread that will make all steps from now on, which it may pin to a core."""
+
     def run(self, batch: Batch) -> StepOutput: ...
 
     def start(self, batch: Batch) -> None: ...
@@ -112,6 +115,9 @@ class LazyStart:
     """The `start` of an executor that does one thing at a time: the batch runs in `wait`."""
 
     _started: Batch
+
+    def adopt_thread(self) -> None:
+        """Every thread is as good as another."""
 
     def run(self, batch: Batch) -> StepOutput:
         raise NotImplementedError

@@ -67,6 +67,10 @@ class CompiledExecutor:
         """The largest batch."""
         return self._limits
 
+    def adopt_thread(self) -> None:
+        """Let the calling thread launch decode steps, the many short ones, without a hand-over."""
+        self._programs[Phase.DECODE].launcher.adopt()
+
     def run(self, batch: Batch) -> StepOutput:
         """One step; the output's arrays are views that the next step of the phase overwrites."""
         program = self._programs[batch.phase]

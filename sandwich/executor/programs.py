@@ -29,6 +29,13 @@ class PhaseProgram:
     function: Any
     launcher: Launcher
 
+    def __post_init__(self) -> None:
+        if self.spec.num_cores > len(self.launcher.cpus):
+            raise ValueError(
+                f"the {self.spec.phase.value} program is for {self.spec.num_cores} cores, but its "
+                f"launcher has {len(self.launcher.cpus)} workers; they would wait for ever"
+            )
+
 
 def compile_programs(
     specs: Specs,
@@ -50,14 +57,26 @@ def compile_programs(
 
     with ThreadPoolExecutor(len(specs)) as pool:
         objects = dict(zip(specs, pool.map(code, specs.values()), strict=True))
+    launchers = phase_launchers(plans, is_pinned)
     return {
         phase: PhaseProgram(
             spec,
             load(objects[phase], phase.value),
-            Launcher(phase.value, plans.of(phase).cpus, is_pinned),
+            launchers[phase],
         )
         for phase, spec in specs.items()
     }
+
+
+def phase_launchers(plans: PlanPair, is_pinned: bool) -> dict[Phase, Launcher]:
+    """A launcher for each phase; one for both if their plans have the same CPUs, in order."""
+    phases: dict[tuple[int, ...], list[Phase]] = {}
+    for phase in Phase:
+        phases.setdefault(plans.of(phase).cpus, []).append(phase)
+    launchers: dict[Phase, Launcher] = {}
+    for cpus, users in phases.items():
+        launchers |= dict.fromkeys(users, Launcher("-".join(users), cpus, is_pinned))
+    return launchers
 
 
 def _compile(spec: ProgramSpec, folder: Path | None = None, dump: Sequence[str] = ()) -> bytes:

@@ -54,6 +54,10 @@ class VerifyingExecutor:
         """The largest batch."""
         return self._executor.limits
 
+    def adopt_thread(self) -> None:
+        """For the executor."""
+        self._executor.adopt_thread()
+
     def run(self, batch: Batch) -> StepOutput:
         """One step on both. Raises VerificationError where they differ by more than rounding."""
         return self._checked(batch, self._executor.run(batch))
