@@ -1,8 +1,13 @@
-"""Every intrinsic of every ISA this CPU runs, compiled alone, against its meaning in NumPy."""
+"""Every intrinsic of every ISA this CPU runs, compiled alone, against its meaning in NumPy.
+
+Those that are one instruction, or a few, are looked for in the machine code, on any host.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +17,9 @@ from codegen.arrays import bf16_from_float32
 from codegen.compile import load, lower, object_code, tensor
 from codegen.intrinsics import intrinsics_for
 from codegen.kit import Kit, T, prim_func
-from platforms.isa import IsaRow, isa_row
+from platforms.isa import ISA_TABLE, IsaRow, isa_row
 from platforms.memory import Arena
-from tests.codegen.conftest import ISAS, Array
+from tests.codegen.conftest import INFO, ISAS, ROWS, Array, Link
 
 Operands = tuple[Array, ...]  # each (rows, width); width 1 is a scalar
 Check = Callable[[Array, Array], None]
@@ -194,11 +199,21 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_widen_f16": (halves, equal_bits),
 }
 APART = {"sw_mac_f32", "sw_pack_bf16", "sw_prefetch"}  # tests of their own
-EACH = [(isa, name) for isa in ISAS for name in intrinsics_for(isa_row(isa))]
+# Those that a row shares with the row it extends are slow.
+EACH = [
+    pytest.param(row, name, id=f"{row.name}-{name}", marks=[pytest.mark.slow] * is_shared)
+    for row in ROWS
+    for name, intrinsic in intrinsics_for(row).items()
+    if name in CASES
+    for is_shared in [bool(row.extends) and intrinsics_for(row.extends).get(name) is intrinsic]
+]
+each_row = pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name in ISAS], ids=lambda row: row.name
+)
 
 
-def apply(isa: IsaRow, name: str, operands: Sequence[Array]) -> Array:
-    """The intrinsic on every row of its operands."""
+def function_of(isa: IsaRow, name: str, operands: Sequence[Array]) -> tuple[Any, list[Array]]:
+    """The PrimFunc "apply" of the intrinsic on every row of its operands; result and operands."""
     kit = Kit(isa, "float32")
     dtype, _, width = intrinsics_for(isa)[name].dtype(isa.lanes).partition("x")
     shapes = [(len(operands[0]), int(width or 1)), *(operand.shape for operand in operands)]
@@ -222,8 +237,13 @@ def apply(isa: IsaRow, name: str, operands: Sequence[Array]) -> Array:
             values = [buffer[tuple(at(i, row))] for i, buffer in enumerate(buffers)][1:]
             T.buffer_store(buffers[0], kit.call(name, *values), at(0, row))
 
-    function = load(object_code(lower(prim_func("apply", build), isa)), "apply")
-    function(*map(tensor, arrays))
+    return prim_func("apply", build), arrays
+
+
+def apply(isa: IsaRow, name: str, operands: Sequence[Array], link: Link = load) -> Array:
+    """The intrinsic on every row of its operands."""
+    func, arrays = function_of(isa, name, operands)
+    link(object_code(lower(func, isa)), "apply")(*map(tensor, arrays))
     return arrays[0]
 
 
@@ -235,20 +255,63 @@ def meaning(isa: IsaRow, name: str, operands: Sequence[Array]) -> Array:
 
 
 def test_no_intrinsic_goes_without_a_test() -> None:
-    assert {name for _, name in EACH} <= CASES.keys() | APART
+    assert {name for row in ISA_TABLE for name in intrinsics_for(row)} == CASES.keys() | APART
 
 
-@pytest.mark.parametrize(("isa", "name"), [each for each in EACH if each[1] in CASES])
-def test_a_spelling_does_what_its_meaning_says(isa: str, name: str) -> None:
-    row = isa_row(isa)
+def check_meaning(row: IsaRow, name: str, link: Link = load) -> None:
     make_operands, agrees = CASES[name]
     operands = make_operands(row.lanes)
-    agrees(apply(row, name, operands), meaning(row, name, operands))
+    agrees(apply(row, name, operands, link), meaning(row, name, operands))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_a_multiply_add_rounds_once_or_twice(isa: str) -> None:
+@pytest.mark.parametrize(("row", "name"), EACH)
+def test_a_spelling_does_what_its_meaning_says(row: IsaRow, name: str) -> None:
+    check_meaning(row, name)
+
+
+@pytest.mark.skipif("avx512_vnni" not in INFO.flags, reason="the CPU has no VNNI")
+@pytest.mark.parametrize("name", ["sw_dot_u4", "sw_dot_u8"])
+def test_the_256_bit_dot_product_is_right_in_its_other_encoding(name: str) -> None:
+    check_meaning(replace(isa_row("avx2_vnni"), mattr=("+avx512vnni", "+avx512vl")), name)
+
+
+# The instructions of a spelling, in order: what makes a row worth its place.
+INSTRUCTIONS = {
+    ("avx2", "sw_dot_u4"): ["vpmaddubsw", "vpmaddwd", "vpaddd"],
+    ("avx2", "sw_dot_s8"): ["vpabsb", "vpsignb", "vpmaddubsw", "vpmaddwd", "vpaddd"],
+    ("avx2", "sw_widen_f16"): ["vcvtph2ps"],
+    ("avx2_vnni", "sw_dot_u4"): [r"\{vex\}\s+vpdpbusd\s+%ymm"],
+    ("avx2_vnni", "sw_dot_u8"): [r"\{vex\}\s+vpdpbusd\s+%ymm"],
+    ("avx512", "sw_dot_u4"): ["vpmaddubsw", "vpmaddwd", "vpaddd"],
+    ("avx512_vnni", "sw_dot_u4"): [r"vpdpbusd\s.*%zmm"],
+    ("avx512_bf16", "sw_dot_u8"): [r"vpdpbusd\s.*%zmm"],
+    ("avx512_bf16", "sw_mac_bf16"): ["vdpbf16ps"],
+    ("avx512_bf16", "sw_pack_bf16"): ["vcvtneps2bf16"],
+    ("neon", "sw_dot_s8"): ["smull", "smull", r"\taddp", "sadalp"],
+    ("neon", "sw_mac_f32"): [r"fmla\s+v\d+\.4s"],
+    ("neon", "sw_widen_f16"): ["fcvtl"],
+    ("neon_dotprod", "sw_dot_u4"): ["sdot"],
+    ("neon_dotprod", "sw_dot_s8"): ["sdot"],
+    ("neon_i8mm", "sw_dot_u8"): ["usdot"],
+    ("neon_bf16", "sw_mac_bf16"): ["bfdot"],
+    ("neon_bf16", "sw_pack_bf16"): ["bfcvtn"],
+    ("neon_bf16", "sw_bf16_bits"): ["bfcvt"],
+}
+
+
+@pytest.mark.parametrize(("isa", "name"), INSTRUCTIONS, ids="-".join)
+def test_a_spelling_becomes_the_instructions_of_its_isa(isa: str, name: str) -> None:
     row = isa_row(isa)
+    make_operands, _ = CASES.get(name, (floats_to_round, equal))
+    if name == "sw_mac_f32":
+        make_operands = floats_to_add_and_multiply
+    func, _ = function_of(row, name, make_operands(row.lanes))
+    assembly = lower(func, row).inspect_source("asm")
+    assert re.search(".*".join(INSTRUCTIONS[isa, name]), assembly, re.DOTALL), assembly
+
+
+@each_row
+def test_a_multiply_add_rounds_once_or_twice(row: IsaRow) -> None:
     operands = acc, a, b = floats_to_add_and_multiply(row.lanes)
     twice = meaning(row, "sw_mac_f32", operands)
     with np.errstate(all="ignore"):
@@ -258,9 +321,8 @@ def test_a_multiply_add_rounds_once_or_twice(isa: str) -> None:
     assert np.logical_or(*agrees).all()
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_bf16_pairs_are_rounded_to_nearest_even(isa: str) -> None:
-    row = isa_row(isa)
+@each_row
+def test_bf16_pairs_are_rounded_to_nearest_even(row: IsaRow) -> None:
     (values,) = floats_to_round(row.lanes)
     actual = apply(row, "sw_pack_bf16", (values,)).view(np.uint16)
     expected = bf16_from_float32(values)
@@ -271,16 +333,14 @@ def test_bf16_pairs_are_rounded_to_nearest_even(isa: str) -> None:
     np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_powers_of_whole_numbers_are_exact(isa: str) -> None:
-    row = isa_row(isa)
+@each_row
+def test_powers_of_whole_numbers_are_exact(row: IsaRow) -> None:
     whole = in_rows(np.arange(-126, 127, dtype=np.float32), row.lanes)
     np.testing.assert_array_equal(apply(row, "sw_exp2", (whole,)), np.exp2(whole))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_a_prefetch_of_any_address_does_nothing_that_can_be_seen(isa: str) -> None:
-    row = isa_row(isa)
+@each_row
+def test_a_prefetch_of_any_address_does_nothing_that_can_be_seen(row: IsaRow) -> None:
     array = Arena(64, "line").array((16,), np.float32)
     array[:] = 1.0
 
