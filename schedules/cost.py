@@ -2,9 +2,9 @@
 
 A step is a row of operators with a barrier behind each. An operator's units (panels of a GEMM, KV
 heads and query tiles of attention, tokens of a norm) are split among the cores in equal contiguous
-ranges, as the programs do it; it lasts as long as its slowest core computes or its slowest memory
-path delivers, whichever is longer. Assumed: weights and KV cache come from memory in every step,
-read once, unless all of them fit in the last level caches of the cores. Knows nothing of how
+ranges, as the programs do it; it lasts about as long as its slowest core computes or its slowest
+memory path delivers, whichever is longer. Assumed: weights and KV cache come from memory in every
+step, read once, unless all of them fit in the last level caches of the cores. Knows nothing of how
 candidates are found.
 """
 
@@ -23,6 +23,10 @@ from schedules.rates import KernelRates, MachineRates
 
 LAYER_BARRIERS = 8  # operators of a layer, see codegen/program.py
 STEP_BARRIERS = 5  # embed, norm, lm_head and the two halves of argmax
+# A GEMM computes while its next weights come, and neither for nothing: of t1 and t2 the longer one
+# decides, and where they are equal they take a quarter longer, as `sandwich bench plans` showed on
+# Zen 4. Attention waits for keys and values that lie in blocks here and there: it takes the sum.
+OVERLAP = 3.0
 CACHE_FRACTION = 0.5  # of the last level cache that weights and KV cache may fill to stay there
 
 
@@ -195,6 +199,13 @@ class Seats:
     def num_cores(self) -> int:
         return sum(self.sizes)
 
+    def read_gbps(self, rates: MachineRates) -> float:
+        """GB/s that all cores read together, each from its own node."""
+        per_node: dict[int, float] = {}
+        for node, size in zip(self.nodes, self.sizes, strict=True):
+            per_node[node] = per_node.get(node, 0.0) + rates.group_gbps.at(size)
+        return sum(min(gbps, rates.node_gbps) for gbps in per_node.values())
+
     def barrier_us(self, rates: MachineRates) -> float:
         """Microseconds of a barrier: cores meet in their group, groups in their node, nodes at one
         point (codegen/barrier.py), and the release comes down the same way.
@@ -213,8 +224,8 @@ class Seats:
 class StepCost:
     """Microseconds of a step, and which part of them arithmetic, memory and barriers decide."""
 
-    compute_us: float  # operators whose arithmetic takes longer than their reading
-    memory_us: float  # the others
+    compute_us: float  # operators whose arithmetic takes longer than their reading, and attention's
+    memory_us: float  # the others, and attention's reading
     barrier_us: float
     launch_us: float = 0.0
 
@@ -237,10 +248,15 @@ def step_cost(
         most = -(-op.num_units // seats.num_cores)  # units of the busiest core
         arithmetic = most * op.unit_us(kernels) / speed
         reading = 0.0 if is_cached else _read_us(op, most, seats, rates, memory_nodes)
-        if arithmetic >= reading:
+        if op.name == "attention":
             compute_us += op.repeats * arithmetic
-        else:
             memory_us += op.repeats * reading
+            continue
+        both = (arithmetic**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP)
+        if arithmetic >= reading:
+            compute_us += op.repeats * both
+        else:
+            memory_us += op.repeats * both
     num_barriers = LAYER_BARRIERS * step.num_layers + STEP_BARRIERS
     return StepCost(compute_us, memory_us, num_barriers * seats.barrier_us(rates), rates.launch_us)
 

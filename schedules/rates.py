@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codegen.spec import Phase
 from platforms.machine import Machine
@@ -80,6 +80,19 @@ class MachineRates:
     def core_gbps(self) -> float:
         """GB/s of memory that one core reads while the others are idle."""
         return self.group_gbps.at(1)
+
+    def as_sampled(self, num_cores: int, read_factor: float, speed: float) -> MachineRates:
+        """The rates at a moment when `num_cores` cores read `read_factor` times as fast as these
+        say, and each computes with `speed` of what one does alone.
+        """
+        points = tuple((x, y * read_factor) for x, y in self.group_gbps.points)
+        return replace(
+            self,
+            busy_speed=Curve(((float(num_cores), speed),)),
+            group_gbps=Curve(points),
+            node_gbps=self.node_gbps * read_factor,
+            link_gbps=self.link_gbps * read_factor,
+        )
 
     def render(self) -> str:
         """One line for people."""

@@ -34,6 +34,7 @@ BENCHMARKS = (
         "[MODEL]",
     ),
     Verb("gemm", "bench.gemm", "matrix products beside oneDNN, OpenBLAS and the machine's limits"),
+    Verb("plans", "bench.plans", "what the cost model predicts of steps beside what they take"),
     Verb("perplexity", "bench.perplexity", "what quantised weights cost in perplexity"),
 )
 VERBS = (
