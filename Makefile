@@ -1,6 +1,7 @@
 # Sandwich: everything a newcomer types. Each target sets up what it needs, once.
 #   make serve ARGS="--port 9000"   install, then serve the embedded model on 127.0.0.1:8000
 #   make test  ARGS="-k scheduler"  install, then run the tests (make test-slow: the slow ones)
+#   make test-numa                  boot a guest with four NUMA nodes (QEMU) and place memory there
 #   make check                      ruff, mypy, layers, sizes
 #   make bench ARGS="--json f.json" the latency benchmark
 #   make lock                       resolve pyproject.toml afresh into requirements/
@@ -17,10 +18,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --quiet --progress-bar off
 HOUSE := platforms codegen schedules sandwich bench tests
 
-.PHONY: help serve test test-slow check bench lock wheel clean
+.PHONY: help serve test test-slow test-numa check bench lock wheel clean
 
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
 $(VENV)/.python:
 	@$(PYTHON) .ci/preflight.py
@@ -52,6 +53,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-numa: $(VENV)/.test
+	@$(BIN)/python -m pytest -m slow tests/numa $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check $(HOUSE) .ci
