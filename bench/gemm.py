@@ -16,13 +16,14 @@ from typing import Any
 from rich.console import Console
 
 from bench.gemm_contest import Contestant, Ours, Problem
-from bench.gemm_peers import PEERS, Peer, missing_library
+from bench.gemm_peer import Peer
+from bench.gemm_peers import PEERS, missing_library, peer_for
 from bench.gemm_picture import draw, require_matplotlib
 from bench.gemm_summary import CellTimes, PeerTimes, rows_of, show, summary_of
 from bench.record import provenance, write_json
 from codegen.layout import ModelLayout
 from codegen.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, ModelShape, TileRanges
+from codegen.spec import GEMM_ROLES, ModelShape, TileRanges, WeightFormat
 from platforms.machine import Machine
 from platforms.probe import probe
 from sandwich.models.presets import preset
@@ -44,7 +45,13 @@ SHAPES: dict[str, ModelShape] = {
     **{name: preset(name).shape(1) for name in ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b")},
     "qwen2.5-7b": _QWEN_2_5_7B,
 }
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+# The quantised ones have the names of `--quantization` and the formats it means.
+FORMATS: dict[str, WeightFormat] = {
+    "bf16": WeightFormat("bfloat16"),
+    "fp32": WeightFormat("float32"),
+    "int8-w8a8": WeightFormat("int8", activations="int8"),
+    "int4": WeightFormat("int4", activations="int8", group=32, scale_dtype="float16"),
+}
 DEFAULT_M = "1,2,4,8,16,24,32,48,64,100,128,256,300,512,1024"
 # The rule of phases: up to this many rows run with the tile of the decode plan, as the default
 # batch of a server does (EngineConfig.max_num_seqs), more with that of the prefill plan.
@@ -63,7 +70,7 @@ class Selection:
 
     models: tuple[str, ...]
     roles: tuple[str, ...]
-    dtypes: tuple[str, ...]  # of codegen: "bfloat16", "float32"
+    formats: tuple[WeightFormat, ...]
     rows: tuple[int, ...]  # M, ascending
     peers: tuple[str, ...]
     num_rounds: int
@@ -85,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, known, text in (
         ("models", SHAPES, "whose matrices"),
         ("roles", GEMM_ROLES, "which matrices"),
-        ("dtypes", DTYPES, "types of the weights"),
+        ("dtypes", FORMATS, "types of the weights"),
         ("peers", PEERS, "libraries to compare with, or none"),
     ):
         parser.add_argument(
@@ -123,7 +130,7 @@ def main(args: argparse.Namespace) -> None:
     selection = Selection(
         models=args.models,
         roles=args.roles,
-        dtypes=tuple(DTYPES[name] for name in args.dtypes),
+        formats=tuple(FORMATS[name] for name in args.dtypes),
         rows=args.m,
         peers=present_peers(args.peers, say),
         num_rounds=args.repeats,
@@ -168,24 +175,34 @@ def measure(
         read = stack.enter_context(
             closing(ReadMeter(machine.isa_row, plans.decode.cpus, llc_bytes))
         )
-        peaks = {
-            dtype: stack.enter_context(closing(PeakMeter(machine.isa_row, dtype, cores.cpus)))
-            for dtype in selection.dtypes
+        peaks: dict[str, Meter] = {
+            weights.name: stack.enter_context(
+                closing(PeakMeter(machine.isa_row, product_dtype(weights), cores.cpus))
+            )
+            for weights in selection.formats
         }
-        for dtype in selection.dtypes:
-            for model, role, layout in matrices(selection, dtype, cores.lanes, plans.panel):
-                say(f"{dtype} {model} {role}: {layout.n} x {layout.k}")
+        for weights in selection.formats:
+            for model, role, layout in matrices(selection, weights, cores.lanes, plans.panel):
+                say(f"{weights.name} {model} {role}: {layout.n} x {layout.k}")
                 matrix = Matrix(model, role, layout, selection, cores, plans)
-                cells += matrix.measure([read, peaks[dtype]], say)
+                cells += matrix.measure([read, peaks[weights.name]], say)
     return summary_of(rows_of(cells, read, peaks), read, peaks)
 
 
+def product_dtype(weights: WeightFormat) -> str:
+    """What a format's products are of, which sets their peak."""
+    if weights.has_int8_activations:
+        return "int8"
+    return "bfloat16" if weights.is_quantized else weights.dtype
+
+
 def matrices(
-    selection: Selection, dtype: str, lanes: int, panel: int
+    selection: Selection, weights: WeightFormat, lanes: int, panel: int
 ) -> Iterator[tuple[str, str, PanelLayout]]:
     """(model, role, layout) of every matrix of the selection."""
     for model in selection.models:
-        layouts = ModelLayout.build(SHAPES[model], dtype, lanes, panel)
+        shape = SHAPES[model]
+        layouts = ModelLayout.build(shape, "bfloat16", lanes, panel, weights, weights)
         for role in selection.roles:
             yield model, role, getattr(layouts, role)
 
@@ -209,8 +226,8 @@ class Matrix:
             stack.callback(ours.close)
             peers: list[Peer] = []
             for name in self.selection.peers:
-                if self.layout.format.dtype in PEERS[name].dtypes:
-                    peers.append(PEERS[name](problem, self.cores.cpus))
+                if peer := peer_for(name, self.layout.format):
+                    peers.append(peer(problem, self.cores.cpus))
                     stack.callback(peers[-1].close)
             for peer in peers:
                 if not peer.is_pinned:
@@ -219,9 +236,9 @@ class Matrix:
 
     def problem(self) -> Problem:
         """As many copies of the matrix as the caches cannot hold."""
-        nbytes = self.layout.n * self.layout.k * self.layout.value_dtype.itemsize
         wanted = CACHES_OF_WEIGHTS * max(self.cores.llc_bytes, MIN_LLC_BYTES)
-        return Problem(self.layout, -(-wanted // nbytes), max(self.selection.rows))
+        once = Problem(self.layout, 1, max(self.selection.rows))
+        return replace(once, num_copies=-(-wanted // once.weight_bytes))
 
     def tiles(self) -> TileRanges:
         """The rule of phases (DECODE_ROWS) as the program takes it."""

@@ -15,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.driver import BenchmarkError
-from codegen.arrays import bf16_from_float32, float32_from_bf16
+from codegen.arrays import bf16_from_float32, float32_from_bf16, to_storage
 from codegen.gemm_program import GemmProgram, GemmSpec
 from codegen.panels import PackedMatrix, PanelLayout
-from codegen.spec import TileRanges
+from codegen.reference import quantize_activations
+from codegen.spec import TileRanges, WeightFormat
 from platforms.memory import Arena, arena_nbytes
 from sandwich.executor.launcher import Launcher
 
+RANDOM_SCALE = 2.0**-12  # of random codes; a power of two, which every type of scales holds
 RANDOM_BLOCK = 1 << 20  # values; weights repeat them, because speed does not depend on values
 CHECK_COLUMNS = 48
 # The sum of absolute products, times this, is more than any order of float32 additions can lose.
@@ -40,13 +42,13 @@ class Problem:
     max_rows: int
 
     @property
-    def dtype(self) -> str:
-        return self.layout.format.dtype
+    def format(self) -> WeightFormat:
+        return self.layout.format
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of one copy, without padding."""
-        return self.layout.n * self.layout.k * self.layout.value_dtype.itemsize
+        """Bytes of one copy with its scales, without columns that are padding."""
+        return self.layout.nbytes * self.layout.n // self.layout.n_padded
 
 
 class Contestant(ABC):
@@ -93,11 +95,11 @@ class Ours(Contestant):
         arguments = spec.arguments()
         self._arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "gemm")
         self._buffers = {n: self._arena.array(s.shape, s.dtype) for n, s in arguments.items()}
-        fill_random(self._buffers["w"].view(problem.layout.value_dtype))
+        self._fill()
         self._x = random_activations(problem)
         self._program = GemmProgram(spec, self._buffers)
         self._program.write_a(self._x)
-        self._is_a_rounded = spec.kit.has_dot
+        self._has_bf16_rows = spec.kit.has_dot
         self._launcher = Launcher("gemm", cpus)
         self._num_rows = 0
 
@@ -112,28 +114,46 @@ class Ours(Contestant):
             for _ in range(num_calls):
                 self._program.run(self._num_rows, self._next_copy())
 
-        return self._launcher.run(calls)
+        return self._launcher.run(calls).seconds
 
     def close(self) -> None:
         self._launcher.close()
         self._buffers.clear()
         self._arena.close()
 
+    def _fill(self) -> None:
+        """Random weights; codes are written as the bytes of words, whatever their order."""
+        words = self._buffers["w"]
+        if not self.problem.format.is_quantized:
+            fill_random(words.view(self.problem.layout.value_dtype))
+            return
+        fill_random_bytes(words.view(np.uint8))
+        scales = self._buffers["w_scales"]
+        scales[:] = to_storage(
+            np.full(1, RANDOM_SCALE, np.float32), self.problem.format.scale_dtype
+        )
+
     def _check(self, num_rows: int) -> None:
         """Compare some rows and columns with NumPy; BenchmarkError if one is wrong."""
         layout = self.problem.layout
         rows = np.unique((0, num_rows // 2, num_rows - 1))
         columns = np.unique(np.linspace(0, layout.n - 1, CHECK_COLUMNS).astype(np.intp))
-        a = self._x[rows]
-        if self._is_a_rounded:
-            a = float32_from_bf16(bf16_from_float32(a))
-        weights = layout.read_rows(PackedMatrix(self._buffers["w"][0]), columns).T
+        a = self._rounded(self._x[rows])
+        first = (self._buffers[name][0] for name in ("w", "w_scales") if name in self._buffers)
+        weights = layout.read_rows(PackedMatrix(*first), columns).T
         error = np.abs(self._buffers["out"][np.ix_(rows, columns)] - a @ weights)
         if not (error <= TOLERANCE * (np.abs(a) @ np.abs(weights))).all():
             raise BenchmarkError(
-                f"the {self.problem.dtype} GEMM of {num_rows} x {layout.n} x {layout.k} is wrong: "
+                f"the {layout.format.name} GEMM of {num_rows} x {layout.n} x {layout.k} is wrong: "
                 f"it differs from NumPy by up to {error.max():.3g}"
             )
+
+    def _rounded(self, a: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Rows of A as the kernel reads them."""
+        if self.problem.format.has_int8_activations:
+            integers, scales = quantize_activations(a)
+            return integers * scales
+        return float32_from_bf16(bf16_from_float32(a)) if self._has_bf16_rows else a
 
 
 def random_activations(problem: Problem) -> npt.NDArray[np.float32]:
@@ -152,3 +172,12 @@ def fill_random(values: npt.NDArray[Any]) -> None:
     for start in range(0, flat.size, block.size):
         part = flat[start : start + block.size]
         part[:] = block[: part.size]
+
+
+def fill_random_bytes(values: npt.NDArray[Any]) -> None:
+    """Fill bytes with codes from 1 to 255, which every 8-bit and 4-bit format knows."""
+    flat = values.reshape(-1)
+    block = np.random.default_rng(0).integers(1, 256, min(flat.size, RANDOM_BLOCK), np.uint8)
+    for start in range(0, flat.size, block.size):
+        part = flat[start : start + block.size]
+        part[:] = block[: part.size].view(part.dtype)

@@ -47,7 +47,7 @@ def rows_of(
     cells: Sequence[CellTimes], read: Meter, peaks: Mapping[str, Meter]
 ) -> list[dict[str, Any]]:
     """A row of the result for every cell."""
-    return [cell_row(c, read.median, peaks[c.problem.dtype].median) for c in cells]
+    return [cell_row(c, read.median, peaks[c.problem.format.name].median) for c in cells]
 
 
 def cell_row(cell: CellTimes, read_gbps: float, peak_gflops: float) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def cell_row(cell: CellTimes, read_gbps: float, peak_gflops: float) -> dict[str,
     row: dict[str, Any] = {
         "model": cell.model,
         "role": cell.role,
-        "dtype": layout.dtype,
+        "dtype": layout.format.name,
         "m": cell.m,
         "n": layout.n,
         "k": layout.k,

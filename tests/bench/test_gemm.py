@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import bench.gemm
-import bench.gemm_peers
+import bench.gemm_peer
 import bench.gemm_picture
-from bench.gemm import DECODE_ROWS, Selection, take_turns
+from bench.gemm import DECODE_ROWS, FORMATS, Selection, take_turns
 from bench.gemm_contest import Contestant, Problem
-from bench.gemm_peers import Peer, pin_workers
+from bench.gemm_peer import pin_workers
+from bench.gemm_peers import PEERS
 from bench.gemm_summary import CellTimes, PeerTimes, cell_row, show, summary_of
 from codegen.gemm_program import GemmProgram
 from codegen.panels import PanelLayout
@@ -39,8 +40,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.gemm, "MIN_LLC_BYTES", 1 << 14)
     monkeypatch.setattr(bench.gemm, "SAMPLE_SECONDS", 0.0)
     monkeypatch.setitem(bench.gemm.SHAPES, "tiny", preset("tiny").shape(1))
-    monkeypatch.setattr(bench.gemm_peers, "TRIAL_SECONDS", 0.0)
-    monkeypatch.setattr(bench.gemm_peers, "WARM_SECONDS", 0.05)
+    monkeypatch.setattr(bench.gemm_peer, "TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(bench.gemm_peer, "WARM_SECONDS", 0.05)
     monkeypatch.setattr(bench.gemm, "IDLE_STEP_SECONDS", 0.0)
 
 
@@ -58,9 +59,9 @@ def test_every_cell_is_measured_beside_the_better_peer(tmp_path: Path) -> None:
     assert main([*TINY, "--m", "33,1", "--roles", "down", "--json", str(file), *drawn]) == 0
     result = json.loads(file.read_text())
     cells = result["cells"]
-    assert len(cells) == 2 * 2  # dtypes x M
+    assert len(cells) == len(FORMATS) * 2  # x M
     assert [c["m"] for c in cells[:2]] == [1, 33]
-    assert {c["peer"] for c in cells if c["dtype"] == "bfloat16"} == {"onednn"}
+    assert {c["peer"] for c in cells if c["dtype"] != "float32"} == {"onednn"}
     assert {p["peer"] for c in cells if c["dtype"] == "float32" for p in c["peers"]} == {
         "onednn",
         "openblas",
@@ -71,7 +72,7 @@ def test_every_cell_is_measured_beside_the_better_peer(tmp_path: Path) -> None:
     assert picture.exists() == has_matplotlib
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32", "int4"])
 def test_without_peers_there_are_rates_and_limits_but_no_ratio(
     tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +94,7 @@ def test_openblas_takes_part_in_float32_only(tmp_path: Path) -> None:
     selection = ["--m", "2", "--roles", "o", "--peers", "openblas", "--json", str(file)]
     assert main([*TINY, *selection]) == 0
     peers = {c["dtype"]: c["peer"] for c in json.loads(file.read_text())["cells"]}
-    assert peers == {"bfloat16": None, "float32": "openblas"}
+    assert {dtype: peer for dtype, peer in peers.items() if peer} == {"float32": "openblas"}
 
 
 def test_a_peer_whose_library_is_missing_is_named_and_left_out(
@@ -121,7 +122,7 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_measuring(
         ("--models", "gpt-2", "'gpt-2' is not one of llama-3.2-1b"),
         ("--roles", "qkv,none", "'none' is not one of qkv"),
         ("--peers", "mkl", "'mkl' is not one of onednn, openblas"),
-        ("--dtypes", "int8", "'int8' is not one of bf16, fp32"),
+        ("--dtypes", "int2", "'int2' is not one of bf16, fp32"),
         ("--m", "0", "not a whole number from 1 up"),
     ],
 )
@@ -268,5 +269,6 @@ def test_threads_are_pinned_only_if_there_is_one_for_each_cpu(
     assert pinned == ([{4}] if num_cpus == 1 else [])
 
 
-def test_every_peer_says_which_types_it_multiplies() -> None:
-    assert all(issubclass(p, Peer) and p.dtypes for p in bench.gemm_peers.PEERS.values())
+def test_every_format_has_a_peer() -> None:
+    found = {name for peers in PEERS.values() for peer in peers for name in peer.formats}
+    assert found >= {weights.name for weights in FORMATS.values()}
