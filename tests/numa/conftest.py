@@ -112,7 +112,7 @@ def run_guest(timeout_seconds: float) -> dict[str, Any]:
     image = kernel()
     archive.write_bytes(initramfs())
     command = [QEMU, "-accel", "tcg", "-machine", "q35", "-cpu", PROCESSOR, "-smp", TOPOLOGY]
-    command += ["-m", f"{NUM_NODES * NODE_MIB}M", "-kernel", image, "-initrd", archive]
+    command += ["-m", f"{NUM_NODES * NODE_MIB}M", "-kernel", str(image), "-initrd", str(archive)]
     command += ["-append", "console=ttyS0 quiet panic=-1", "-nographic", "-no-reboot"]
     command += ["-nic", "none"]
     for node in range(NUM_NODES):
