@@ -23,11 +23,11 @@ from platforms.render import render
 from sandwich.config import EMBEDDED_MODEL, EngineConfig
 from sandwich.engine import Engine
 from sandwich.executor.base import Executor, ExecutorLimits
-from sandwich.executor.compiled import CompiledExecutor
+from sandwich.executor.compiled import CompiledExecutor, Programs
 from sandwich.executor.null import NullExecutor
 from sandwich.executor.programs import compile_programs
 from sandwich.executor.reference import ReferenceExecutor
-from sandwich.executor.specs import program_specs, step_bytes
+from sandwich.executor.specs import beside_specs, program_specs, step_bytes
 from sandwich.executor.verify import VerifyingExecutor
 from sandwich.hub import resolve_model
 from sandwich.memory_plan import MemoryPlan
@@ -41,6 +41,7 @@ from sandwich.weights import ModelWeights, load_weights, random_weights
 from schedules.plan import PlanPair
 
 TIMERS_FROM = 3  # levels of SANDWICH_DEBUG
+BESIDE_PREFIX = "corun-"  # of the files and threads of programs that run side by side
 DUMPS_FROM = {"tir": 4, "ll": 4, "asm": 5}
 
 _log = logging.getLogger(__name__)
@@ -186,17 +187,29 @@ def compiled_executor(
     """
     has_timers = debug >= TIMERS_FROM
     specs = program_specs(plans, layout, kv.dtype, limits, has_timers)
+    beside = beside_specs(plans, layout, kv.dtype, limits, has_timers)
     dump = [form for form, level in DUMPS_FROM.items() if debug >= level]
+
+    def compile_all() -> tuple[Programs, Programs | None]:
+        programs = compile_programs(specs, plans, cache_dir, is_pinned, dump)
+        if plans.side_by_side is None:
+            return programs, None
+        how = (plans.side_by_side, cache_dir, is_pinned, dump, BESIDE_PREFIX)
+        return programs, compile_programs(beside, *how)
+
     with ThreadPoolExecutor(1) as pool:
-        programs = pool.submit(compile_programs, specs, plans, cache_dir, is_pinned, dump)
+        compiling = pool.submit(compile_all)
         weights = load()
+    programs, programs_beside = compiling.result()
     cache_nbytes = kv.keys.arena_nbytes + kv.values.arena_nbytes
     cache_arena = Arena(cache_nbytes, "KV cache", placement.nodes, placement.cache)
     cache = {
         "keys": cache_arena.array(kv.keys.shape, kv.keys.dtype),
         "values": cache_arena.array(kv.values.shape, kv.values.dtype),
     }
-    workspace = Arena(step_bytes(specs), "workspace", placement.nodes)
-    executor = CompiledExecutor(programs.result(), limits, weights.tensors, cache, workspace)
+    workspace = Arena(step_bytes(specs, beside), "workspace", placement.nodes)
+    executor = CompiledExecutor(
+        programs, limits, weights.tensors, cache, workspace, programs_beside
+    )
     executor.warm_up()
     return executor

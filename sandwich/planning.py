@@ -16,7 +16,7 @@ from platforms.machine import Machine
 from platforms.sysfs import parse_cpu_list
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.executor.base import ExecutorLimits
-from sandwich.executor.specs import program_specs, step_bytes
+from sandwich.executor.specs import beside_specs, program_specs, step_bytes
 from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.models.config import ModelConfig
 from sandwich.quantization import weight_formats
@@ -62,8 +62,12 @@ def make_plans(
         _log.info("     because %s", choice.reason)
     _log.info("plan %s", plans.mixed.render())
     _log.info("     because %s", plans.mixed.reason)
-    specs = program_specs(plans, layout, kv_dtype, executor_limits(config, shape, num_blocks=1))
-    memory = plan_memory(model, layout, kv_dtype, step_bytes(specs), config, machine.limits)
+    limits = executor_limits(config, shape, num_blocks=1)
+    nbytes = step_bytes(
+        program_specs(plans, layout, kv_dtype, limits),
+        beside_specs(plans, layout, kv_dtype, limits),
+    )
+    memory = plan_memory(model, layout, kv_dtype, nbytes, config, machine.limits)
     _log.info("%s", memory.render())
     return plans, memory, result
 

@@ -205,14 +205,15 @@ def _chunks(most: int) -> list[int]:
 
 
 def _splits(groups: Groups) -> Iterator[tuple[Groups, Groups]]:
-    """Prefill's and decode's share of each LLC group: decode gets the last cores, as many in every
-    group as there are, but never all of them.
+    """Prefill's and decode's share of each LLC group: decode gets the first cores, as many in every
+    group as there are, but never all of them. On the very first the engine's thread lives, which
+    is idle while a decode step runs.
     """
     most = max(map(len, groups)) - 1
     for num_decode in range(1, most + 1, -(-most // MAX_CORE_COUNTS) or 1):
-        cuts = [max(1, len(group) - num_decode) for group in groups]
-        prefill = [group[:cut] for group, cut in zip(groups, cuts, strict=True)]
-        decode = [group[cut:] for group, cut in zip(groups, cuts, strict=True)]
+        cuts = [min(num_decode, len(group) - 1) for group in groups]
+        decode = [group[:cut] for group, cut in zip(groups, cuts, strict=True)]
+        prefill = [group[cut:] for group, cut in zip(groups, cuts, strict=True)]
         yield prefill, [group for group in decode if group]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from codegen.spec import (
@@ -20,7 +21,7 @@ from codegen.spec import (
     num_cores,
 )
 from platforms.isa import IsaRow
-from schedules.mixed import TAKE_TURNS, MixedPlan
+from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan
 
 
 class PlanError(ValueError):
@@ -69,6 +70,16 @@ class Plan:
     def on(self, cpus: Iterable[int], groups: Groups = ()) -> Plan:
         """The same on other cores."""
         return replace(self, cpus=tuple(cpus), groups=groups)
+
+    def groups_of(self, cpus: Iterable[int]) -> Groups:
+        """Numbers of cores by NUMA node and LLC group for some of the plan's CPUs."""
+        kept, rest = set(cpus), iter(self.cpus)
+        counts = [
+            [sum(cpu in kept for cpu in islice(rest, size)) for size in node]
+            for node in self.core_groups
+        ]
+        nodes = (tuple(count for count in node if count) for node in counts)
+        return tuple(node for node in nodes if node)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types; `from_json` gives the plan back."""
@@ -150,6 +161,18 @@ class PlanPair:
     def of(self, phase: Phase) -> Plan:
         """The plan of `phase`."""
         return self.prefill if phase is Phase.PREFILL else self.decode
+
+    @property
+    def side_by_side(self) -> PlanPair | None:
+        """The plans on the cores that the mixed plan sets apart for each; None if it does not."""
+        if self.mixed.mode is not MixedMode.CORUN:
+            return None
+        prefill, decode = self.mixed.prefill_cpus, self.mixed.decode_cpus
+        return replace(
+            self,
+            prefill=self.prefill.on(prefill, self.prefill.groups_of(prefill)),
+            decode=self.decode.on(decode, self.prefill.groups_of(decode)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types."""

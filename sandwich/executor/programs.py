@@ -43,21 +43,23 @@ def compile_programs(
     cache_dir: Path,
     is_pinned: bool = True,
     dump: Sequence[str] = (),
+    prefix: str = "",
 ) -> dict[Phase, PhaseProgram]:
     """Machine code for both phases, from the cache or from TVM, each with its launcher.
 
     dump: forms to write beside the cache ("tir", "ll", "asm"); they are made by compiling again.
+    prefix: what their files' names and those of the threads begin with.
     """
     cache = ProgramCache(cache_dir)
 
     def code(spec: ProgramSpec) -> bytes:
         if dump:
-            return _compile(spec, cache_dir / "dump", dump)
+            return _compile(spec, cache_dir / "dump", dump, prefix)
         return cache.get(cache.key(spec, isa_row(spec.isa)), lambda: _compile(spec))
 
     with ThreadPoolExecutor(len(specs)) as pool:
         objects = dict(zip(specs, pool.map(code, specs.values()), strict=True))
-    launchers = phase_launchers(plans, is_pinned)
+    launchers = phase_launchers(plans, is_pinned, prefix)
     return {
         phase: PhaseProgram(
             spec,
@@ -68,25 +70,27 @@ def compile_programs(
     }
 
 
-def phase_launchers(plans: PlanPair, is_pinned: bool) -> dict[Phase, Launcher]:
+def phase_launchers(plans: PlanPair, is_pinned: bool, prefix: str = "") -> dict[Phase, Launcher]:
     """A launcher for each phase; one for both if their plans have the same CPUs, in order."""
     phases: dict[tuple[int, ...], list[Phase]] = {}
     for phase in Phase:
         phases.setdefault(plans.of(phase).cpus, []).append(phase)
     launchers: dict[Phase, Launcher] = {}
     for cpus, users in phases.items():
-        launchers |= dict.fromkeys(users, Launcher("-".join(users), cpus, is_pinned))
+        launchers |= dict.fromkeys(users, Launcher(prefix + "-".join(users), cpus, is_pinned))
     return launchers
 
 
-def _compile(spec: ProgramSpec, folder: Path | None = None, dump: Sequence[str] = ()) -> bytes:
+def _compile(
+    spec: ProgramSpec, folder: Path | None = None, dump: Sequence[str] = (), prefix: str = ""
+) -> bytes:
     _log.info("compiling the %s program for %s", spec.phase.value, spec.isa)
     program = phase_program(spec)
     module = lower(program, isa_row(spec.isa))
     for form in dump:
         assert folder is not None
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{spec.phase.value}.{form}"
+        file = folder / f"{prefix}{spec.phase.value}.{form}"
         file.write_text(program.script() if form == "tir" else module.inspect_source(form))
         _log.info("wrote %s", file)
     return object_code(module)

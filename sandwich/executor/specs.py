@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Final
 
 from codegen.arguments import argument_specs
 from codegen.arrays import TensorSpec
@@ -12,6 +14,7 @@ from sandwich.executor.base import ExecutorLimits
 from schedules.plan import PlanPair
 
 Specs = Mapping[Phase, ProgramSpec]
+NO_SPECS: Final[Specs] = {}
 
 
 def program_specs(
@@ -24,7 +27,7 @@ def program_specs(
     """What to compile for both phases; the two programs share weights, cache and batch sizes."""
     shape = layout.shape
     step_limits = StepLimits(
-        max_num_tokens=max(limits.max_num_batched_tokens, limits.max_num_seqs),
+        max_num_tokens=limits.max_step_tokens,
         max_num_seqs=limits.max_num_seqs,
         max_num_logits=limits.max_num_logits,
         max_blocks_per_seq=-(-shape.max_model_len // limits.block_size),
@@ -51,19 +54,44 @@ def program_specs(
     }
 
 
-def step_specs(specs: Specs) -> dict[Phase, dict[str, TensorSpec]]:
-    """Metadata and workspace of each phase's program, by name."""
-    groups = {phase: argument_specs(spec) for phase, spec in specs.items()}
-    return {phase: group["metadata"] | group["workspace"] for phase, group in groups.items()}
-
-
-def distinct_arrays(specs: Specs) -> dict[tuple[str, TensorSpec], TensorSpec]:
-    """One entry per array of metadata and workspace: programs share those of one name and shape."""
+def beside_specs(
+    plans: PlanPair,
+    layout: ModelLayout,
+    kv_dtype: str,
+    limits: ExecutorLimits,
+    has_timers: bool = False,
+) -> dict[Phase, ProgramSpec]:
+    """What else to compile if the mixed plan co-runs: both phases on the cores set apart for each,
+    with room for the tokens of a decode step alone beside a prefill step; else nothing.
+    """
+    if plans.side_by_side is None:
+        return {}
+    short = replace(limits, max_num_batched_tokens=limits.max_num_seqs)
     return {
-        (name, spec): spec for group in step_specs(specs).values() for name, spec in group.items()
+        phase: program_specs(plans.side_by_side, layout, kv_dtype, most, has_timers)[phase]
+        for phase, most in ((Phase.PREFILL, limits), (Phase.DECODE, short))
     }
 
 
-def step_bytes(specs: Specs) -> int:
-    """Bytes of an arena for the metadata and workspace of all `specs`."""
-    return sum(spec.arena_nbytes for spec in distinct_arrays(specs).values())
+def step_arrays(spec: ProgramSpec) -> dict[str, TensorSpec]:
+    """Metadata and workspace of a program, by name."""
+    kinds = argument_specs(spec)
+    return kinds["metadata"] | kinds["workspace"]
+
+
+def distinct_arrays(specs: Iterable[ProgramSpec]) -> dict[tuple[str, TensorSpec], TensorSpec]:
+    """One entry per array of metadata and workspace: programs that never run at the same time
+    share those of one name and shape.
+    """
+    return {(name, array): array for spec in specs for name, array in step_arrays(spec).items()}
+
+
+def step_bytes(specs: Specs, beside: Specs = NO_SPECS) -> int:
+    """Bytes of an arena for the metadata and workspace of all programs, those of `beside_specs`
+    included. What decodes beside a prefill step shares nothing.
+    """
+    alone = [*specs.values(), *(beside[phase] for phase in beside if phase is Phase.PREFILL)]
+    apart = [beside[phase] for phase in beside if phase is Phase.DECODE]
+    return sum(
+        array.arena_nbytes for group in (alone, apart) for array in distinct_arrays(group).values()
+    )

@@ -16,9 +16,10 @@ from codegen.spec import Phase
 from platforms.memory import Arena, ArenaError
 from sandwich.build import compiled_executor
 from sandwich.executor.base import Batch
-from sandwich.executor.compiled import CompiledExecutor, query_tiles
+from sandwich.executor.bound import query_tiles
+from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.programs import compile_programs
-from sandwich.executor.specs import distinct_arrays, program_specs, step_bytes, step_specs
+from sandwich.executor.specs import distinct_arrays, program_specs, step_arrays, step_bytes
 from tests.sandwich.executor.conftest import LIMITS, Sequences, TinyModel, tokens
 
 
@@ -104,8 +105,8 @@ def test_the_largest_batch_fits(
 def test_phases_share_arrays_of_one_name_and_shape(model: TinyModel) -> None:
     layout = model.weights.layout
     specs = program_specs(model.plans, layout, model.kv.dtype, LIMITS)
-    distinct = distinct_arrays(specs)
-    groups = step_specs(specs)
+    distinct = distinct_arrays(specs.values())
+    groups = {phase: step_arrays(spec) for phase, spec in specs.items()}
     assert set(distinct) == {
         (name, spec) for group in groups.values() for name, spec in group.items()
     }
@@ -154,7 +155,7 @@ def test_programs_are_compiled_once_and_then_read_from_the_folder(
 def test_timers_change_no_result(
     model: TinyModel, compiled: CompiledExecutor, cache_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "sandwich.executor.compiled")
+    caplog.set_level(logging.DEBUG, "sandwich.executor.bound")
     timed = compiled_executor(
         model.plans,
         model.weights.layout,
