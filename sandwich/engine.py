@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegen.spec import Phase
 from sandwich.errors import InvalidRequestError
-from sandwich.executor.base import Batch, Executor, ExecutorLimits, StepOutput
+from sandwich.executor.base import Batch, Executor, ExecutorLimits, NativeTime, StepOutput
 from sandwich.request import Request, SampledToken, TokenEvent
 from sandwich.sampler import Sampler
 from sandwich.scheduler import Scheduler
@@ -34,6 +35,7 @@ class Engine:
         self.scheduler = Scheduler(executor.limits, mixed)
         self.sampler = Sampler()
         self._started = 0.0  # when the batch in flight began, in seconds of time.monotonic()
+        self._last_native: tuple[Phase, float] | None = None  # and when it ended; None: was idle
         self._is_closed = False
 
     @property
@@ -116,15 +118,27 @@ class Engine:
             tokens = _failed(batch, error)
         events = self.scheduler.commit(batch, tokens)
         self._account(batch, time.monotonic() - started)
+        if not self.has_work():
+            self._last_native = None
         return events
 
     def _sample(self, batch: Batch, execute: Callable[[], StepOutput]) -> list[SampledToken]:
         started = time.monotonic()
         output = execute()
+        self._note_switch(batch.phase, output.native)
         elapsed = time.monotonic() - started
         native = elapsed if output.native_seconds is None else output.native_seconds
         self.stats.steps[batch.kind].run_seconds += native
         return self.sampler.sample(output, batch)
+
+    def _note_switch(self, phase: Phase, native: NativeTime | None) -> None:
+        """Count the time between native calls of different phases; not while they overlap."""
+        if native is None:
+            return
+        last_phase, last_ended = self._last_native or (phase, native.started)
+        if last_phase is not phase and last_ended <= native.started:
+            self.stats.plan_switches.add(native.started - last_ended)
+        self._last_native = phase, native.ended
 
     def _account(self, batch: Batch, seconds: float) -> None:
         stats, num_tokens = self.stats.steps[batch.kind], len(batch.token_ids)

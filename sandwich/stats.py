@@ -6,6 +6,7 @@ know: metric names, how the numbers are shown.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -24,6 +25,27 @@ class StepStats:
     run_seconds: float = 0.0
 
 
+# Upper ends of the classes in which plan switches are counted, in seconds; the goal is 50 us.
+SWITCH_BOUNDS_S = (5e-6, 1e-5, 2e-5, 3e-5, 5e-5, 7.5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
+
+
+@dataclass(slots=True)
+class Durations:
+    """A histogram: counts[i] of them were over bounds[i - 1] and up to bounds[i] seconds."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(init=False)
+    total_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total_seconds += seconds
+
+
 @dataclass(slots=True)
 class EngineStats:
     """Gauges as of the last step, add or abort, and counters since the start."""
@@ -36,6 +58,8 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     num_phase_switches: int = 0
+    # From the end of one phase's native call to the start of the other's, work being there.
+    plan_switches: Durations = field(default_factory=lambda: Durations(SWITCH_BOUNDS_S))
     num_finished: Counter[str] = field(default_factory=Counter)  # by finish_reason
     steps: dict[StepKind, StepStats] = field(
         default_factory=lambda: {kind: StepStats() for kind in StepKind}

@@ -78,12 +78,28 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class NativeTime:
+    """When a native call ran, in seconds of time.perf_counter()."""
+
+    started: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.started
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """Logits of the wanted rows; both arrays may be views that the next `run` overwrites."""
 
     logits: Float32Array  # (num_logits, vocab_size)
     argmax: Int32Array  # (num_logits,) the lowest id among the largest logits
-    native_seconds: float | None = None  # of the native call alone; None if there was none
+    native: NativeTime | None = None  # the native call alone; None if there was none
+
+    @property
+    def native_seconds(self) -> float | None:
+        return None if self.native is None else self.native.seconds
 
 
 class Executor(Protocol):

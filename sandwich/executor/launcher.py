@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from codegen.compile import pin_pool
+from sandwich.executor.base import NativeTime
 
 Job = Callable[[], Any]
 
@@ -29,7 +30,7 @@ class Launcher:
         self.cpus = tuple(cpus)
         self._is_pinned = is_pinned
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._results: SimpleQueue[tuple[float, BaseException | None]] = SimpleQueue()
+        self._results: SimpleQueue[NativeTime | BaseException] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=f"sandwich-{name}", daemon=True)
         self._thread.start()
         self._thread_id = self._thread.ident
@@ -50,14 +51,14 @@ class Launcher:
         """Whether `wait` would return at once."""
         return not self._results.empty()
 
-    def wait(self) -> float:
-        """Wait for the job that was started: its seconds; what it raised is raised here."""
-        seconds, error = self._results.get()
-        if error is not None:
-            raise error
-        return seconds
+    def wait(self) -> NativeTime:
+        """Wait for the job that was started: its time; what it raised is raised here."""
+        result = self._results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
-    def run(self, job: Job) -> float:
+    def run(self, job: Job) -> NativeTime:
         """`start` and `wait`."""
         self.start(job)
         return self.wait()
@@ -88,6 +89,6 @@ class Launcher:
         try:
             job()
         except BaseException as error:  # it belongs to the caller
-            self._results.put((0.0, error))
+            self._results.put(error)
         else:
-            self._results.put((time.perf_counter() - started, None))
+            self._results.put(NativeTime(started, time.perf_counter()))

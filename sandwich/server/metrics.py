@@ -7,6 +7,7 @@ filled from the events that leave it. Knows nothing of HTTP.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,11 +15,17 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from sandwich.bridge import AsyncEngine
 from sandwich.request import Request, RequestTimings, TokenEvent
+from sandwich.stats import Durations
 
 PREFIX = "sandwich:"
 
@@ -106,6 +113,11 @@ class _EngineCollector(Collector):
         yield _counter("generation_tokens", "Tokens generated", stats.num_generated_tokens)
         yield _counter("num_preemptions", "Requests put back", stats.num_preemptions)
         yield _counter("plan_switches", "Changes of the phase", stats.num_phase_switches)
+        yield _durations(
+            "plan_switch_seconds",
+            "Seconds from one phase's native call to the other's",
+            stats.plan_switches,
+        )
         ends = _counter("request_success", "Ended requests by reason", labels=["finished_reason"])
         for reason, count in self._ends.items():
             ends.add_metric([reason], count)
@@ -123,6 +135,12 @@ class _EngineCollector(Collector):
             step_time.add_metric([kind.value], stats.step_seconds)
             run_time.add_metric([kind.value], stats.run_seconds)
         yield from (steps, tokens, step_time, run_time)
+
+
+def _durations(name: str, what: str, durations: Durations) -> HistogramMetricFamily:
+    bounds = (*map(str, durations.bounds), "+Inf")
+    buckets = list(zip(bounds, accumulate(durations.counts), strict=True))
+    return HistogramMetricFamily(PREFIX + name, what, buckets, durations.total_seconds)
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

@@ -50,6 +50,18 @@ async def test_known_traffic_gives_exact_counts(rig: Rig) -> None:
     assert value("kv_cache_usage_perc") == 0
 
 
+async def test_plan_switches_are_a_histogram(rig: Rig) -> None:
+    for seconds in (3e-6, 4e-5, 4.5e-5, 1.0):
+        rig.bridge.stats.plan_switches.add(seconds)
+    metrics = await rig.metrics()
+    name = PREFIX + "plan_switch_seconds"
+    assert metrics[f'{name}_bucket{{le="5e-06"}}'] == 1
+    assert metrics[f'{name}_bucket{{le="3e-05"}}'] == 1
+    assert metrics[f'{name}_bucket{{le="5e-05"}}'] == 3
+    assert metrics[f'{name}_bucket{{le="+Inf"}}'] == metrics[f"{name}_count"] == 4
+    assert metrics[f"{name}_sum"] == 3e-6 + 4e-5 + 4.5e-5 + 1.0
+
+
 async def test_gauges_show_what_runs_and_what_waits(start: StartRig) -> None:
     rig = await start()
     rig.executor.hold()
