@@ -134,10 +134,11 @@ def _ranges_of(entries: list[dict[str, int]]) -> TileRanges:
 
 
 def _ranges_text(ranges: TileRanges) -> str:
-    return " | ".join(f"up to {rows} tokens: {_tile_text(tile)}" for rows, tile in ranges)
+    return " | ".join(f"up to {rows} tokens: {tile_text(tile)}" for rows, tile in ranges)
 
 
-def _tile_text(tile: GemmTile) -> str:
+def tile_text(tile: GemmTile) -> str:
+    """A tile for people."""
     size = f"{tile.mr} rows x {tile.nv} vectors" if tile.nv else f"{tile.mr} rows"
     parts = [size, f"K step {tile.k_unroll}"]
     if tile.kc:

@@ -48,6 +48,12 @@ VERBS = (
     Verb("complete", "sandwich.cli.complete", "continue a text", "TEXT"),
     Verb("probe", "sandwich.cli.probe", "show what this machine has and what may be used of it"),
     Verb("plan", "sandwich.cli.plan", "show how a model would run on this machine", "[MODEL]"),
+    Verb(
+        "tune",
+        "sandwich.cli.tune",
+        "find the fastest kernels for a model on this machine",
+        "[MODEL]",
+    ),
     Verb("bench", None, "measure speed", verbs=BENCHMARKS),
     Verb("collect-env", "sandwich.cli.collect_env", "print what a bug report needs"),
 )

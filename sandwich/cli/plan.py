@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
 
     config = build_config(EngineConfig, args)
     machine = _machine(args.simulate, config.isa)
-    model = _model_config(config.model)
+    model = model_config(config.model)
     plans, memory, result = make_plans(config, machine, model)
     if args.json:
         report = {"model": config.model_name, "machine": machine.fingerprint, **plans.to_json()}
@@ -74,7 +74,7 @@ def _machine(simulated: str | None, isa: str | None) -> Machine:
     return replace(machine, isa=row.name)
 
 
-def _model_config(model: str) -> ModelConfig:
+def model_config(model: str) -> ModelConfig:
     """Of a folder or hub id, or of a published shape, as nothing is loaded."""
     from sandwich.hub import resolve_model
     from sandwich.models.config import ModelConfig

@@ -1,0 +1,155 @@
+"""The tiles worth trying for a GEMM: what fits registers and caches, the likeliest first.
+
+A small analytic prior orders them; it knows of register tiles, not of any one CPU. Illegal tiles
+are never made. Knows nothing of clocks, and nothing of what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from codegen.panels import PanelLayout
+from codegen.spec import GemmTile
+from platforms.isa import IsaRow
+
+MAX_MR = 24
+K_UNROLLS = (1, 2, 4, 8, 16)
+K_BLOCKS = (512, 1024, 2048, 4096, 8192)
+PREFETCHES = (0, 512, 1024, 2048, 4096, 8192)
+# Multiply-adds in the code of a nest, beyond which compiling takes seconds.
+MAX_CODE = 4000
+# The prior's core: multiply-adds that start in a cycle, cycles until one is done, loads in a cycle.
+# Every core with wide vectors is near enough to this to rank tiles by it.
+_MACS, _LATENCY, _LOADS = 1.0, 5.0, 2.0
+_TURN = 1.0  # cycles of a turn of the K loop beside its multiply-adds
+
+
+@dataclass(frozen=True)
+class TileSpace:
+    """All tiles of one GEMM of `rows` rows.
+
+    l2_bytes: of the cache of one core that keeps a K block, 0 if it is not known. in_halves: as in
+    codegen.gemm.Gemm; such tiles have an even number of vectors.
+    """
+
+    isa: IsaRow
+    layout: PanelLayout
+    rows: int
+    l2_bytes: int
+    in_halves: bool = False
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors of a whole panel."""
+        return self.layout.panel // self.layout.lanes
+
+    def width(self, tile: GemmTile) -> int:
+        """Vectors of a register tile."""
+        return min(tile.nv or self.num_vectors, self.num_vectors)
+
+    def registers(self, tile: GemmTile) -> int:
+        """Vector registers that a tile keeps busy: sums, weights, and what it takes to unpack them.
+
+        Formats whose groups have scales of their own sum twice, inside a group and over groups.
+        """
+        weights = self.layout.format
+        nv = self.width(tile)
+        sums = min(tile.mr, self.rows) * nv * (2 if weights.group else 1)
+        is_direct = weights.dtype == "float32" or (
+            weights.dtype == "bfloat16" and self.isa.has_bf16_dot
+        )
+        return sums + (nv + 1 if is_direct else 2 * nv + 2)
+
+    def is_legal(self, tile: GemmTile) -> bool:
+        """Whether the tile fits: no spilled register, no K block beyond the cache, no endless code,
+        and nothing that another tile already says.
+        """
+        layout = self.layout
+        nv = self.width(tile)
+        if tile.mr > max(self.rows, 1) or self.registers(tile) > self.isa.num_vector_registers:
+            return False
+        if tile.nv >= self.num_vectors or (self.in_halves and nv % 2):
+            return False
+        if tile.kc >= layout.k or (tile.kc and layout.block_words(tile.kc) * layout.kr != tile.kc):
+            return False
+        if tile.k_unroll > min(layout.block_words(tile.kc), layout.group_words):
+            return False
+        column_tiles = -(-self.num_vectors // nv)
+        code = tile.mr * (tile.mr + 1) // 2 * nv * column_tiles * (tile.k_unroll + 1)
+        is_read_again = self.rows > tile.mr or column_tiles > 1
+        return code <= MAX_CODE and (not is_read_again or self._fits_cache(tile))
+
+    def _fits_cache(self, tile: GemmTile) -> bool:
+        """Whether the K block of a panel stays in L2 until the last row has used it."""
+        words = self.layout.block_words(tile.kc) * self.layout.panel
+        nbytes = words * self.layout.word_dtype.itemsize
+        return not self.l2_bytes or nbytes <= self.l2_bytes // 2 or tile.kc == K_BLOCKS[0]
+
+    def cost(self, tile: GemmTile) -> float:
+        """Cycles of the prior for a word of K, one panel and all rows; ratios alone count."""
+        full, tail = divmod(self.rows, tile.mr)
+        heights = [(full, tile.mr), (1 if tail else 0, tail)]
+        nv = self.width(tile)
+        tiles = -(-self.num_vectors // nv)
+        cycles = 0.0
+        for count, height in heights:
+            macs, loads = height * nv / _MACS, (height + nv) / _LOADS
+            cycles += count * tiles * (max(macs, loads, _LATENCY) + _TURN / tile.k_unroll)
+        blocks = self.layout.num_k_blocks(tile.kc)
+        spilled = 2 * self.rows * self.num_vectors / _LOADS  # partial sums out and in again
+        return cycles + (blocks - 1) * spilled / self.layout.block_words(tile.kc)
+
+    def start(self, tile: GemmTile) -> GemmTile:
+        """A legal tile as near to `tile` as cutting goes: what tuning starts from."""
+        mr = min(tile.mr, self.rows)
+        kc = 0 if tile.kc >= self.layout.k else tile.kc
+        return replace(tile, mr=mr, kc=kc, nv=0 if tile.nv >= self.num_vectors else tile.nv)
+
+    def micro_kernels(self) -> list[GemmTile]:
+        """Register tiles with every K unroll, the likeliest first; blocks of K as the cache wants
+        them, and no prefetch.
+        """
+        found = [
+            tile
+            for mr in range(1, min(MAX_MR, self.rows) + 1)
+            for nv in self._widths()
+            for k_unroll in K_UNROLLS
+            if self.is_legal(tile := self._blocked(mr, nv, k_unroll))
+        ]
+        return sorted(found, key=self.cost)
+
+    def _widths(self) -> list[int]:
+        """Values of nv; the whole panel is 0."""
+        return [0, *(nv for nv in (3, 2, 1) if nv < self.num_vectors)]
+
+    def _blocked(self, mr: int, nv: int, k_unroll: int) -> GemmTile:
+        """A register tile with the largest K block that stays in the cache."""
+        tiles = [GemmTile(mr, kc, k_unroll, 0, nv) for kc in (0, *reversed(K_BLOCKS))]
+        return next((tile for tile in tiles if self.is_legal(tile)), tiles[0])
+
+    def moves(self, tile: GemmTile) -> list[GemmTile]:
+        """The legal tiles one step away in one dimension, those that matter most first."""
+        around: list[GemmTile] = []
+        for field, values in (
+            ("prefetch_bytes", PREFETCHES),
+            ("k_unroll", K_UNROLLS),
+            ("kc", (*(kc for kc in K_BLOCKS if kc < self.layout.k), 0)),
+            ("mr", tuple(range(1, min(MAX_MR, self.rows) + 1))),
+            ("nv", (*reversed(self._widths()[1:]), 0)),
+        ):
+            # what a prefetch distance does is not monotonous: any of them is one step away
+            near = values if field == "prefetch_bytes" else _beside(getattr(tile, field), values)
+            around += [replace(tile, **{field: value}) for value in near]
+        return [move for move in around if move != tile and self.is_legal(move)]
+
+
+def _beside(value: int, values: tuple[int, ...]) -> Iterator[int]:
+    """The neighbours of `value` in an ordered list, or the two around it if it is not in there."""
+    if value in values:
+        at = values.index(value)
+        yield from values[max(0, at - 1) : at]
+        yield from values[at + 1 : at + 2]
+        return
+    yield from [v for v in values if 0 < v < value][-1:]
+    yield from [v for v in values if v > value][:1]
