@@ -15,12 +15,15 @@ import numpy as np
 from codegen.arrays import TensorSpec, round_up
 from codegen.barrier import barrier_spec
 from codegen.layout import KvLayout, ModelLayout
-from codegen.operands import Operands
+from codegen.operands import Int8Rows, Operands
 from codegen.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, OPERATORS, ProgramSpec
 from platforms.isa import isa_row
 
 SCALARS = ("num_tokens", "num_tiles", "num_logits")
+# The arrays of activations, and whose matrix each meets first.
+ACTIVATIONS = {"normed": "qkv", "attended": "o", "gated": "down", "final": "lm_head"}
+FLOAT_ROWS = "_rows"  # after the name of activations that wait to be quantised, as float32
 TILE_FIELDS = 3  # sequence, first token row, number of tokens
 TIMER_WORDS = 3  # that codegen/timing.py needs beside a counter for each operator
 
@@ -60,21 +63,47 @@ def _scratch_columns(spec: ProgramSpec, model: ModelLayout) -> int:
     return columns
 
 
+def int8_rows(spec: ProgramSpec, model: ModelLayout, name: str) -> Int8Rows | None:
+    """The form of the activations `name`, or None if they are floats."""
+    panels: PanelLayout = getattr(model, ACTIVATIONS[name])
+    return Int8Rows(isa_row(spec.isa), panels) if panels.format.has_int8_activations else None
+
+
+def _activation_specs(spec: ProgramSpec, model: ModelLayout) -> dict[str, TensorSpec]:
+    """The arrays of all activations. Operators write whole vectors; what they do not write stays
+    zero.
+    """
+    operands = Operands(isa_row(spec.isa), spec.dtype)
+    specs: dict[str, TensorSpec] = {}
+    for name, role in ACTIVATIONS.items():
+        panels: PanelLayout = getattr(model, role)
+        limits = spec.limits
+        count = limits.max_num_logits if name == "final" else limits.max_num_tokens
+        columns = round_up(panels.k, model.lanes)
+        if form := int8_rows(spec, model, name):
+            specs |= form.specs(name, count)
+            if name in ("attended", "gated"):
+                rows = TensorSpec((count, columns), np.dtype(np.float32))
+                specs[name + FLOAT_ROWS] = rows
+        else:
+            words = operands.act_words(max(columns, panels.k_padded))
+            specs[name] = TensorSpec((count, words), np.dtype(operands.act_dtype))
+    return specs
+
+
 def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
     """The program's buffers in order, by kind: "metadata", "weights", "cache", "workspace"."""
     layouts, isa = Layouts.of(spec), isa_row(spec.isa)
-    weights, cache = Operands(isa, spec.dtype), Operands(isa, spec.kv_dtype)
+    cache = Operands(isa, spec.kv_dtype)
     model, kv, shape, limits = layouts.model, layouts.kv, spec.shape, spec.limits
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
-    act, kv_act = np.dtype(weights.act_dtype), np.dtype(cache.act_dtype)
+    kv_act = np.dtype(cache.act_dtype)
     tokens, logits = limits.max_num_tokens, limits.max_num_logits
-    lanes = model.lanes
 
     def rows(count: int, columns: int, dtype: np.dtype[Any]) -> TensorSpec:
         return TensorSpec((count, columns), dtype)
 
     ticks = TensorSpec((len(OPERATORS) + TIMER_WORDS,), np.dtype(np.int64))
-    hidden_words = weights.act_words(model.hidden_padded)
     return {
         "metadata": {
             "token_ids": TensorSpec((tokens,), int32),
@@ -88,13 +117,10 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
         "cache": {"keys": kv.keys, "values": kv.values},
         "workspace": {
             "x": rows(tokens, model.hidden_padded, float32),
-            "normed": rows(tokens, hidden_words, act),
+            **_activation_specs(spec, model),
             "qkv_out": rows(tokens, model.qkv.n_padded, float32),
             "queries": rows(tokens, shape.num_heads * cache.act_words(kv.head_dim_padded), kv_act),
-            "attended": rows(tokens, weights.act_words(shape.num_heads * kv.head_dim_padded), act),
-            "gated": rows(tokens, weights.act_words(round_up(shape.intermediate_size, lanes)), act),
             "partial": rows(tokens, _scratch_columns(spec, model), float32),
-            "final": rows(logits, hidden_words, act),
             "logits": rows(logits, model.lm_head.n_padded, float32),
             "best_values": rows(spec.num_cores, logits, float32),
             "best_ids": rows(spec.num_cores, logits, int32),

@@ -86,7 +86,7 @@ class _QueryTile:
             inverse = kit.splat(T.bind(T.float32(1) / total))
             with T.serial(0, dims // lanes) as j:
                 vector = kit.load(state.out, row, j * lanes) * inverse
-                kit.store_act(step.b["attended"], token, query_head * dims + j * lanes, vector)
+                step.store_part("attended", token, query_head * dims + j * lanes, vector)
 
     def _prefetch(self, head: Expr, sequence: Expr, index: Expr) -> None:
         """Ask for all of the sequence's block `index`: blocks lie apart, where no hardware

@@ -1,5 +1,5 @@
-"""The operators between the GEMMs: embedding, RMSNorm, RoPE with the write to the KV cache, greedy
-argmax.
+"""The operators between the GEMMs: RMSNorm, rounding of activations, RoPE with the write to the KV
+cache, greedy argmax.
 
 Each function emits the share of one core. Rows are padded to whole vectors and the padding holds
 zeros, so loops run over whole vectors and need no masks.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from codegen.arguments import FLOAT_ROWS
 from codegen.kit import Expr, Kit, T
 from codegen.parallel import split
 from codegen.register_tile import Accumulators
@@ -16,39 +17,6 @@ from codegen.step import Step
 
 SUM_CHAINS = 4  # independent accumulators of a row's sum of squares
 LOG2_E = 1.4426950408889634
-
-
-def embed(step: Step, core: Expr) -> None:
-    """x[t, :] = the embedding of token t, from the row-major table or, where they are tied, out of
-    the LM head.
-    """
-    begin, end = split(core, step.spec.num_cores, step.num_tokens)
-    read_row = _row_of_table if step.has("embed_tokens") else _row_of_panels
-    with T.serial(begin, end) as token:
-        read_row(step, T.bind(step.b["token_ids"][token]), token)
-
-
-def _row_of_table(step: Step, token_id: Expr, token: Expr) -> None:
-    with T.serial(0, step.spec.shape.hidden_size) as d:
-        value = step.b["embed_tokens"][token_id, d]
-        if step.kit.kr == 2:
-            value = T.reinterpret("float32", T.cast(value, "int32") << 16)
-        T.buffer_store(step.b["x"], value, [token, d])
-
-
-def _row_of_panels(step: Step, token_id: Expr, token: Expr) -> None:
-    layout, x = step.model.lm_head, step.b["x"]
-    panel = T.bind(token_id // layout.panel)
-    width = T.bind(T.min(layout.panel, layout.n_padded - panel * layout.panel))
-    base = T.cast(panel, "int64") * (layout.panel * layout.k_words) + token_id % layout.panel
-    base = T.bind(base)
-    with T.serial(0, layout.k_words) as k_word:
-        word = T.bind(step.b["lm_head"][base + k_word * width])
-        if layout.kr == 1:
-            T.buffer_store(x, word, [token, k_word])
-        else:
-            T.buffer_store(x, T.reinterpret("float32", word << 16), [token, k_word * 2])
-            T.buffer_store(x, T.reinterpret("float32", word & -65536), [token, k_word * 2 + 1])
 
 
 def rms_norm(
@@ -71,9 +39,19 @@ def rms_norm(
         scale = kit.splat(
             T.bind(T.float32(1) / T.sqrt(mean + T.float32(step.spec.shape.rms_norm_eps)))
         )
-        with T.serial(0, num_vectors) as i:
-            scaled = kit.load(x, from_row, i * lanes) * scale * weight(i * lanes)
-            kit.store_act(step.b[out], row, i * lanes, scaled)
+        step.store_row(
+            out, row, lambda column: kit.load(x, from_row, column) * scale * weight(column)
+        )
+
+
+def quantize_rows(step: Step, core: Expr, name: str) -> None:
+    """The activations `name` of every token in int8, from their float32 rows: a scale needs the
+    whole row, which several cores wrote.
+    """
+    kit, rows = step.kit, step.b[name + FLOAT_ROWS]
+    begin, end = split(core, step.spec.num_cores, step.num_tokens)
+    with T.serial(begin, end) as row:
+        step.store_row(name, row, lambda column: kit.load(rows, row, column))
 
 
 def _sum_of_squares(kit: Kit, x: Expr, row: Expr, num_vectors: int) -> Expr:

@@ -108,7 +108,7 @@ class GemmProgram:
         padded = np.zeros((len(values), layout.k_padded), np.int8)
         padded[:, : layout.k] = integers
         sums = padded.reshape(len(values), layout.num_groups, -1).sum(axis=2, dtype=np.int32)
-        self._arrays["a"].view(np.int8)[rows] = padded
+        self._arrays["a"].view(np.int8)[rows, : layout.k_padded] = padded
         self._arrays["a_scales"][rows] = scales
         self._arrays["a_bias"][rows] = sums * -form.bias_factor
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codegen.arrays import TensorSpec
+from codegen.arrays import TensorSpec, round_up
 from codegen.panels import PanelLayout
 from codegen.spec import WeightFormat
 from platforms.isa import IsaRow
@@ -68,12 +68,13 @@ class Int8Rows:
         return 1 if form.has_zero_points else code_offset(form, self.isa)
 
     def specs(self, name: str, num_rows: int) -> dict[str, TensorSpec]:
-        """The arrays of `num_rows` rows: `name` (words of four integers, from the lowest byte on),
-        `name`_scales and `name`_bias.
+        """The arrays of `num_rows` rows: `name` (words of four integers, from the lowest byte on,
+        whole vectors of them), `name`_scales and `name`_bias.
         """
         int32, weights = np.dtype(np.int32), self.weights
+        num_values = max(weights.k_padded, round_up(weights.k, self.isa.lanes))
         return {
-            name: TensorSpec((num_rows, weights.k_padded // 4), int32),
+            name: TensorSpec((num_rows, num_values // 4), int32),
             name + "_scales": TensorSpec((num_rows, self.num_scales), np.dtype(np.float32)),
             name + "_bias": TensorSpec((num_rows, weights.num_groups), int32),
         }

@@ -12,12 +12,19 @@ from contextlib import ExitStack
 from typing import Any
 
 from codegen.attention import attention
-from codegen.elementwise import argmax_of_shares, argmax_share, embed, rms_norm, rope_and_cache
+from codegen.elementwise import (
+    argmax_of_shares,
+    argmax_share,
+    quantize_rows,
+    rms_norm,
+    rope_and_cache,
+)
+from codegen.embedding import embed
 from codegen.gemm import Epilogue, Gemm
 from codegen.kit import Expr, T, prim_func
 from codegen.panels import PanelLayout
 from codegen.parallel import each_core, parallel_region
-from codegen.register_tile import Activations, Weights
+from codegen.register_tile import Weights
 from codegen.spec import OPERATORS, ProgramSpec
 from codegen.step import Step
 from codegen.timing import OUTSIDE, clock_import, switch_to
@@ -85,13 +92,19 @@ def decoder_layer(step: Step, layer: Expr) -> None:
         product = linear(step, role, a, epilogue, layer)
         run(step, role, lambda core: product.emit(core, step.spec.num_cores, step.num_tokens))
 
+    def quantize(name: str) -> None:
+        if step.int8_rows(name):
+            run(step, f"quantize_{name}", lambda core: quantize_rows(step, core, name))
+
     norm("input_norm")
     gemm("qkv", "normed", store(step, "qkv", "qkv_out", layer))
     run(step, "rope_and_cache", lambda core: rope_and_cache(step, core, layer))
     run(step, "attention", lambda core: attention(step, core, layer))
+    quantize("attended")
     gemm("o", "attended", add_to_residual(step, "o", layer))
     norm("post_attention_norm")
     gemm("gate_up", "normed", silu_gate(step, layer))
+    quantize("gated")
     gemm("down", "gated", add_to_residual(step, "down", layer))
 
 
@@ -117,7 +130,7 @@ def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None
         kit=step.kit,
         layout=getattr(step.model, role),
         tiles=step.spec.ranges(role),
-        a=Activations(step.b[a]),
+        a=step.activations(a),
         w=Weights(step.b[role], layer, scales, zeros),
         partial=step.b["partial"],
         epilogue=epilogue,
@@ -180,6 +193,6 @@ def silu_gate(step: Step, layer: Expr) -> Epilogue:
         half = len(both) // 2
         for j, gate, up in zip(columns[:half], both[:half], both[half:], strict=True):
             column = panel * (layout.panel // 2) + j * layout.lanes
-            step.kit.store_act(step.b["gated"], row, column, step.kit.call("sw_silu_mul", gate, up))
+            step.store_part("gated", row, column, step.kit.call("sw_silu_mul", gate, up))
 
     return epilogue

@@ -13,8 +13,8 @@ class Phase(StrEnum):
     DECODE = "decode"
 
 
-# Numbers of cores that work together, by NUMA node and, in it, by LLC group: ((4, 4), (4, 4)) is two
-# nodes of two groups.
+# Numbers of cores that work together, by NUMA node and, in it, by LLC group: ((4, 4), (4, 4)) is
+# two nodes of two groups.
 Groups = tuple[tuple[int, ...], ...]
 
 
@@ -146,16 +146,19 @@ def check_ranges(ranges: TileRanges) -> None:
         raise ValueError(f"tiles end at rows {bounds}; they must be one or more and ascend from 1")
 
 
-# The operators of a step in order, those of a layer in the middle.
+# The operators of a step in order, those of a layer in the middle. Those that quantise are in
+# programs with int8 activations only.
 OPERATORS = (
     "embed",
     "input_norm",
     "qkv",
     "rope_and_cache",
     "attention",
+    "quantize_attended",
     "o",
     "post_attention_norm",
     "gate_up",
+    "quantize_gated",
     "down",
     "norm",
     "lm_head",
@@ -186,8 +189,8 @@ class ProgramSpec:
 
     dtype: of activations, and of weights that are not quantised. panel: columns of a weight panel.
     tiles: (role, ranges) for every role of GEMM_ROLES. query_tile: tokens of one sequence that
-    share a pass over its keys and values. groups: the cores that run it. weights, lm_head: the formats of the layers' matrices and
-    of the LM head; None for plain `dtype`.
+    share a pass over its keys and values. groups: the cores that run it. weights, lm_head: the
+    formats of the layers' matrices and of the LM head; None for plain `dtype`.
     """
 
     phase: Phase

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from codegen.arguments import SCALARS, Layouts, argument_specs
+from codegen.arguments import (
+    ACTIVATIONS,
+    FLOAT_ROWS,
+    SCALARS,
+    Layouts,
+    argument_specs,
+    int8_rows,
+)
 from codegen.kit import Expr, Kit, T
 from codegen.layout import KvLayout, ModelLayout
+from codegen.operands import Int8Rows
 from codegen.parallel import Team
+from codegen.quantize_rows import quantize_row
+from codegen.register_tile import Activations
 from codegen.spec import ProgramSpec
 from platforms.isa import isa_row
 
@@ -50,6 +61,36 @@ class Step:
     def team(self) -> Team:
         """The cores that run the program."""
         return Team(self.spec.groups, self.b["barrier"], isa_row(self.spec.isa))
+
+    def int8_rows(self, name: str) -> Int8Rows | None:
+        """The form of the activations `name`, or None if they are floats."""
+        return int8_rows(self.spec, self.model, name)
+
+    def activations(self, name: str) -> Activations:
+        """The arrays of the activations `name`."""
+        return Activations(self.b[name], self.b.get(name + "_scales"), self.b.get(name + "_bias"))
+
+    def store_part(self, name: str, row: Expr, column: Expr, vector: Expr) -> None:
+        """Store float32 lanes of a row of activations, from `column` (a multiple of lanes) on. Rows
+        that are to be int8 wait for the rest in float32.
+        """
+        if self.int8_rows(name) is None:
+            self.kit.store_act(self.b[name], row, column, vector)
+        else:
+            self.kit.store(self.b[name + FLOAT_ROWS], (row, column), vector)
+
+    def store_row(self, name: str, row: Expr, load: Callable[[Expr], Expr]) -> None:
+        """Store a whole row of activations, quantised if they are to be: load(column) is a float32
+        vector.
+        """
+        form = self.int8_rows(name)
+        if form is not None:
+            quantize_row(self.kit, form, self.activations(name), row, load)
+            return
+        panels = getattr(self.model, ACTIVATIONS[name])
+        with T.serial(0, -(-panels.k // self.kit.lanes)) as i:
+            column = i * self.kit.lanes
+            self.kit.store_act(self.b[name], row, column, load(column))
 
     def has(self, name: str) -> bool:
         """Whether the model has that tensor (biases and a separate embedding are optional)."""

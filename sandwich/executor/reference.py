@@ -16,6 +16,7 @@ from codegen import reference
 from codegen.layout import KvLayout
 from codegen.panels import PanelLayout
 from codegen.reference import Floats
+from codegen.spec import WeightFormat
 from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
 from sandwich.weights import ModelWeights
 
@@ -24,14 +25,24 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x W^T + bias with W (n, k) unpacked to float32."""
+    """y = x W^T + bias with W (n, k) unpacked to float32.
+
+    x is first rounded as its products are: to int8, or to `dtype`. Integers are multiplied as the
+    float32 values they stand for, which differs from exact sums by float32's rounding.
+    """
 
     weight: Floats
     bias: Floats | None
+    weights: WeightFormat
     dtype: str
 
     def __call__(self, x: Floats) -> Floats:
-        return reference.gemm(x, self.weight, self.dtype, self.bias)
+        if self.weights.has_int8_activations:
+            integers, scales = reference.quantize_activations(x)
+            x = integers * scales
+        else:
+            x = reference.round_to(x, self.dtype)
+        return reference.gemm(x, self.weight, "float32", self.bias)
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,8 @@ class Layer:
 class ReferenceExecutor(LazyStart):
     """Runs batches in NumPy. Keeps a float32 copy of all matrices: for small models only.
 
-    The precision of products is that of the weights' layout, of the cache that of `kv`.
+    The precision of products is that of the weights' layout, of the cache that of `kv`; inputs that
+    the layout wants in int8 are rounded as the programs do it.
     """
 
     def __init__(self, weights: ModelWeights, kv: KvLayout, limits: ExecutorLimits) -> None:
@@ -65,7 +77,7 @@ class ReferenceExecutor(LazyStart):
         self._layers = [_unpack_layer(weights, index) for index in range(layout.shape.num_layers)]
         self._norm: Floats = tensors["norm"][:hidden]
         lm_head = layout.lm_head.unpack(layout.matrix(tensors, "lm_head"))
-        self._lm_head = Linear(lm_head, None, layout.dtype)
+        self._lm_head = Linear(lm_head, None, layout.lm_head.format, layout.dtype)
 
     def run(self, batch: Batch) -> StepOutput:
         hidden = self._embed(batch.token_ids)
@@ -124,18 +136,18 @@ def _unpack_layer(weights: ModelWeights, index: int) -> Layer:
 
     def linear(role: str, panels: PanelLayout) -> Linear:
         weight = panels.unpack(layout.matrix(tensors, role, index))
-        return Linear(weight, bias(role, slice(0, panels.n)), layout.dtype)
+        return Linear(weight, bias(role, slice(0, panels.n)), layout.weights, layout.dtype)
 
     def half_of_gate_up(role: str) -> Linear:
         columns = layout.packed_columns(role)
         weight = layout.gate_up.unpack(layout.matrix(tensors, "gate_up", index))[columns]
-        return Linear(weight, bias("gate_up", columns), layout.dtype)
+        return Linear(weight, bias("gate_up", columns), layout.weights, layout.dtype)
 
     o_weight = layout.unpack_o(layout.matrix(tensors, "o", index))
     return Layer(
         input_layernorm=tensors["input_norm"][index, :hidden],
         qkv_proj=linear("qkv", layout.qkv),
-        o_proj=Linear(o_weight, bias("o", slice(0, hidden)), layout.dtype),
+        o_proj=Linear(o_weight, bias("o", slice(0, hidden)), layout.weights, layout.dtype),
         post_attention_layernorm=tensors["post_attention_norm"][index, :hidden],
         gate_proj=half_of_gate_up("gate"),
         up_proj=half_of_gate_up("up"),

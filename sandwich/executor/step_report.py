@@ -28,6 +28,6 @@ def step_report(
             is_head = operator == "lm_head"
             layers = 1 if is_head else spec.shape.num_layers
             flops = 2 * layout.n * layout.k * layers * (num_logits if is_head else num_tokens)
-            nbytes = layout.num_words * layout.word_dtype.itemsize * layers
+            nbytes = layout.nbytes * layers
             line += f"{flops / nanoseconds:>8.0f} GFLOP/s{nbytes / nanoseconds:>8.1f} GB/s"
         yield line

@@ -10,7 +10,8 @@ import pytest
 from codegen import reference
 from codegen.arguments import Layouts
 from codegen.arrays import widen
-from codegen.elementwise import argmax_of_shares, argmax_share, embed, rms_norm, rope_and_cache
+from codegen.elementwise import argmax_of_shares, argmax_share, rms_norm, rope_and_cache
+from codegen.embedding import embed
 from codegen.kit import T
 from codegen.layout import KvLayout
 from codegen.program import run
