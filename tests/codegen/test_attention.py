@@ -15,7 +15,7 @@ from codegen.kit import T
 from codegen.layout import KvLayout
 from codegen.program import run
 from codegen.spec import Phase
-from sandwich.executor.compiled import query_tiles
+from sandwich.executor.bound import query_tiles
 from tests.codegen.conftest import (
     BEST,
     BLOCK_SIZE,
