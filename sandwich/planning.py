@@ -26,8 +26,10 @@ from schedules.mixed_choice import MixedChoice, choose_mixed
 from schedules.mixed_cost import MixedLoad, MixedSpace
 from schedules.plan import PlanPair, default_plans, panel_width
 from schedules.rates import MachineRates, estimated_rates
+from schedules.records import RecordBook
 from schedules.search import DECODE_CONTEXT, PREFILL_TOKENS, SearchResult, search
 from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
+from schedules.tuned_plans import render_origins, tuned_plans
 
 MIXED_BATCH: Final = 4  # sequences that decode in the load that mixed plans are rated with
 
@@ -57,9 +59,11 @@ def make_plans(
     result = search(machine, found, layout, kv_dtype, query_tile, rates)
     result = replace(result, mixed=_mixed(config, machine, result, layout, kv_dtype, query_tile))
     plans = result.applied_to(plans, machine)
+    plans, origins = tuned_plans(plans, layout, RecordBook.open(machine, config.cache_dir))
     for choice in (result.prefill, result.decode):
         _log.info("plan %s", plans.of(choice.phase).render())
         _log.info("     because %s", choice.reason)
+        _log.info("     with tiles %s", render_origins(origins, choice.phase))
     _log.info("plan %s", plans.mixed.render())
     _log.info("     because %s", plans.mixed.reason)
     limits = executor_limits(config, shape, num_blocks=1)

@@ -117,20 +117,24 @@ def untuned(plans: PlanPair, isa: IsaRow) -> PlanPair:
 
 @dataclass(frozen=True)
 class TileOrigin:
-    """Where the tiles of a role come from: sentences' ends for people, one for each range."""
+    """Where the tiles of a role come from: for people, one text for each range."""
 
     phase: Phase
     role: str
     origins: tuple[str, ...]
 
-    @property
-    def is_tuned(self) -> bool:
-        """Whether any range has a tuned tile."""
-        return set(self.origins) != {"default"}
-
     def render(self) -> str:
-        """The role and where its tiles come from."""
-        return f"{self.role} {'/'.join(dict.fromkeys(self.origins))}"
+        """ "default", "tuned on this machine", or both where the ranges differ."""
+        return " and ".join(dict.fromkeys(self.origins))
+
+
+def render_origins(origins: Sequence[TileOrigin], phase: Phase) -> str:
+    """One line for people: where each role's tiles in a phase come from."""
+    roles: dict[str, list[str]] = {}
+    for origin in origins:
+        if origin.phase is phase:
+            roles.setdefault(origin.render(), []).append(origin.role)
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in roles.items())
 
 
 def tuned_plans(
