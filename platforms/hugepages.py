@@ -37,6 +37,10 @@ class HugePages:
         """Whether memory that asks for huge pages with MADV_HUGEPAGE can get them."""
         return self.thp_mode in ("always", "madvise") and not self.is_disabled_for_process
 
+    def free_explicit_bytes(self, page_bytes: int) -> int:
+        """Free in the pool of pages of that size."""
+        return sum(p.num_free * p.page_bytes for p in self.pools if p.page_bytes == page_bytes)
+
     @property
     def problem(self) -> str:
         """Why memory gets no transparent huge pages, with the remedy if there is one; else ""."""

@@ -26,7 +26,7 @@ from platforms.placement import (
 from platforms.sysfs import Tree
 
 ALIGNMENT = 64  # bytes: a cache line, a 512-bit vector, and what TVM demands of a tensor
-_HUGE_PAGE = 2 << 20
+HUGE_PAGE_BYTES = 2 << 20  # of explicit huge pages, and what arenas are aligned to
 
 _ORDINARY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 # From asm-generic/mman.h, which x86 and ARM share; Python has no names for them.
@@ -72,9 +72,11 @@ class Arena:
         self.page_bytes = mmap.PAGESIZE  # to which ranges are rounded
         self.nodes: tuple[int, ...] = ()  # that pages were placed on; empty: the kernel chooses
         self._bytes: npt.NDArray[np.uint8] | None = None
-        wants_huge_pages = nbytes >= _HUGE_PAGE
+        wants_huge_pages = nbytes >= HUGE_PAGE_BYTES
         # Whole huge pages, so that the tail is one too.
-        self._span = _round_up(max(nbytes, 1), _HUGE_PAGE if wants_huge_pages else mmap.PAGESIZE)
+        self._span = _round_up(
+            max(nbytes, 1), HUGE_PAGE_BYTES if wants_huge_pages else mmap.PAGESIZE
+        )
         everywhere = NodeRange(0, self._span, tuple(nodes or ()))
         self.has_explicit_pages = wants_huge_pages and self._map_explicit_pages(everywhere, ranges)
         if not self.has_explicit_pages:
@@ -85,7 +87,10 @@ class Arena:
         """Whether the pool holds the arena. All pages are taken at once: later, one too many would
         be a bus error instead of a refusal.
         """
-        num_pages, num_free = self._span // _HUGE_PAGE, free_explicit_pages(Tree(), _HUGE_PAGE)
+        num_pages, num_free = (
+            self._span // HUGE_PAGE_BYTES,
+            free_explicit_pages(Tree(), HUGE_PAGE_BYTES),
+        )
         if num_free < num_pages:
             if num_free:
                 text = "arena %r needs %d explicit huge pages, %d are free; it does without"
@@ -93,7 +98,7 @@ class Arena:
             return False
         try:
             pages = mmap.mmap(-1, self._span, flags=_EXPLICIT)
-            self._take(pages, 0, _HUGE_PAGE)
+            self._take(pages, 0, HUGE_PAGE_BYTES)
             self._place(everywhere, ranges)
             pages.madvise(_MADV_POPULATE_WRITE)
         except OSError as error:
@@ -110,7 +115,7 @@ class Arena:
         # [base, start) is at least one page that nobody advises, so that the kernel never merges
         # two arenas into one mapping; [start, start + span) is the arena.
         try:
-            pages = mmap.mmap(-1, self._span + _HUGE_PAGE, flags=_ORDINARY)
+            pages = mmap.mmap(-1, self._span + HUGE_PAGE_BYTES, flags=_ORDINARY)
         except (OSError, OverflowError) as error:
             raise ArenaError(
                 f"arena {self.name!r}: cannot map {self.nbytes} bytes ({error}); use a smaller "
@@ -118,9 +123,9 @@ class Arena:
                 "vm.overcommit_memory)"
             ) from error
         base = np.frombuffer(pages, np.uint8).ctypes.data
-        head = _round_up(base + mmap.PAGESIZE, _HUGE_PAGE) - base
+        head = _round_up(base + mmap.PAGESIZE, HUGE_PAGE_BYTES) - base
         is_huge = wants_huge_pages and self._ask_for_huge_pages(pages, head)
-        self._take(pages, head, _HUGE_PAGE if is_huge else mmap.PAGESIZE)
+        self._take(pages, head, HUGE_PAGE_BYTES if is_huge else mmap.PAGESIZE)
 
     def _ask_for_huge_pages(self, pages: mmap.mmap, head: int) -> bool:
         if problem := read_huge_pages(Tree()).problem:

@@ -39,15 +39,20 @@ class MemoryBudget:
     process_bytes: int
 
     @staticmethod
-    def of(limits: Limits, memory_limit: int | None) -> MemoryBudget:
-        """The tighter of `--memory-limit` and what the machine and its cgroup still give."""
+    def of(limits: Limits, memory_limit: int | None, pool_bytes: int = 0) -> MemoryBudget:
+        """The tighter of `--memory-limit` and what the machine and its cgroup still give.
+
+        pool_bytes: of explicit huge pages that will be taken; they are not among the available.
+        """
         process_bytes = psutil.Process().memory_info().rss
-        reachable = process_bytes + limits.memory_available_bytes
+        reachable = process_bytes + limits.memory_available_bytes + pool_bytes
         if memory_limit is not None and memory_limit <= reachable:
             return MemoryBudget(memory_limit, LIMIT_FLAG, process_bytes)
         source = "available to this process"
         if limits.memory_limit_bytes is not None:
             source += f", whose cgroup is limited to {_size(limits.memory_limit_bytes)}"
+        if pool_bytes:
+            source += f", {_size(pool_bytes)} of it explicit huge pages"
         return MemoryBudget(reachable, source, process_bytes)
 
     @property
@@ -128,16 +133,23 @@ def plan_memory(
     workspace_bytes: int,
     engine: EngineConfig,
     limits: Limits,
+    pool_bytes: int = 0,
 ) -> MemoryPlan:
     """Fit weights, workspace and KV cache into the limit.
 
+    pool_bytes: of free explicit huge pages, which hold the weights if they are enough for them.
     `layout` is that of the model at `longest_context`; the plan's own may be for shorter sequences,
     if the user gave no `--max-model-len` and the cache cannot hold one of the model's longest.
 
     Raises:
         MemoryLimitError: it does not fit; says what would.
     """
-    planner = _Planner(layout, kv_dtype, workspace_bytes, engine, limits)
+    budget = MemoryBudget.of(
+        limits,
+        engine.memory_limit,
+        layout.weight_bytes if layout.weight_bytes <= pool_bytes else 0,
+    )
+    planner = _Planner(layout, kv_dtype, workspace_bytes, engine, budget)
     planner.check_weights()
     num_blocks = planner.num_blocks()
     kv = replace(planner.kv, num_blocks=num_blocks)
@@ -162,11 +174,11 @@ class _Planner:
         kv_dtype: str,
         workspace_bytes: int,
         engine: EngineConfig,
-        limits: Limits,
+        budget: MemoryBudget,
     ) -> None:
         shape = layout.shape
         self.engine = engine
-        self.budget = MemoryBudget.of(limits, engine.memory_limit)
+        self.budget = budget
         self.kv = KvLayout(
             num_layers=shape.num_layers,
             num_kv_heads=shape.num_kv_heads,

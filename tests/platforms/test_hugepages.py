@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,6 +63,12 @@ def test_pools_come_in_the_order_of_their_page_size(tree: RecordedTree) -> None:
         tree.write(f"{base}/free_hugepages", str(count - 1))
     pools = read_huge_pages(Tree(tree.root)).pools
     assert pools == (HugePagePool(2 << 20, 100, 99), HugePagePool(1 << 30, 2, 1))
+
+
+def test_the_bytes_of_a_pool_are_those_of_its_free_pages(tree: RecordedTree) -> None:
+    state = replace(read_huge_pages(Tree(tree.root)), pools=(HugePagePool(2 << 20, 100, 99),))
+    assert state.free_explicit_bytes(2 << 20) == 198 << 20
+    assert state.free_explicit_bytes(1 << 30) == 0
 
 
 def test_free_pages_are_those_of_the_allowed_nodes_less_what_was_promised(

@@ -142,6 +142,17 @@ def test_the_tighter_limit_counts_and_is_named() -> None:
     assert "cgroup is limited to 5.00 GiB" in budget.source
 
 
+def test_explicit_huge_pages_count_where_they_can_hold_the_weights() -> None:
+    engine, shape = EngineConfig(max_model_len=2048), LLAMA_1B.shape(2048)
+    layout = ModelLayout.build(shape, "bfloat16", lanes=16, panel=64)
+    arguments = (LLAMA_1B, layout, "bfloat16", WORKSPACE, engine, make_limits(GIB))
+    made = plan_memory(*arguments, pool_bytes=layout.weight_bytes)
+    assert made.budget.limit_bytes == GIB + layout.weight_bytes + made.budget.process_bytes
+    assert "2.30 GiB of it explicit huge pages" in made.render()
+    with pytest.raises(MemoryLimitError):
+        plan_memory(*arguments, pool_bytes=layout.weight_bytes - 1)
+
+
 def test_a_memory_limit_is_refused_with_a_higher_one_as_remedy() -> None:
     with pytest.raises(MemoryLimitError, match="a higher --memory-limit"):
         plan(64 * GIB, memory_limit="2GiB")
