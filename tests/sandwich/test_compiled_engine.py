@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,17 +25,29 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, max_tokens=24, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "float32"])
-def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    cache_dir = tmp_path_factory.mktemp("programs")
+@pytest.fixture(scope="module")
+def programs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("bfloat16", "ride"), ("float32", "turns"), ("bfloat16", "corun")],
+    ids="-".join,
+)
+def llm(request: pytest.FixtureRequest, programs_dir: Path) -> Iterator[LLM]:
+    dtype, mixed_steps = request.param
+    if mixed_steps == "corun" and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("co-running takes two CPUs")
     # 64-token prefill steps and a cache of 13 blocks: prompts are cut and requests are preempted.
     with LLM(
-        dtype=request.param,
+        dtype=dtype,
+        mixed_steps=mixed_steps,
         max_num_seqs=6,
         max_num_batched_tokens=64,
         max_model_len=384,
-        kv_cache_bytes=13 * 32 * bytes_per_token(request.param),
-        cache_dir=cache_dir,
+        kv_cache_bytes=13 * 32 * bytes_per_token(dtype),
+        cache_dir=programs_dir,
     ) as llm:
         yield llm
 

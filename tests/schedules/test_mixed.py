@@ -15,7 +15,7 @@ from sandwich.models.presets import preset
 from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan, MixedPlanError
 from schedules.mixed_choice import MIN_GAIN, MixedChoice, choose_mixed
 from schedules.mixed_cost import MixedLoad, MixedPrediction, MixedSpace
-from schedules.plan import panel_width
+from schedules.plan import default_plans, panel_width
 from schedules.rates import estimated_rates
 from schedules.topotree import Candidate, TopoTree, candidates
 
@@ -57,6 +57,26 @@ def test_a_plan_says_what_it_does() -> None:
     ride = MixedPlan(MixedMode.RIDE, 32).render()
     assert ride.endswith("32 prompt tokens and every decoding sequence's next in one step")
     assert CORUN.render().endswith("on cores 0-1,4-5 while decode runs on 2,6")
+
+
+def test_the_plans_side_by_side_keep_their_groups_and_lose_the_others_cores() -> None:
+    isa = load_machine("epyc-guest").isa_row
+    plans = default_plans(isa, range(10), group_size=4)
+    assert plans.side_by_side is None
+    wide = replace(plans, prefill=plans.prefill.on(range(10), ((4, 1), (3, 2))))
+    mixed = MixedPlan(MixedMode.CORUN, 64, (1, 2, 3, 4, 6, 7, 9), (0, 5, 8))
+    beside = replace(wide, mixed=mixed).side_by_side
+    assert beside is not None
+    assert (beside.prefill.cpus, beside.decode.cpus) == (mixed.prefill_cpus, mixed.decode_cpus)
+    assert beside.prefill.groups == ((3, 1), (2, 1))
+    assert beside.decode.groups == ((1,), (1, 1))
+    assert beside.decode.tiles == plans.decode.tiles
+
+
+def test_cores_of_one_node_are_in_no_group_of_another() -> None:
+    isa = load_machine("epyc-guest").isa_row
+    plan = default_plans(isa, range(6), group_size=4).prefill.on(range(6), ((2,), (2, 2)))
+    assert plan.groups_of((2, 3, 5)) == ((2, 1),)
 
 
 def space_on(name: str, **changes: Any) -> MixedSpace:
