@@ -35,7 +35,7 @@ from sandwich.models.config import ModelConfig
 from sandwich.models.generation import generation_defaults
 from sandwich.models.presets import PRESETS, preset
 from sandwich.placement import NOT_PLACED, Placement, place, report
-from sandwich.planning import executor_limits, make_plans
+from sandwich.planning import TimeSteps, executor_limits, make_plans
 from sandwich.tokenizer import Tokenizer
 from sandwich.weights import ModelWeights, load_weights, random_weights
 from schedules.plan import PlanPair
@@ -98,9 +98,12 @@ class _Source:
         return load_weights(self.folder, self.config, layout, arena)
 
 
-def build_engine(config: EngineConfig) -> EngineParts:
+def build_engine(
+    config: EngineConfig, change_plans: Callable[[PlanPair], PlanPair] | None = None
+) -> EngineParts:
     """Build what `config` asks for. Takes as long as reading the weights, and compiling at first.
 
+    change_plans: what a benchmark makes of the plans that were chosen.
     Raises ConfigError, ModelError, IsaError or MemoryLimitError, each before anything is loaded.
     """
     machine = probe(isa=config.isa)
@@ -112,7 +115,9 @@ def build_engine(config: EngineConfig) -> EngineParts:
         if source.folder == EMBEDDED_MODEL and source.has_random_weights
         else (generation_defaults(source.folder))
     )
-    plans, memory, _ = make_plans(config, machine, source.config)
+    plans, memory, _ = make_plans(config, machine, source.config, _time_steps(config))
+    if change_plans is not None:
+        plans = change_plans(plans)
     is_pinned = config.cpu_bind != "nobind"
     placement = place(machine, plans.decode.cpus, memory.layout, memory.kv, is_pinned)
     if placement.nodes:
@@ -128,6 +133,15 @@ def build_engine(config: EngineConfig) -> EngineParts:
         plans=plans,
         memory=memory,
     )
+
+
+def _time_steps(config: EngineConfig) -> TimeSteps | None:
+    """What times candidates, if the user wants that and there will be something to time."""
+    if config.plan_search != "measure" or config.executor != "compiled":
+        return None
+    from sandwich.step_bench import timed_steps  # which compiles programs with this module
+
+    return timed_steps
 
 
 def _executor(

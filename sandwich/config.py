@@ -21,6 +21,7 @@ EMBEDDED_NAME: Final = "embedded"
 EMBEDDED_MODEL: Final = Path(__file__).resolve().parent / "embedded" / "model"
 
 DTYPES: Final = ("auto", "float32", "bfloat16")
+PLAN_SEARCHES: Final = ("estimate", "measure")
 EXECUTORS: Final = ("compiled", "null", "reference")
 MIXED_STEPS: Final = ("auto", "turns", "ride", "corun")
 QUANTIZATIONS: Final = ("none", "int8", "int8-w8a8", "int4")
@@ -310,6 +311,15 @@ class EngineConfig:
         parse_cpu_bind,
         "auto",
         metavar="CPUS",
+    )
+    plan_search: str = _option(
+        "machine",
+        "how the cores of each phase are chosen: by the cost model, which `sandwich probe "
+        "--measure` calibrates, or by timing steps with random weights on the best few, which "
+        "takes up to half a minute for a model of 1B",
+        lambda text: _one_of(text, PLAN_SEARCHES),
+        "estimate",
+        choices=PLAN_SEARCHES,
     )
     isa: str | None = _option(
         "machine",

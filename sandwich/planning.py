@@ -7,12 +7,16 @@ nothing.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from codegen.layout import DEFAULT_BLOCK_SIZE, ModelLayout
 from codegen.spec import ModelShape
 from platforms.machine import Machine
+from platforms.memory import HUGE_PAGE_BYTES
 from platforms.sysfs import parse_cpu_list
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.executor.base import ExecutorLimits
@@ -21,27 +25,44 @@ from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.models.config import ModelConfig
 from sandwich.quantization import weight_formats
 from schedules.calibration import Calibration, load_calibration
+from schedules.choice import MeasureStep
 from schedules.mixed import MixedMode, MixedPlanError
 from schedules.mixed_choice import MixedChoice, choose_mixed
 from schedules.mixed_cost import MixedLoad, MixedSpace
 from schedules.plan import PlanPair, default_plans, panel_width
 from schedules.rates import MachineRates, estimated_rates
 from schedules.records import RecordBook
-from schedules.search import DECODE_CONTEXT, PREFILL_TOKENS, SearchResult, search
+from schedules.search import (
+    DECODE_CONTEXT,
+    PREFILL_TOKENS,
+    PlanSearch,
+    SearchResult,
+    on_candidate,
+)
 from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
 from schedules.tuned_plans import render_origins, tuned_plans
 
 MIXED_BATCH: Final = 4  # sequences that decode in the load that mixed plans are rated with
 
+# (model, layout, KV type, plans on a candidate, folder of compiled programs) -> a context in which
+# steps of candidates can be timed; sandwich.step_bench.timed_steps is one.
+TimeSteps = Callable[
+    [ModelConfig, ModelLayout, str, Callable[[Candidate], PlanPair], Path],
+    AbstractContextManager[MeasureStep],
+]
 _log = logging.getLogger(__name__)
 
 
 def make_plans(
-    config: EngineConfig, machine: Machine, model: ModelConfig
+    config: EngineConfig,
+    machine: Machine,
+    model: ModelConfig,
+    time_steps: TimeSteps | None = None,
 ) -> tuple[PlanPair, MemoryPlan, SearchResult]:
     """The execution and memory plans, printed, and the search that chose the cores.
 
-    Raises MemoryLimitError if the model cannot fit. Loads nothing; takes milliseconds.
+    Loads nothing and takes milliseconds, unless `time_steps` runs the best few candidates.
+    Raises MemoryLimitError if the model cannot fit.
     """
     isa = machine.isa_row
     shape = model.shape(longest_context(model, config.max_model_len))
@@ -52,26 +73,45 @@ def make_plans(
         shape, dtype, isa.lanes, panel_width(isa), formats.layers, formats.lm_head
     )
     calibration = load_calibration(config.cache_dir, machine)
-    found = _core_sets(config.cpu_bind, machine, calibration)
+    tree = TopoTree.of(machine, groups=calibration.groups if calibration else ())
+    found = _core_sets(config.cpu_bind, machine, tree)
     plans = default_plans(isa, found[0].cpus, shape.group_size)
     query_tile = plans.prefill.query_tile
     rates = _rates(machine, layout, calibration)
-    result = search(machine, found, layout, kv_dtype, query_tile, rates)
-    result = replace(result, mixed=_mixed(config, machine, result, layout, kv_dtype, query_tile))
-    plans = result.applied_to(plans, machine)
-    plans, origins = tuned_plans(plans, layout, RecordBook.open(machine, config.cache_dir))
+    space = PlanSearch(machine, found, layout, kv_dtype, query_tile, rates)
+
+    def memory_of(plans: PlanPair) -> MemoryPlan:
+        limits = executor_limits(config, shape, num_blocks=1)
+        nbytes = step_bytes(
+            program_specs(plans, layout, kv_dtype, limits),
+            beside_specs(plans, layout, kv_dtype, limits),
+        )
+        pool_bytes = machine.hugepages.free_explicit_bytes(HUGE_PAGE_BYTES)
+        return plan_memory(model, layout, kv_dtype, nbytes, config, machine.limits, pool_bytes)
+
+    records = RecordBook.open(machine, config.cache_dir)
+
+    def tuned_on(candidate: Candidate) -> PlanPair:
+        return tuned_plans(on_candidate(plans, machine, candidate), layout, records)[0]
+
+    result = space.run()
+    if time_steps is not None:
+        memory_of(result.applied_to(plans, machine))  # raises before anything is filled
+        with time_steps(model, layout, kv_dtype, tuned_on, config.cache_dir) as measure:
+            result = space.run(measure)
+    result = replace(
+        result,
+        mixed=_mixed(config, machine, result, layout, kv_dtype, query_tile),
+        replicas=space.replicas(tree, result) if config.cpu_bind == "auto" else None,
+    )
+    plans, origins = tuned_plans(result.applied_to(plans, machine), layout, records)
+    memory = memory_of(plans)
     for choice in (result.prefill, result.decode):
         _log.info("plan %s", plans.of(choice.phase).render())
         _log.info("     because %s", choice.reason)
         _log.info("     with tiles %s", render_origins(origins, choice.phase))
     _log.info("plan %s", plans.mixed.render())
     _log.info("     because %s", plans.mixed.reason)
-    limits = executor_limits(config, shape, num_blocks=1)
-    nbytes = step_bytes(
-        program_specs(plans, layout, kv_dtype, limits),
-        beside_specs(plans, layout, kv_dtype, limits),
-    )
-    memory = plan_memory(model, layout, kv_dtype, nbytes, config, machine.limits)
     _log.info("%s", memory.render())
     return plans, memory, result
 
@@ -137,12 +177,10 @@ def _rates(machine: Machine, layout: ModelLayout, calibration: Calibration | Non
     return calibration.rates(machine, layout.weights.name)
 
 
-def _core_sets(
-    cpu_bind: str, machine: Machine, calibration: Calibration | None
-) -> tuple[Candidate, ...]:
+def _core_sets(cpu_bind: str, machine: Machine, tree: TopoTree) -> tuple[Candidate, ...]:
     """The sets of CPUs to choose from, all first; only one if the user names the CPUs."""
     if cpu_bind in ("auto", "nobind"):
-        return candidates(TopoTree.of(machine, groups=calibration.groups if calibration else ()))
+        return candidates(tree)
     named = tuple(cpu for part in cpu_bind.split("|") for cpu in parse_cpu_list(part))
     allowed = sorted(set(machine.limits.affinity) & set(machine.topology.cpus))
     strange = sorted(set(named) - set(allowed))

@@ -6,8 +6,9 @@ nothing of predictions, nor of who asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,11 +23,16 @@ from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.models.config import ModelConfig
 from sandwich.weights import ModelWeights, random_weights
+from schedules.choice import MeasureStep
 from schedules.cost import StepCase
 from schedules.plan import PlanPair
+from schedules.topotree import Candidate
 
 MAX_TOKENS: Final = 512  # of a prompt in one step
+MAX_CACHED: Final = 2048  # tokens in the cache while candidates are timed
 MAX_SEQS: Final = 32
+MIN_RUNS, MAX_RUNS, MEASURE_SECONDS = 2, 20, 1.0  # of a case on a candidate
+_log = logging.getLogger(__name__)
 
 
 class StepBench:
@@ -126,3 +132,34 @@ def batch_of(case: StepCase, vocab_size: int) -> Batch:
         logit_rows=starts[1:] - 1,
         sampled=(),
     )
+
+
+@contextmanager
+def timed_steps(
+    model: ModelConfig,
+    layout: ModelLayout,
+    kv_dtype: str,
+    plans_on: Callable[[Candidate], PlanPair],
+    cache_dir: Path,
+) -> Iterator[MeasureStep]:
+    """Within the context, a function that times a case on the plans of a candidate.
+
+    Takes the memory of the weights and seconds to fill it, and seconds for each new candidate.
+    """
+    bench = StepBench(model, layout, kv_dtype, MAX_CACHED)
+
+    def measure(case: StepCase, candidate: Candidate) -> float:
+        _log.info("timing %s on %s", case.name, candidate.name)
+        with bench.on(plans_on(candidate), cache_dir) as timer:
+            return 1e6 * _shortest(lambda: timer.seconds(case))
+
+    with closing(bench):
+        yield measure
+
+
+def _shortest(run: Callable[[], float]) -> float:
+    """Of several runs, as many as a second allows: neighbours only ever slow a step down."""
+    times = [run()]
+    while len(times) < MIN_RUNS or (len(times) < MAX_RUNS and sum(times) < MEASURE_SECONDS):
+        times.append(run())
+    return min(times)

@@ -9,15 +9,18 @@ import argparse
 import json
 from dataclasses import asdict, replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandwich.cli.options import add_model_argument, add_options, build_config
-from sandwich.config import EngineConfig
+from sandwich.config import ConfigError, EngineConfig
 
 if TYPE_CHECKING:
     from platforms.machine import Machine
     from sandwich.memory_plan import MemoryPlan
     from sandwich.models.config import ModelConfig
+    from sandwich.planning import TimeSteps
+    from schedules.search import SearchResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,23 +32,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plan for another machine: the name of a recorded one, or a file that "
         "`sandwich probe --json` wrote there",
     )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="choose by timing real steps, with random weights: --plan-search measure",
+    )
+    parser.add_argument(
+        "--draw",
+        metavar="FILE",
+        help="draw the machine with the cores of each phase into this .svg or .png file",
+    )
     add_options(parser, EngineConfig, without_groups=("server", "development"))
 
 
 def main(args: argparse.Namespace) -> None:
     from sandwich.planning import make_plans
-    from schedules.topotree import TopoTree, render
 
     config = build_config(EngineConfig, args)
+    if args.measure:
+        config = replace(config, plan_search="measure")
     machine = _machine(args.simulate, config.isa)
     model = model_config(config.model)
-    plans, memory, result = make_plans(config, machine, model)
+    plans, memory, result = make_plans(config, machine, model, _time_steps(config, args.simulate))
+    if args.draw:
+        _draw(args.draw, config.model_name, machine, result)
     if args.json:
         report = {"model": config.model_name, "machine": machine.fingerprint, **plans.to_json()}
         for choice in (result.prefill, result.decode):
             report[choice.phase.value] |= choice.to_json()
         if result.mixed:
             report["mixed"] |= result.mixed.to_json()
+        report["replicas"] = result.replicas.to_json() if result.replicas else None
         report["candidates"] = result.candidates_json()
         report["rates"] = asdict(result.rates)
         print(json.dumps(report | {"memory": _memory_record(memory)}, indent=2))
@@ -56,9 +73,34 @@ def main(args: argparse.Namespace) -> None:
     print(plans.decode.render())
     print(memory.render())
     print("\n".join(result.render()))
-    uses = {"prefill": plans.prefill.cpus, "decode": plans.decode.cpus}
+    print("\n".join(_tree(machine, result)))
+
+
+def _time_steps(config: EngineConfig, simulated: str | None) -> TimeSteps | None:
+    if config.plan_search != "measure":
+        return None
+    if simulated is not None:
+        raise ConfigError(
+            f"steps cannot be timed on {simulated}; leave out --simulate or --measure"
+        )
+    from sandwich.step_bench import timed_steps
+
+    return timed_steps
+
+
+def _tree(machine: Machine, result: SearchResult) -> list[str]:
+    """The tree of the usable cores and of those that were named, with what each phase takes."""
+    from schedules.topotree import TopoTree, render
+
+    uses = {c.phase.value: c.chosen.candidate.cpus for c in (result.prefill, result.decode)}
     tree = TopoTree.of(machine, sorted({*machine.usable_cpus(), *chain(*uses.values())}))
-    print("\n".join(render(tree, uses)))
+    return render(tree, uses)
+
+
+def _draw(file: str, model: str, machine: Machine, result: SearchResult) -> None:
+    from sandwich.plan_picture import draw
+
+    draw(Path(file), model, machine, result)
 
 
 def _machine(simulated: str | None, isa: str | None) -> Machine:
