@@ -112,7 +112,11 @@ def place_on_nodes(address: int, nbytes: int, nodes: Sequence[int]) -> None:
         ctypes.c_uint(0),
     )
     if status != 0:
-        raise _refusal(f"mbind to nodes {list(nodes)}", "check that the nodes exist and, in")
+        raise _refusal(
+            f"mbind to nodes {list(nodes)}",
+            "check that the nodes exist and, in a container, allow the call (docker: --cap-add "
+            "SYS_NICE)",
+        )
 
 
 def nodes_of_pages(addresses: _Longs) -> _Longs:
@@ -132,7 +136,11 @@ def nodes_of_pages(addresses: _Longs) -> _Longs:
         ctypes.c_int(0),
     )
     if failed:
-        raise _refusal("asking move_pages where memory lies", "in")
+        raise _refusal(
+            "asking move_pages where memory lies",
+            "in a container, allow the call in the seccomp profile (docker: --security-opt "
+            "seccomp=FILE; the default profile never does)",
+        )
     return status.astype(np.int64)
 
 
@@ -171,8 +179,4 @@ def _required_libnuma() -> ctypes.CDLL:
 
 def _refusal(call: str, remedy: str) -> PlacementError:
     error = ctypes.get_errno()
-    return PlacementError(
-        error,
-        f"{call} was refused ({os.strerror(error)}); {remedy} a container, allow the call "
-        "(docker: --cap-add SYS_NICE)",
-    )
+    return PlacementError(error, f"{call} was refused ({os.strerror(error)}); {remedy}")
