@@ -165,9 +165,11 @@ def _tuned_ranges(
         found = book.best(key_of(plan, panels, rows))
         if found is not None:
             space = _space(plan, role, panels, rows, l2_bytes=0)
-            start = space.start(found.record.tile)
-            if space.is_legal(start):
-                tile, origin = start, f"tuned on {found.origin}"
+            known = space.start(found.record.tile)
+            if known == space.start(tile):  # the default won, and needs no code of its own
+                origin = f"tuned on {found.origin}"
+            elif space.is_legal(known):
+                tile, origin = known, f"tuned on {found.origin}"
         if ranges and ranges[-1][1] == tile:
             ranges.pop()
         ranges.append((most, tile))

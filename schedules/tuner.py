@@ -28,7 +28,7 @@ SCREENING_ROUNDS = 3  # samples of each in a comparison of many
 CONFIRMING_ROUNDS = 7  # pairs that confirm a winner
 FINAL_ROUNDS = 9  # pairs of the winner and the default, which the record tells of
 MIN_GAIN = 0.015  # of the time, below which a step is not worth another tile
-MIN_WINS = 0.7  # of the confirming pairs
+MIN_WINS = 0.7  # of the pairs of a comparison of two
 MAX_STEPS = 8  # of fine-tuning
 
 _log = logging.getLogger(__name__)
@@ -292,15 +292,13 @@ class _TaskTuner:
     def _is_confirmed(self, tile: GemmTile, best: GemmTile) -> bool:
         """Whether `tile` is faster in a longer row of pairs too."""
         times = self._compare([best, tile], CONFIRMING_ROUNDS)
-        wins = sum(new < old for new, old in zip(times[tile], times[best], strict=True))
-        is_often = wins >= MIN_WINS * CONFIRMING_ROUNDS
-        return is_often and _gain(times[tile], times[best]) > MIN_GAIN
+        return _is_faster(times[tile], times[best])
 
     def _judged(self, best: GemmTile, default: GemmTile) -> Outcome | None:
         """The outcome after a last comparison with the default, checked for correctness."""
         times = self._compare(list(dict.fromkeys((default, best))), FINAL_ROUNDS)
         gain = _gain(times[best], times[default])
-        if best != default and gain <= MIN_GAIN:
+        if not _is_faster(times[best], times[default]):
             best, gain = default, 0.0
         if not self._around.is_right(self._task, best):
             names = ", ".join(role for role, _ in self._task.roles)
@@ -321,6 +319,12 @@ class _TaskTuner:
 def _gain(new: Sequence[float], old: Sequence[float]) -> float:
     """The part of the time that `new` saves: the median over pairs of samples."""
     return statistics.median(1 - a / b for a, b in zip(new, old, strict=True))
+
+
+def _is_faster(new: Sequence[float], old: Sequence[float]) -> bool:
+    """Whether `new` saves enough in the middle and wins often enough to be no accident."""
+    wins = sum(a < b for a, b in zip(new, old, strict=True))
+    return wins >= MIN_WINS * len(new) and _gain(new, old) > MIN_GAIN
 
 
 def _relative(times: Sequence[float], trial: Trial) -> float:
