@@ -6,14 +6,17 @@ TVM it knows what a target description looks like.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from platforms.amx import request_tiles
 from platforms.cpuinfo import host_arch, read_cpu_info
 from platforms.sysfs import Tree
 
 ISA_VARIABLE = "SANDWICH_ISA"  # a row's name, or "auto"
+_log = logging.getLogger(__name__)
 
 
 class IsaError(ValueError):
@@ -34,6 +37,7 @@ class IsaRow:
     mattr: tuple[str, ...] = ()
     has_bf16_dot: bool = False  # multiplies pairs of bf16 and accumulates in fp32
     has_u8_dot: bool = False  # multiplies quads of signed by unsigned bytes, accumulates in int32
+    has_amx: bool = False  # multiplies tiles, once the kernel has granted them
     extends: IsaRow | None = None  # the row whose intrinsics it has unless it has its own
 
     def plus(
@@ -43,6 +47,7 @@ class IsaRow:
         *features: str,
         has_bf16_dot: bool = False,
         has_u8_dot: bool = False,
+        has_amx: bool = False,
     ) -> IsaRow:
         """The row `name`: this one and what the LLVM `features` add, which CPUs show by `flags`."""
         return replace(
@@ -52,6 +57,7 @@ class IsaRow:
             mattr=(*features, *self.mattr),
             has_bf16_dot=self.has_bf16_dot or has_bf16_dot,
             has_u8_dot=self.has_u8_dot or has_u8_dot,
+            has_amx=self.has_amx or has_amx,
             extends=self,
         )
 
@@ -80,6 +86,12 @@ _AVX2_VNNI = _AVX2.plus("avx2_vnni", {"avx_vnni"}, "+avxvnni", has_u8_dot=True)
 _AVX512 = IsaRow("avx512", "x86_64", 16, 32, _X86_V4, "x86-64-v4", ("-prefer-256-bit",))
 _AVX512_VNNI = _AVX512.plus("avx512_vnni", {"avx512_vnni"}, "+avx512vnni", has_u8_dot=True)
 _AVX512_BF16 = _AVX512_VNNI.plus("avx512_bf16", {"avx512_bf16"}, "+avx512bf16", has_bf16_dot=True)
+_AMX = _AVX512_BF16.plus(
+    "amx",
+    {"amx_tile", "amx_int8", "amx_bf16"},
+    *("+amx-tile", "+amx-int8", "+amx-bf16"),
+    has_amx=True,
+)
 
 # cortex-a72 is plain ARMv8.0 with the schedule of an out-of-order core.
 _NEON = IsaRow("neon", "aarch64", 4, 32, frozenset({"fp", "asimd"}), "cortex-a72", ("+neon",))
@@ -90,7 +102,7 @@ _NEON_BF16 = _NEON_I8MM.plus("neon_bf16", {"bf16"}, "+bf16", has_bf16_dot=True)
 # Best last among those of one architecture.
 ISA_TABLE: tuple[IsaRow, ...] = (
     _GENERIC,
-    *(_AVX2, _AVX2_VNNI, _AVX512, _AVX512_VNNI, _AVX512_BF16),
+    *(_AVX2, _AVX2_VNNI, _AVX512, _AVX512_VNNI, _AVX512_BF16, _AMX),
     *(_NEON, _NEON_DOTPROD, _NEON_I8MM, _NEON_BF16),
 )
 
@@ -118,8 +130,11 @@ def select_isa(
     """The best row this CPU runs, or the one that is forced.
 
     `flags` and `arch` default to this machine's, `forced` to the environment's SANDWICH_ISA; "auto"
-    and "" force nothing. Raises IsaError for a name that is unknown or that the CPU cannot run.
+    and "" force nothing. Raises IsaError for a name that is unknown or that the CPU cannot run. On
+    this machine, a row with AMX also needs the kernel's permission, which is asked for here and
+    holds for the whole process.
     """
+    is_this_machine = flags is None
     if flags is None:
         info = read_cpu_info(Tree())
         flags, arch = info.flags, arch or info.arch
@@ -127,11 +142,30 @@ def select_isa(
     runnable = runnable_isas(have, arch)
     name = os.environ.get(ISA_VARIABLE, "") if forced is None else forced
     if name in ("", "auto"):
-        return runnable[-1]
+        return _first_granted(runnable[::-1]) if is_this_machine else runnable[-1]
     row = isa_row(name)
     if row not in runnable:
         is_foreign = row.arch not in ("any", arch)
         missing = row.arch if is_foreign else " ".join(sorted(row.required_flags - have))
         names = ", ".join(r.name for r in runnable)
         raise IsaError(f"ISA {name!r} needs {missing}; this {arch} CPU runs {names}")
+    if row.has_amx and is_this_machine:
+        try:
+            request_tiles()
+        except OSError as error:
+            raise IsaError(f"ISA {name!r} needs AMX tiles: {error}; force a lower one") from error
     return row
+
+
+def _first_granted(rows: Iterable[IsaRow]) -> IsaRow:
+    """The first row whose registers the kernel grants to this process."""
+    for row in rows:
+        if not row.has_amx:
+            return row
+        try:
+            request_tiles()
+        except OSError as error:
+            _log.warning("the CPU has AMX, which is not used: %s", error)
+        else:
+            return row
+    raise AssertionError("every CPU runs the generic row")

@@ -1,7 +1,6 @@
-"""The NEON row, from any host: whole programs lower to object files; kernels run under QEMU.
+"""An ARM CPU to run object files on: a small driver in C, cross-compiled, under QEMU's user mode.
 
-The slow tests run the tests of the other kernel files on an emulated CPU. They need the packages
-gcc-aarch64-linux-gnu and qemu-user.
+It needs the packages gcc-aarch64-linux-gnu and qemu-user.
 """
 
 from __future__ import annotations
@@ -14,32 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import tvm_ffi.libinfo
 
-from codegen.compile import lower, object_code
-from codegen.program import phase_program
-from codegen.spec import Phase
-from platforms.isa import isa_row
-from platforms.memory import Arena
-from sandwich.executor.compiled import CompiledExecutor
-from sandwich.executor.launcher import Launcher
-from sandwich.executor.programs import PhaseProgram
-from sandwich.executor.specs import program_specs, step_bytes
-from tests.codegen import test_attention, test_gemm, test_operators, test_program
-from tests.codegen.conftest import (
-    DTYPES,
-    GIVEN_SYMBOLS,
-    NUM_WORKERS,
-    Compile,
-    make_kernel,
-    undefined_symbols,
-)
-from tests.sandwich.executor.conftest import LIMITS, TinyModel
+from tests.codegen.conftest import NUM_WORKERS
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-AARCH64 = 183  # e_machine of its ELF files
-NEON = isa_row("neon")
+CPU = "max"  # it has dot products, I8MM and BF16
 
 # Calls the function `program` of an object file as TVM does. Arguments are read from a file and
 # written back there: a header of HEADER 64-bit numbers (ndim or -1; the value, or type code and
@@ -162,6 +141,11 @@ def memory_of(argument: Any) -> Any:
     return np.frombuffer(memoryview(memory), seen.dtype).reshape(seen.shape)
 
 
+def missing_tools() -> list[str]:
+    """Those of the emulator's programs that are not installed."""
+    return [tool for tool in (COMPILER, EMULATOR) if not shutil.which(tool)]
+
+
 class Emulator:
     """Links object files for aarch64 into programs and runs them under QEMU."""
 
@@ -186,7 +170,7 @@ class Emulator:
                 for array in arrays:
                     stream.write(header(array).tobytes())
                     stream.write(b"" if isinstance(array, int) else array.tobytes())
-            self._run(EMULATOR, f"./{program}", "arguments")
+            self._run(EMULATOR, "-cpu", CPU, f"./{program}", "arguments")
             content, at = file.read_bytes(), 0
             for array in arrays:
                 at += header(array).nbytes
@@ -203,108 +187,3 @@ class Emulator:
             command, cwd=self._folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stderr}"
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
-    missing = [tool for tool in (COMPILER, EMULATOR) if not shutil.which(tool)]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)}: apt-get install gcc-aarch64-linux-gnu qemu-user")
-    return Emulator(tmp_path_factory.mktemp("aarch64"))
-
-
-@pytest.fixture(scope="module")
-def compile_for_emulator(emulator: Emulator, launcher: Launcher) -> Compile:
-    return lambda spec, body: make_kernel(spec, body, emulator.link, launcher)
-
-
-def test_a_whole_program_lowers_to_an_object_file() -> None:
-    model = TinyModel.make("neon", "bfloat16")
-    layout, kv = model.weights.layout, model.kv
-    specs = program_specs(model.plans, layout, kv.dtype, LIMITS)
-    spec = specs[Phase.DECODE]
-    code = object_code(lower(phase_program(spec), NEON))
-    assert code.startswith(b"\x7fELF")
-    assert int.from_bytes(code[18:20], "little") == AARCH64
-    assert undefined_symbols(code) <= GIVEN_SYMBOLS
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", test_gemm.SIZES.values(), ids=test_gemm.SIZES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gemm_is_right_under_emulation(
-    compile_for_emulator: Compile, dtype: str, size: test_gemm.Size
-) -> None:
-    test_gemm.test_any_number_of_rows_by_any_matrix(compile_for_emulator, "neon", dtype, size)
-
-
-SAME_ON_EMULATOR = [
-    test_gemm.test_a_row_is_the_same_to_the_last_bit_for_every_tile_and_number_of_cores,
-    test_operators.test_a_token_becomes_its_row_of_the_table,
-    test_operators.test_a_token_becomes_its_row_of_the_lm_head,
-    test_operators.test_queries_leave_rotated_scaled_and_padded,
-    test_operators.test_a_rotation_does_not_depend_on_the_tokens_beside_it,
-    test_operators.test_keys_and_values_go_to_their_slots_and_nowhere_else,
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("test", SAME_ON_EMULATOR, ids=lambda test: test.__name__[5:])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_kernels_are_right_under_emulation(
-    compile_for_emulator: Compile, dtype: str, test: Callable[[Compile, str, str], None]
-) -> None:
-    test(compile_for_emulator, "neon", dtype)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("heads", [test_attention.PAIRS, test_attention.FOURS], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_is_right_under_emulation(
-    compile_for_emulator: Compile, dtype: str, heads: test_attention.Heads
-) -> None:
-    for test in (
-        test_attention.test_prefill_attends_to_all_that_came_before,
-        test_attention.test_decode_attends_like_prefill_to_the_last_bit,
-    ):
-        test(compile_for_emulator, "neon", dtype, heads)
-
-
-@pytest.fixture(scope="module", params=DTYPES)
-def emulated_pair(
-    request: pytest.FixtureRequest, emulator: Emulator, launcher: Launcher
-) -> test_program.Pair:
-    model = TinyModel.make("neon", request.param)
-    layout, kv = model.weights.layout, model.kv
-    specs = program_specs(model.plans, layout, kv.dtype, LIMITS)
-    programs = {
-        phase: PhaseProgram(
-            spec,
-            emulator.link(object_code(lower(phase_program(spec), NEON)), phase.value),
-            launcher,
-        )
-        for phase, spec in specs.items()
-    }
-    arena = Arena(kv.keys.arena_nbytes + kv.values.arena_nbytes, "cache")
-    cache = {
-        "keys": arena.array(kv.keys.shape, kv.keys.dtype),
-        "values": arena.array(kv.values.shape, kv.values.dtype),
-    }
-    workspace = Arena(step_bytes(specs), "workspace")
-    executor = CompiledExecutor(programs, LIMITS, model.weights.tensors, cache, workspace)
-    return test_program.Pair(request.param, executor, model.reference())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "test",
-    [
-        test_program.test_both_phases_compute_what_the_reference_computes_in_one_cache,
-        test_program.test_logits_are_the_same_to_the_last_bit_in_any_chunk_phase_and_batch,
-    ],
-    ids=lambda test: test.__name__[5:],
-)
-def test_whole_programs_are_right_under_emulation(
-    emulated_pair: test_program.Pair, test: Callable[[test_program.Pair], None]
-) -> None:
-    test(emulated_pair)

@@ -1,0 +1,167 @@
+"""The ARM rows, from any host: whole programs lower to object files; kernels run under QEMU.
+
+The slow tests run the tests of the other kernel files on an emulated CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from codegen.compile import lower, object_code
+from codegen.intrinsics import intrinsics_for
+from codegen.program import phase_program
+from codegen.spec import Phase
+from platforms.isa import ISA_TABLE, IsaRow, isa_row
+from platforms.memory import Arena
+from sandwich.executor.compiled import CompiledExecutor
+from sandwich.executor.launcher import Launcher
+from sandwich.executor.programs import PhaseProgram
+from sandwich.executor.specs import program_specs, step_bytes
+from tests.codegen import (
+    test_attention,
+    test_gemm,
+    test_intrinsics,
+    test_operators,
+    test_program,
+)
+from tests.codegen.conftest import GIVEN_SYMBOLS, Compile, make_kernel, undefined_symbols
+from tests.codegen.emulator import Emulator, missing_tools
+from tests.sandwich.executor.conftest import LIMITS, TinyModel
+
+AARCH64 = 183  # e_machine of its ELF files
+ROWS = [row for row in ISA_TABLE if row.arch == "aarch64"]
+# The rows in between add integers only.
+TARGETS = [("neon", "float32"), ("neon", "bfloat16"), ("neon_bf16", "bfloat16")]
+each_target = pytest.mark.parametrize(("isa", "dtype"), TARGETS, ids="-".join)
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    if missing := missing_tools():
+        pytest.skip(f"no {', '.join(missing)}: apt-get install gcc-aarch64-linux-gnu qemu-user")
+    return Emulator(tmp_path_factory.mktemp("aarch64"))
+
+
+@pytest.fixture(scope="module")
+def compile_for_emulator(emulator: Emulator, launcher: Launcher) -> Compile:
+    return lambda spec, body: make_kernel(spec, body, emulator.link, launcher)
+
+
+def test_a_whole_program_lowers_to_an_object_file() -> None:
+    isa = ROWS[-1].name
+    model = TinyModel.make(isa, "bfloat16")
+    layout, kv = model.weights.layout, model.kv
+    specs = program_specs(model.plans, layout, kv.dtype, LIMITS)
+    spec = specs[Phase.DECODE]
+    code = object_code(lower(phase_program(spec), isa_row(isa)))
+    assert code.startswith(b"\x7fELF")
+    assert int.from_bytes(code[18:20], "little") == AARCH64
+    assert undefined_symbols(code) <= GIVEN_SYMBOLS
+
+
+INTRINSICS = [
+    (row, name)
+    for row in ROWS
+    for name, intrinsic in intrinsics_for(row).items()
+    if name in test_intrinsics.CASES
+    if not row.extends or intrinsics_for(row.extends).get(name) is not intrinsic
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("row", "name"), INTRINSICS, ids=[f"{row.name}-{name}" for row, name in INTRINSICS]
+)
+def test_a_spelling_does_what_its_meaning_says(emulator: Emulator, row: IsaRow, name: str) -> None:
+    test_intrinsics.check_meaning(row, name, emulator.link)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["neon", "neon_bf16"])
+def test_floats_are_rounded_as_elsewhere(emulator: Emulator, isa: str) -> None:
+    test_intrinsics.check_multiply_add(isa_row(isa), emulator.link)
+    test_intrinsics.check_rounding_of_pairs(isa_row(isa), emulator.link)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", test_gemm.SIZES.values(), ids=test_gemm.SIZES)
+@each_target
+def test_gemm_is_right_under_emulation(
+    compile_for_emulator: Compile, isa: str, dtype: str, size: test_gemm.Size
+) -> None:
+    test_gemm.test_any_number_of_rows_by_any_matrix(compile_for_emulator, isa, dtype, size)
+
+
+SAME_ON_EMULATOR = [
+    test_gemm.test_a_row_is_the_same_to_the_last_bit_for_every_tile_and_number_of_cores,
+    test_operators.test_a_token_becomes_its_row_of_the_table,
+    test_operators.test_a_token_becomes_its_row_of_the_lm_head,
+    test_operators.test_queries_leave_rotated_scaled_and_padded,
+    test_operators.test_a_rotation_does_not_depend_on_the_tokens_beside_it,
+    test_operators.test_keys_and_values_go_to_their_slots_and_nowhere_else,
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test", SAME_ON_EMULATOR, ids=lambda test: test.__name__[5:])
+@each_target
+def test_kernels_are_right_under_emulation(
+    compile_for_emulator: Compile, isa: str, dtype: str, test: Callable[[Compile, str, str], None]
+) -> None:
+    test(compile_for_emulator, isa, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", [test_attention.PAIRS, test_attention.FOURS], ids=str)
+@each_target
+def test_attention_is_right_under_emulation(
+    compile_for_emulator: Compile, isa: str, dtype: str, heads: test_attention.Heads
+) -> None:
+    for test in (
+        test_attention.test_prefill_attends_to_all_that_came_before,
+        test_attention.test_decode_attends_like_prefill_to_the_last_bit,
+    ):
+        test(compile_for_emulator, isa, dtype, heads)
+
+
+@pytest.fixture(scope="module", params=TARGETS, ids="-".join)
+def emulated_pair(
+    request: pytest.FixtureRequest, emulator: Emulator, launcher: Launcher
+) -> test_program.Pair:
+    isa, dtype = request.param
+    model = TinyModel.make(isa, dtype)
+    layout, kv = model.weights.layout, model.kv
+    specs = program_specs(model.plans, layout, kv.dtype, LIMITS)
+    programs = {
+        phase: PhaseProgram(
+            spec,
+            emulator.link(object_code(lower(phase_program(spec), isa_row(isa))), phase.value),
+            launcher,
+        )
+        for phase, spec in specs.items()
+    }
+    arena = Arena(kv.keys.arena_nbytes + kv.values.arena_nbytes, "cache")
+    cache = {
+        "keys": arena.array(kv.keys.shape, kv.keys.dtype),
+        "values": arena.array(kv.values.shape, kv.values.dtype),
+    }
+    workspace = Arena(step_bytes(specs), "workspace")
+    executor = CompiledExecutor(programs, LIMITS, model.weights.tensors, cache, workspace)
+    return test_program.Pair(dtype, executor, model.reference())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_program.test_both_phases_compute_what_the_reference_computes_in_one_cache,
+        test_program.test_logits_are_the_same_to_the_last_bit_in_any_chunk_phase_and_batch,
+    ],
+    ids=lambda test: test.__name__[5:],
+)
+def test_whole_programs_are_right_under_emulation(
+    emulated_pair: test_program.Pair, test: Callable[[test_program.Pair], None]
+) -> None:
+    test(emulated_pair)
