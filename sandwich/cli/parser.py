@@ -34,7 +34,14 @@ BENCHMARKS = (
         "[MODEL]",
     ),
     Verb("gemm", "bench.gemm", "matrix products beside oneDNN, OpenBLAS and the machine's limits"),
+    Verb("switch", "bench.switch", "what a change of the phase's plan costs", "[MODEL]"),
     Verb("plans", "bench.plans", "what the cost model predicts of steps beside what they take"),
+    Verb(
+        "mixed",
+        "bench.mixed",
+        "what a new prompt does to those that decode, in each mode of mixed steps",
+        "[MODEL]",
+    ),
     Verb("perplexity", "bench.perplexity", "what quantised weights cost in perplexity"),
 )
 VERBS = (
