@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from schedules.mixed import MixedMode, MixedPlan, MixedPlanError
-from schedules.mixed_cost import MixedLoad, MixedPrediction, MixedSpace, milliseconds
-from schedules.topotree import Candidate
+from schedules.mixed_cost import MixedPrediction, MixedSpace, milliseconds
 
 DEFAULT_TPOT_MS: Final = 250.0  # without a target: four tokens a second, a fast reader's pace
 MIN_GAIN: Final = 0.02  # of a request's time, below which the shorter TTFT decides
@@ -21,12 +20,11 @@ MIN_GAIN: Final = 0.02  # of a request's time, below which the shorter TTFT deci
 
 @dataclass(frozen=True)
 class MixedChoice:
-    """What was chosen, the best of each mode, the chosen one first, and the cores they share."""
+    """What was chosen, the best of each mode, the chosen one first, and what there was."""
 
     chosen: MixedPrediction
     best_of_modes: tuple[MixedPrediction, ...]
-    cores: Candidate
-    load: MixedLoad
+    space: MixedSpace
 
     @property
     def plan(self) -> MixedPlan:
@@ -35,9 +33,9 @@ class MixedChoice:
     def to_json(self) -> dict[str, Any]:
         """The choice as JSON types, with the best of every mode as `candidates`."""
         return self.chosen.to_json() | {
-            "cores": list(self.cores.cpus),
-            "groups": [list(cpus) for cpus in self.cores.groups],
-            "load": asdict(self.load),
+            "cores": list(self.space.prefill.cpus),
+            "groups": [list(cpus) for cpus in self.space.prefill.groups],
+            "load": asdict(self.space.load),
             "candidates": [prediction.to_json() for prediction in self.best_of_modes],
         }
 
@@ -48,7 +46,7 @@ class MixedChoice:
             self.plan.render(),
             f"{'':9}{self.chosen.render()} predicted",
             f"{'':9}because {self.plan.reason}",
-            f"{'':9}if {self.load.render()}",
+            f"{'':9}if {self.space.load.render()}",
             *(
                 f"{'':9}then {p.plan.mode}, chunks of {p.plan.chunk_tokens}: {p.render()}"
                 for p in others
@@ -84,7 +82,7 @@ def choose_mixed(
         keeps = "keeps" if first.tpot_us <= limit_us else "exceeds"
         reason = f"it was asked for; its TPOT of {milliseconds(first.tpot_us)} {keeps} {bound}"
     chosen = replace(first, plan=replace(first.plan, reason=reason))
-    return MixedChoice(chosen, (chosen, *others), space.prefill, space.load)
+    return MixedChoice(chosen, (chosen, *others), space)
 
 
 def _best(predictions: Sequence[MixedPrediction], limit_us: float) -> MixedPrediction:
