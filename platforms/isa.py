@@ -6,17 +6,15 @@ TVM it knows what a target description looks like.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from platforms.amx import request_tiles
+from platforms.amx import granted_flags
 from platforms.cpuinfo import host_arch, read_cpu_info
 from platforms.sysfs import Tree
 
 ISA_VARIABLE = "SANDWICH_ISA"  # a row's name, or "auto"
-_log = logging.getLogger(__name__)
 
 
 class IsaError(ValueError):
@@ -130,42 +128,20 @@ def select_isa(
     """The best row this CPU runs, or the one that is forced.
 
     `flags` and `arch` default to this machine's, `forced` to the environment's SANDWICH_ISA; "auto"
-    and "" force nothing. Raises IsaError for a name that is unknown or that the CPU cannot run. On
-    this machine, a row with AMX also needs the kernel's permission, which is asked for here and
-    holds for the whole process.
+    and "" force nothing. Raises IsaError for a name that is unknown or that the CPU cannot run.
     """
-    is_this_machine = flags is None
     if flags is None:
         info = read_cpu_info(Tree())
-        flags, arch = info.flags, arch or info.arch
+        flags, arch = granted_flags(info.flags), arch or info.arch
     have, arch = frozenset(flags), arch or host_arch()
     runnable = runnable_isas(have, arch)
     name = os.environ.get(ISA_VARIABLE, "") if forced is None else forced
     if name in ("", "auto"):
-        return _first_granted(runnable[::-1]) if is_this_machine else runnable[-1]
+        return runnable[-1]
     row = isa_row(name)
     if row not in runnable:
         is_foreign = row.arch not in ("any", arch)
         missing = row.arch if is_foreign else " ".join(sorted(row.required_flags - have))
         names = ", ".join(r.name for r in runnable)
         raise IsaError(f"ISA {name!r} needs {missing}; this {arch} CPU runs {names}")
-    if row.has_amx and is_this_machine:
-        try:
-            request_tiles()
-        except OSError as error:
-            raise IsaError(f"ISA {name!r} needs AMX tiles: {error}; force a lower one") from error
     return row
-
-
-def _first_granted(rows: Iterable[IsaRow]) -> IsaRow:
-    """The first row whose registers the kernel grants to this process."""
-    for row in rows:
-        if not row.has_amx:
-            return row
-        try:
-            request_tiles()
-        except OSError as error:
-            _log.warning("the CPU has AMX, which is not used: %s", error)
-        else:
-            return row
-    raise AssertionError("every CPU runs the generic row")

@@ -3,6 +3,7 @@
 Knows nothing of how the facts are read or shown.
 """
 
+from platforms.amx import granted_flags
 from platforms.caches import read_caches
 from platforms.cpuinfo import read_cpu_info
 from platforms.hugepages import read_huge_pages
@@ -21,6 +22,7 @@ def probe(root: str = "/", isa: str | None = None) -> Machine:
     """
     tree = Tree(root)
     info = read_cpu_info(tree)
+    flags = granted_flags(info.flags) if root == "/" else info.flags
     forced = isa if isa is not None or root == "/" else "auto"
     online = read_online(tree, info.processors)
     caches = read_caches(tree, online)
@@ -28,8 +30,8 @@ def probe(root: str = "/", isa: str | None = None) -> Machine:
     return Machine(
         arch=info.arch,
         cpu_model=info.model,
-        isa=select_isa(info.flags, forced, info.arch).name,
-        isa_features=info.flags,
+        isa=select_isa(flags, forced, info.arch).name,
+        isa_features=flags,
         caches=caches,
         topology=topology,
         hugepages=read_huge_pages(tree),

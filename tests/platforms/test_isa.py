@@ -22,6 +22,8 @@ ARM_NAMES = ["generic", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16"]
         ("x86_64", AVX2 | {"avx_vnni"}, ["generic", "avx2", "avx2_vnni"]),
         ("x86_64", AVX512 | {"avx512_vnni"}, X86_NAMES[:4]),
         ("x86_64", BF16, X86_NAMES),
+        ("x86_64", BF16 | {"amx_tile", "amx_int8"}, X86_NAMES),
+        ("x86_64", BF16 | {"amx_tile", "amx_int8", "amx_bf16"}, [*X86_NAMES, "amx"]),
         ("x86_64", AVX2 | {"avx512_bf16", "avx512f"}, ["generic", "avx2"]),
         ("aarch64", {"fp", "asimd"}, ARM_NAMES[:2]),
         ("aarch64", {"fp", "asimd", "asimddp"}, ARM_NAMES[:3]),
@@ -89,5 +91,6 @@ def test_llvm_knows_every_row(row: object, arch: str) -> None:
     names = {str(name) for name in features(tvm.target.Target(description))}
     assert "prefer-256-bit" not in names
     assert bool(names & {"avx512bf16", "bf16"}) == row.has_bf16_dot
+    assert ("amx-tile" in names) == row.has_amx
     assert bool(names & {"avxvnni", "avx512vnni", "i8mm"}) == row.has_u8_dot
     assert names & {"sse2", "neon"}
