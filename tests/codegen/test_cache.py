@@ -49,6 +49,7 @@ CHANGED_ISA: dict[str, Any] = {
     "num_vector_registers": 32,
     "has_bf16_dot": True,
     "has_u8_dot": True,
+    "has_amx": True,
     "extends": isa_row("avx2"),
     "mcpu": "generic-rv64",
     "mattr": ("+fast",),
