@@ -5,6 +5,7 @@ Knows one program and nothing of others, of phases that alternate or of what run
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -106,8 +107,20 @@ def _fill(arrays: Arrays, batch: Batch, query_tile: int) -> int:
     return len(tiles)
 
 
+@functools.cache
+def _tiles_of_one(num_seqs: int) -> npt.NDArray[np.int32]:
+    """The tiles of sequences with a token each, made once: there is one for every decode step."""
+    rows = np.arange(num_seqs, dtype=np.int32)
+    tiles = np.stack((rows, rows, np.ones_like(rows)), axis=1)
+    tiles.flags.writeable = False
+    return tiles
+
+
 def query_tiles(query_starts: npt.NDArray[np.int32], query_tile: int) -> npt.NDArray[np.int32]:
     """Cut each sequence's token rows into tiles: (num_tiles, 3) of sequence, first row, rows."""
+    num_seqs = len(query_starts) - 1
+    if query_starts[-1] == num_seqs:
+        return _tiles_of_one(num_seqs)
     counts = np.diff(query_starts)
     tiles_per_seq = -(-counts // query_tile)
     sequence = np.repeat(np.arange(len(counts), dtype=np.int32), tiles_per_seq)
