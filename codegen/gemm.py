@@ -10,14 +10,16 @@ so a row's result never depends on the rows beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from codegen.amx_tile import BLOCK_ROWS, BLOCK_VECTORS, AmxBlock, alloc_scratch, has_tiles
 from codegen.integer_tile import ChannelTile, GroupTile
 from codegen.kit import Expr, Kit, T
 from codegen.panels import PanelLayout
 from codegen.parallel import split
 from codegen.register_tile import Activations, FloatTile, Place, RegisterTile, Weights
 from codegen.spec import GemmTile, TileRanges, WeightFormat
+from codegen.widened_tile import WidenedTile, Widening, alloc_widened
 
 # epilogue(row, panel, columns, vectors): stores the part of one row that a register tile has;
 # vectors[j] belongs to vector columns[j] of the panel.
@@ -75,7 +77,7 @@ def arithmetic_of(weights: WeightFormat) -> type[RegisterTile]:
     """The arithmetic of a register tile for weights of a format."""
     if weights.has_int8_activations:
         return GroupTile if weights.group else ChannelTile
-    return FloatTile
+    return WidenedTile if weights.is_quantized else FloatTile
 
 
 def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, ...]]:
@@ -107,21 +109,38 @@ class _Nest:
     def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
         layout = self.gemm.layout
         begin, end = split(core, num_cores, layout.num_panels)
+        scratch = self._alloc_widened()
         tail_width = layout.n_padded - (layout.num_panels - 1) * layout.panel
         num_full = layout.num_panels - (tail_width != layout.panel)
         with T.serial(begin, T.min(end, num_full)) as panel:
-            self._panel(panel, layout.panel // layout.lanes, num_rows)
+            self._panel(panel, layout.panel // layout.lanes, num_rows, scratch)
         if num_full < layout.num_panels:
             with T.If(T.And(end == layout.num_panels, begin < end)), T.Then():
-                self._panel(end - 1, tail_width // layout.lanes, num_rows)
+                self._panel(end - 1, tail_width // layout.lanes, num_rows, scratch)
 
-    def _panel(self, panel: Expr, num_vectors: int, num_rows: Expr) -> None:
+    def _alloc_widened(self) -> Expr | None:
+        """The scratch for widened weights, if the tile asks for one and the format needs it."""
+        gemm, weights = self.gemm, self.gemm.layout.format
+        if not (self.tile.is_widened and weights.is_quantized) or weights.has_int8_activations:
+            return None
+        return alloc_widened(gemm.kit, gemm.layout, self.tile)
+
+    def _panel(self, panel: Expr, num_vectors: int, num_rows: Expr, widened: Expr | None) -> None:
+        if has_tiles(self.gemm.kit.isa, self.gemm.layout.format):
+            self._panel_of_blocks(panel, num_vectors, num_rows)
+            return
         mr = self.tile.mr
         with T.serial(0, self.num_k_blocks) as k_block:
+            if widened is not None:
+                whole = Place(panel, num_vectors, range(num_vectors), 0, 0)
+                gemm = self.gemm
+                codes = Widening(gemm.kit, gemm.layout, self.tile, gemm.w, whole)
+                codes.to_scratch(k_block, widened)
             for columns in column_tiles(num_vectors, self.tile.nv, self.gemm.in_halves):
 
                 def tile(row: Expr, rows: int, columns: Sequence[int] = columns) -> None:
-                    self._tile(panel, num_vectors, columns, k_block, row, rows)
+                    place = Place(panel, num_vectors, columns, row, rows)
+                    self._tile(place, k_block, widened)
 
                 with T.serial(0, num_rows // mr) as tile_row:
                     tile(tile_row * mr, mr)
@@ -134,43 +153,79 @@ class _Nest:
                     with T.If(tail == rows), T.Then():
                         tile(num_rows - rows, rows)
 
-    def _tile(
-        self,
-        panel: Expr,
-        num_vectors: int,
-        columns: Sequence[int],
-        k_block: Expr,
-        row: Expr,
-        rows: int,
-    ) -> None:
-        """A register tile of `rows` x `columns` over one K block."""
-        gemm, lanes = self.gemm, self.gemm.kit.lanes
-        place = Place(panel, num_vectors, columns, row, rows)
-        make = arithmetic_of(gemm.layout.format)
-        tile = make(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place)
+    def _tile(self, place: Place, k_block: Expr, widened: Expr | None) -> None:
+        """A register tile over one K block."""
+        tile = self._make(place, widened)
+        self._begin(tile, k_block)
+        tile.multiply(k_block)
+        self._end(tile, k_block)
 
-        def partial_at(i: int, j: int) -> tuple[Expr, Expr]:
-            return row + i, panel * gemm.layout.panel + columns[j] * lanes
+    def _panel_of_blocks(self, panel: Expr, num_vectors: int, num_rows: Expr) -> None:
+        """The same in blocks of AMX, which take the remainder of M as it comes."""
+        gemm, scratch = self.gemm, alloc_scratch()
+        with (
+            T.serial(0, self.num_k_blocks) as k_block,
+            T.serial(0, (num_rows + BLOCK_ROWS - 1) // BLOCK_ROWS) as block_row,
+        ):
+            row = T.bind(block_row * BLOCK_ROWS)
+            rows = T.bind(T.min(num_rows - row, BLOCK_ROWS))
+            for columns in column_tiles(num_vectors, BLOCK_VECTORS, gemm.in_halves):
+                place = Place(panel, num_vectors, columns, row, rows)
+                block = AmxBlock(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch)
+                with T.serial(0, rows) as i:
+                    tile = self._make(replace(place, row=row + i, rows=1))
+                    self._begin(tile, k_block)
+                    block.put(i, tile.saved(0))
+                block.multiply(k_block)
+                with T.serial(0, rows) as i:
+                    tile = self._make(replace(place, row=row + i, rows=1))
+                    tile.restore(lambda _, j, i=i, block=block: block.get(i, j))
+                    block.add_rest(k_block, tile)
+                    self._end(tile, k_block)
 
-        def finish() -> None:
-            for i in range(rows):
-                gemm.epilogue(row + i, panel, columns, tile.results(i))
+    def _make(self, place: Place, widened: Expr | None = None) -> RegisterTile:
+        gemm = self.gemm
+        if widened is not None:
+            return WidenedTile(
+                gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch=widened
+            )
+        arithmetic = arithmetic_of(gemm.layout.format)
+        return arithmetic(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place)
 
+    def _partial_at(self, place: Place, i: int, j: int) -> tuple[Expr, Expr]:
+        """Where the partial sums of vector j of row i of a tile are."""
+        layout = self.gemm.layout
+        return place.row + i, place.panel * layout.panel + place.columns[j] * layout.lanes
+
+    def _begin(self, tile: RegisterTile, k_block: Expr) -> None:
+        """Set the sums of a tile to those of the K block before, if there is one."""
+        gemm = self.gemm
         if self.num_k_blocks == 1:
             tile.clear()
-            tile.multiply(0)
-            finish()
             return
         with T.If(k_block == 0):
             with T.Then():
                 tile.clear()
             with T.Else():
-                tile.restore(lambda i, j: gemm.kit.load(gemm.partial, *partial_at(i, j)))
-        tile.multiply(k_block)
+                tile.restore(
+                    lambda i, j: gemm.kit.load(gemm.partial, *self._partial_at(tile.place, i, j))
+                )
+
+    def _end(self, tile: RegisterTile, k_block: Expr) -> None:
+        """Hand the sums of a tile to the epilogue, or keep them for the next K block."""
+        gemm, place = self.gemm, tile.place
+
+        def finish() -> None:
+            for i in range(place.rows):
+                gemm.epilogue(place.row + i, place.panel, place.columns, tile.results(i))
+
+        if self.num_k_blocks == 1:
+            finish()
+            return
         with T.If(k_block == self.num_k_blocks - 1):
             with T.Then():
                 finish()
             with T.Else():
-                for i in range(rows):
+                for i in range(place.rows):
                     for j, vector in enumerate(tile.saved(i)):
-                        gemm.kit.store(gemm.partial, partial_at(i, j), vector)
+                        gemm.kit.store(gemm.partial, self._partial_at(place, i, j), vector)

@@ -42,8 +42,7 @@ class IntegerTile(RegisterTile):
 
         self._sums.load(start)
 
-    def _add_word(self, k_word: Expr) -> None:
-        """Add the products of the K values of one weight word."""
+    def add_word(self, k_word: Expr) -> None:
         vectors = self._words(k_word)
         if self.layout.format.dtype == "int4":
             mask = T.broadcast(T.int32(0x0F0F0F0F), self.kit.lanes)
@@ -89,7 +88,7 @@ class ChannelTile(IntegerTile):
         return [v * s * row_scale for v, s in zip(self._floats(i), self._scales(0), strict=True)]
 
     def multiply(self, k_block: Expr) -> None:
-        self._each_word(k_block, self._add_word)
+        self._each_word(k_block, self.add_word)
 
 
 class GroupTile(IntegerTile):
@@ -124,7 +123,7 @@ class GroupTile(IntegerTile):
         words = self.layout.group_words
         self._start(group)
         for word in range(words):
-            self._add_word(group * words + word)
+            self.add_word(group * words + word)
         scales = self._scales(group)
         for i in range(self.place.rows):
             factors = scales

@@ -93,7 +93,7 @@ class PeakProbe:
         return np.dtype(np.int32 if self._is_int8 else np.float32)
 
     def multiply(self, operands: Words, turns: Words, sums: npt.NDArray[Any]) -> None:
-        """`turns[0]` turns of `flops_per_turn`; `sums` (sums_shape, sums_dtype) receives each core's
+        """`turns[0]` turns of `flops_per_turn`; `sums` (sums_shape, sums_dtype) gets each core's
         sums, those of integers modulo 2**32.
         """
         self._module["limit_peak"](tensor(operands), tensor(turns), tensor(sums))

@@ -56,48 +56,15 @@ class Place:
     rows: int
 
 
-class RegisterTile(ABC):
-    """A tile of one format; `clear` or `restore`, then `multiply`, then `results` or `saved`."""
+class PanelReader:
+    """Reads packed weights at a place of the product, whose rows do not matter here."""
 
     def __init__(
-        self,
-        kit: Kit,
-        layout: PanelLayout,
-        tile: GemmTile,
-        a: Activations,
-        w: Weights,
-        place: Place,
+        self, kit: Kit, layout: PanelLayout, tile: GemmTile, w: Weights, place: Place
     ) -> None:
-        self.kit, self.layout, self.tile, self.a, self.w, self.place = (
-            kit,
-            layout,
-            tile,
-            a,
-            w,
-            place,
-        )
+        self.kit, self.layout, self.tile, self.w, self.place = kit, layout, tile, w, place
         self._width = place.num_vectors * kit.lanes
         self._first_word = T.bind(self._first(layout.k_words))
-
-    @abstractmethod
-    def clear(self) -> None:
-        """Begin with nothing added."""
-
-    @abstractmethod
-    def restore(self, load: Callable[[int, int], Expr]) -> None:
-        """Go on from the float32 vectors (row, column of the tile) that `saved` gave."""
-
-    @abstractmethod
-    def saved(self, i: int) -> list[Expr]:
-        """What row i has so far, as float32 vectors, to go on from in the next K block."""
-
-    @abstractmethod
-    def results(self, i: int) -> list[Expr]:
-        """Row i of the product, float32 vectors in the order of the tile's columns."""
-
-    @abstractmethod
-    def multiply(self, k_block: Expr) -> None:
-        """Add the products of one K block."""
 
     def _first(self, per_column: int) -> Expr:
         """Index of the panel's first element in an array of `per_column` elements per column."""
@@ -129,6 +96,46 @@ class RegisterTile(ABC):
         widen = {"float32": None, "bfloat16": "sw_widen_bf16", "float16": "sw_widen_f16"}
         name = widen[self.layout.format.scale_dtype]
         return [T.bind(self.kit.call(name, v) if name else v) for v in vectors]
+
+
+class RegisterTile(PanelReader, ABC):
+    """A tile of one format; `clear` or `restore`, then `multiply`, then `results` or `saved`."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        layout: PanelLayout,
+        tile: GemmTile,
+        a: Activations,
+        w: Weights,
+        place: Place,
+    ) -> None:
+        super().__init__(kit, layout, tile, w, place)
+        self.a = a
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Begin with nothing added."""
+
+    @abstractmethod
+    def restore(self, load: Callable[[int, int], Expr]) -> None:
+        """Go on from the float32 vectors (row, column of the tile) that `saved` gave."""
+
+    @abstractmethod
+    def saved(self, i: int) -> list[Expr]:
+        """What row i has so far, as float32 vectors, to go on from in the next K block."""
+
+    @abstractmethod
+    def results(self, i: int) -> list[Expr]:
+        """Row i of the product, float32 vectors in the order of the tile's columns."""
+
+    @abstractmethod
+    def multiply(self, k_block: Expr) -> None:
+        """Add the products of one K block."""
+
+    @abstractmethod
+    def add_word(self, k_word: Expr) -> None:
+        """Add the products of the K values of one weight word."""
 
     def _each_word(self, k_block: Expr, step: Callable[[Expr], None]) -> None:
         """step(k_word) for the words of a K block."""
@@ -163,15 +170,14 @@ class FloatTile(RegisterTile):
         return self._sums.row(i)
 
     def multiply(self, k_block: Expr) -> None:
+        self._each_word(k_block, self.add_word)
+
+    def add_word(self, k_word: Expr) -> None:
         words, row = self.a.words, self.place.row
-
-        def step(k_word: Expr) -> None:
-            vectors = self._words(k_word)
-            self._sums.multiply(
-                vectors, lambda i: self.kit.a_operand(lambda w: words[row + i, w], k_word)
-            )
-
-        self._each_word(k_block, step)
+        vectors = self._words(k_word)
+        self._sums.multiply(
+            vectors, lambda i: self.kit.a_operand(lambda w: words[row + i, w], k_word)
+        )
 
 
 class Accumulators:

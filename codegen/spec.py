@@ -118,6 +118,8 @@ class GemmTile:
     mr: rows of the register tile. kc: values of K per block, 0 for all of them. k_unroll: weight
     words per turn of the innermost loop. prefetch_bytes: distance of the software prefetch of
     weights, 0 for none. nv: vectors of columns of the register tile, 0 for the whole panel.
+    is_widened: quantised weights that meet float activations are widened once for all rows, a K
+    block of a panel at a time, instead of once for each register tile.
     """
 
     mr: int
@@ -125,6 +127,7 @@ class GemmTile:
     k_unroll: int = 1
     prefetch_bytes: int = 0
     nv: int = 0
+    is_widened: bool = False
 
     def __post_init__(self) -> None:
         least = {"mr": 1, "kc": 0, "k_unroll": 1, "prefetch_bytes": 0, "nv": 0}
@@ -132,6 +135,8 @@ class GemmTile:
             value = getattr(self, name)
             if type(value) is not int or value < low:
                 raise ValueError(f"{name} is {value!r}; it is a whole number from {low} on")
+        if type(self.is_widened) is not bool:
+            raise ValueError(f"is_widened is {self.is_widened!r}; it is True or False")
 
 
 # The tiles of a GEMM by its number of rows: (most rows, tile) in ascending order. The first that

@@ -5,6 +5,7 @@ their place.
 from __future__ import annotations
 
 from codegen.intrinsics import (
+    amx,
     avx2,
     avx2_vnni,
     avx512,
@@ -16,17 +17,19 @@ from codegen.intrinsics import (
     neon_bf16,
     neon_dotprod,
     neon_i8mm,
+    widening,
 )
 from codegen.intrinsics.base import Intrinsic
 from platforms.isa import IsaRow
 
-PORTABLE = (*base.PORTABLE, *elementary.PORTABLE)
+PORTABLE = (*base.PORTABLE, *elementary.PORTABLE, *widening.PORTABLE)
 SPELLINGS: dict[str, tuple[Intrinsic, ...]] = {
     "avx2": avx2.SPELLINGS,
     "avx2_vnni": avx2_vnni.SPELLINGS,
     "avx512": avx512.SPELLINGS,
     "avx512_vnni": avx512_vnni.SPELLINGS,
     "avx512_bf16": avx512_bf16.SPELLINGS,
+    "amx": amx.SPELLINGS,
     "neon": neon.SPELLINGS,
     "neon_dotprod": neon_dotprod.SPELLINGS,
     "neon_i8mm": neon_i8mm.SPELLINGS,

@@ -4,7 +4,11 @@ instruction.
 
 from __future__ import annotations
 
+import numpy as np
+
+from codegen.arrays import bf16_from_float32
 from codegen.intrinsics.base import PACK_BF16, Intrinsic, mac_bf16
+from codegen.intrinsics.widening import FIVE_BITS_BF16, FOUR_BITS_BF16, S8_BF16
 
 # VDPBF16PS rounds to nearest even and flushes subnormals; it adds the odd pair's product first,
 # then the even one's.
@@ -37,4 +41,45 @@ define <8 x i32> @sw_pack_bf16(<16 x float> %x) alwaysinline {
     PACK_BF16.meaning,
 )
 
-SPELLINGS: tuple[Intrinsic, ...] = (MAC_BF16, PACK)
+# The halves of the 32 bytes widen each to 16 float32, which one instruction rounds to 32 bf16.
+BYTES = Intrinsic(
+    S8_BF16.name,
+    S8_BF16.result,
+    """
+declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
+define <16 x i32> @sw_s8_bf16(<16 x i16> %w) alwaysinline {
+  %b = bitcast <16 x i16> %w to <32 x i8>
+  %l8 = shufflevector <32 x i8> %b, <32 x i8> poison, <16 x i32> <LOW>
+  %h8 = shufflevector <32 x i8> %b, <32 x i8> poison, <16 x i32> <HIGH>
+  %l = sitofp <16 x i8> %l8 to <16 x float>
+  %h = sitofp <16 x i8> %h8 to <16 x float>
+  %p = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %h, <16 x float> %l)
+  %r = bitcast <32 x bfloat> %p to <16 x i32>
+  ret <16 x i32> %r
+}""".replace("LOW", ", ".join(f"i32 {i}" for i in range(16))).replace(
+        "HIGH", ", ".join(f"i32 {i}" for i in range(16, 32))
+    ),
+    S8_BF16.meaning,
+)
+
+
+def _table(intrinsic: Intrinsic, num_bits: int) -> Intrinsic:
+    """VPERMW looks 32 values up by the low five bits of each; four bits have their table twice."""
+    numbers = np.arange(32) % (1 << num_bits) - (1 << (num_bits - 1))
+    bits = bf16_from_float32(numbers.astype(np.float32))
+    entries = ", ".join(f"i16 {bit}" for bit in bits.view(np.int16))
+    text = f"""
+declare <32 x i16> @llvm.x86.avx512.permvar.hi.512(<32 x i16>, <32 x i16>)
+define <16 x i32> @{intrinsic.name}(<16 x i32> %w) alwaysinline {{
+  %i = bitcast <16 x i32> %w to <32 x i16>
+  %p = call <32 x i16> @llvm.x86.avx512.permvar.hi.512(<32 x i16> <{entries}>, <32 x i16> %i)
+  %r = bitcast <32 x i16> %p to <16 x i32>
+  ret <16 x i32> %r
+}}"""
+    return Intrinsic(intrinsic.name, intrinsic.result, text, intrinsic.meaning)
+
+
+SPELLINGS: tuple[Intrinsic, ...] = (
+    *(MAC_BF16, PACK, BYTES),
+    *(_table(FOUR_BITS_BF16, 4), _table(FIVE_BITS_BF16, 5)),
+)

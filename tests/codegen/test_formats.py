@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +12,19 @@ import pytest
 from codegen.gemm_program import GemmProgram, GemmSpec
 from codegen.panels import PackedMatrix, PanelLayout
 from codegen.quantize import QuantizedRows, quantize
-from codegen.reference import integer_gemm, quantize_activations
+from codegen.reference import integer_gemm, quantize_activations, round_to
 from codegen.spec import GemmTile, TileRanges, WeightFormat
 from platforms.isa import isa_row
 from platforms.memory import Arena, arena_nbytes
-from tests.codegen.conftest import ISAS, Array, normal, panel_of, same_bits
+from tests.codegen.conftest import BEST, ISAS, Array, normal, panel_of, same_bits
 
-MR = 3
-NUM_ROWS = [0, 1, MR - 1, MR, MR + 1, 17]
+MR = 2
+NUM_ROWS = [0, 1, MR, MR + 1, 7]
 MOST_ROWS = NUM_ROWS[-1]
 COPY = 1  # of two
 TILES: TileRanges = (
-    (2, GemmTile(mr=MR, kc=64, k_unroll=3, prefetch_bytes=256)),
-    (9, GemmTile(mr=MR, nv=1, k_unroll=2)),
-    (10, GemmTile(mr=MR, kc=64, nv=2)),
+    (2, GemmTile(mr=MR, k_unroll=3, prefetch_bytes=256)),
+    (3, GemmTile(mr=MR, kc=64, nv=2)),
 )
 INTEGER_FORMATS = [
     WeightFormat("int8", "int8"),
@@ -38,8 +37,15 @@ INTEGER_FORMATS = [
 ]
 
 
-def ids_of(formats: list[WeightFormat]) -> list[str]:
-    return [f"{f.name.replace(' ', '')}-{f.scale_dtype}" for f in formats]
+def each_format(formats: Sequence[WeightFormat]) -> pytest.MarkDecorator:
+    """All of them on the best ISA, the first on the portable one; the rest is slow."""
+    cases = []
+    for isa in ISAS:
+        for i, weights in enumerate(formats):
+            marks = [] if isa == BEST or (isa == "generic" and i == 0) else [pytest.mark.slow]
+            name = f"{isa}-{weights.name.replace(' ', '')}-{weights.scale_dtype}"
+            cases.append(pytest.param(isa, weights, id=name, marks=marks))
+    return pytest.mark.parametrize(("isa", "weights"), cases)
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,17 @@ SIZES = {
 
 def truth(case: Case) -> Array:
     weights = case.spec.layout.format
+    if not weights.has_int8_activations:
+        x = round_to(case.x, "bfloat16") if case.spec.kit.has_dot else case.x
+        return (x.astype(np.float64) @ case.w.dequantized(weights).T).astype(np.float32)
     group = weights.group if case.spec.has_group_scales else 0
     return integer_gemm(*quantize_activations(case.x, group), case.w, weights)
 
 
 def agrees(case: Case, actual: Array, expected: Array) -> None:
     """Exactly where one scale ends a sum of integers; else but for the rounding of the sums."""
-    if not case.spec.layout.format.group:
+    weights = case.spec.layout.format
+    if weights.has_int8_activations and not weights.group:
         np.testing.assert_array_equal(actual, expected)
         return
     rows = np.abs(case.w.dequantized(case.spec.layout.format))
@@ -125,9 +135,28 @@ def check(isa: str, weights: WeightFormat, size: tuple[int, int, int], **options
         assert same_bits(case.run(num_rows), whole[:num_rows]), num_rows
 
 
-@pytest.mark.parametrize("weights", INTEGER_FORMATS, ids=ids_of(INTEGER_FORMATS))
-@pytest.mark.parametrize("isa", ISAS)
+@each_format(INTEGER_FORMATS)
 def test_integer_products_equal_numpy_for_every_number_of_rows(
     isa: str, weights: WeightFormat
 ) -> None:
     check(isa, weights, SIZES["more-than-a-panel"])
+
+
+FLOAT_FORMATS = [
+    WeightFormat("int8"),
+    WeightFormat("int8", has_zero_points=True),
+    WeightFormat("int8", group=32, scale_dtype="bfloat16"),
+    WeightFormat("int4", group=32, scale_dtype="float16"),
+    WeightFormat("int4", group=64, has_zero_points=True),
+]
+WIDENED: TileRanges = (
+    (2, GemmTile(mr=MR, k_unroll=3)),
+    (3, GemmTile(mr=MR, kc=64, nv=2, is_widened=True)),
+)
+
+
+@each_format(FLOAT_FORMATS)
+def test_widened_products_equal_numpy_for_every_number_of_rows(
+    isa: str, weights: WeightFormat
+) -> None:
+    check(isa, weights, SIZES["more-than-a-panel"], tiles=WIDENED)

@@ -163,6 +163,15 @@ def halves(lanes: int) -> Operands:
     return (in_rows(bits[np.isfinite(bits.view(np.float16))], lanes),)
 
 
+def small_integers(lanes: int) -> Operands:
+    low = in_rows(np.arange(-256, 257, dtype=np.float32), lanes)
+    return low, -low[::-1]
+
+
+def all_halves(lanes: int) -> Operands:
+    return (in_rows(np.arange(1 << 16, dtype=np.uint32).astype(np.int16), lanes),)
+
+
 def equal(actual: Array, expected: Array) -> None:
     np.testing.assert_array_equal(actual, expected)
 
@@ -187,6 +196,10 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_hmax": (numbers, equal),
     "sw_hsum": (summands, within(1e-6, 1e-5)),
     "sw_mask_from": (masks, equal_bits),
+    "sw_pair_bf16": (small_integers, equal_bits),
+    "sw_s8_bf16": (all_halves, equal_bits),
+    "sw_four_bits_bf16": (all_pairs, equal_bits),
+    "sw_five_bits_bf16": (all_pairs, equal_bits),
     "sw_mac_vector": (vectors_to_add_and_multiply, within(1e-5, 1e-5)),
     "sw_dot_u4": (bytes_and_quads(15, 0), equal),
     "sw_dot_u8": (bytes_and_quads(255, 0), equal),
