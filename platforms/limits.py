@@ -17,6 +17,11 @@ from platforms.topology import Core, Topology
 _EQUAL_SPEED = 0.82
 
 
+# From so many cores on, one is left to the server's own threads: event loop, tokeniser, metrics. It
+# costs a few percent at most, while a worker that is interrupted stops all others at a barrier.
+_SERVER_CORE_FROM = 16
+
+
 @dataclass(frozen=True)
 class SelectionStep:
     """One narrowing of the set of CPUs: the rule, what it leaves, and a remark on what it did."""
@@ -92,7 +97,11 @@ def select_cpus(
     if cpu_quota is not None:
         count = max(1, math.floor(cpu_quota))
         remark = f"the quota is {cpu_quota:g} cores; more threads would be throttled"
-        _keep(steps, "quota", cores[:count], remark)
+        cores = cores[:count]
+        _keep(steps, "quota", cores, remark)
+    if len(cores) >= _SERVER_CORE_FROM and not any(len(allowed & set(c.cpus)) > 1 for c in cores):
+        # SMT siblings of the workers' CPUs would do; where there are none, a core has to.
+        _keep(steps, "server", cores[:-1], "a core is left for the server's own threads")
     return tuple(steps)
 
 

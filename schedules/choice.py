@@ -18,6 +18,7 @@ MIN_GAIN: Final = (
 )
 NUM_RUNNERS_UP: Final = 3
 NUM_MEASURED: Final = 4  # candidates of a phase, the default among them
+MIN_SPREAD: Final = 1.25  # between the numbers of cores of candidates that are measured
 WORTH_MEASURING: Final = 1.25  # times the shortest prediction; beyond the model is believed
 
 # Runs a case on a candidate and returns the microseconds of one step.
@@ -99,9 +100,7 @@ class PhaseChoice:
 
     def measured(self, default: Candidate, measure: MeasureStep) -> PhaseChoice:
         """The choice among the best few and `default` by what a real step takes on them."""
-        longest = WORTH_MEASURING * self.ranked[0].predicted_us
-        few = [p for p in self.ranked if p.predicted_us <= longest][: NUM_MEASURED - 1]
-        few += [p for p in self.ranked if p.candidate == default and p not in few]
+        few = self._worth_measuring(default)
         times = {id(p): replace(p, measured_us=measure(self.case, p.candidate)) for p in few}
         ranked = tuple(times.get(id(p), p) for p in self.ranked)
         by_time = sorted(times.values(), key=_measured_us)
@@ -110,6 +109,17 @@ class PhaseChoice:
         chosen = by_time[0] if has_gain else kept
         others = [p for p in by_time if p is not chosen]
         return replace(self, chosen=chosen, ranked=ranked, reason=_measured(chosen, others))
+
+    def _worth_measuring(self, default: Candidate) -> list[Prediction]:
+        """The default and the best that differ enough from it and from each other."""
+        few = [p for p in self.ranked if p.candidate == default]
+        longest = WORTH_MEASURING * self.ranked[0].predicted_us
+        for p in self.ranked:
+            ratios = [len(p.candidate.cpus) / len(other.candidate.cpus) for other in few]
+            is_new = all(max(ratio, 1 / ratio) >= MIN_SPREAD for ratio in ratios)
+            if p.predicted_us <= longest and is_new and len(few) < NUM_MEASURED:
+                few.append(p)
+        return few
 
     @property
     def runners_up(self) -> tuple[Prediction, ...]:

@@ -94,9 +94,12 @@ class ReplicaRating:
     wide: Mapping[Phase, Candidate]
 
     def rate(self, tree: TopoTree, prompt: int, context: int) -> Replicas | None:
-        """Replicas of a tree of several alike nodes; None if it has one, or they differ."""
+        """Replicas of a tree of several nodes, the first of which stands for all; None if it has
+        one, or if they differ by more than the core that is left for the server.
+        """
         nodes = list(tree.at(Level.NODE))
-        if len(nodes) < 2 or len({len(node.cpus) for node in nodes}) > 1:
+        sizes = [len(node.cpus) for node in nodes]
+        if len(nodes) < 2 or max(sizes) - min(sizes) > 1:
             return None
         cases = [StepCase(Phase.PREFILL, prompt)]
         cases += [StepCase(Phase.DECODE, batch, context) for batch in SEQS_PER_REPLICA]

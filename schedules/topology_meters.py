@@ -8,6 +8,7 @@ best of several counts. Knows nothing of models or plans.
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,10 +51,12 @@ class MeasuredSet:
 
 def measured_sets(tree: TopoTree) -> list[MeasuredSet]:
     """What is measured: cores of the first LLC group, its node's groups, all nodes, and the first
-    node reading from the second. Groups are cut to the smallest.
+    node reading from the second. Groups that have lost a core to the server are left out.
     """
     nodes = [[llc.cpus for llc in node.at(Level.GROUP)] for node in tree.at(Level.NODE)]
-    size = min(len(cpus) for node in nodes for cpus in node)
+    size = statistics.mode(len(cpus) for node in nodes for cpus in node)
+    nodes = [[cpus[:size] for cpus in node if len(cpus) >= size] for node in nodes]
+    nodes = [node for node in nodes if node]
     num_groups = min(map(len, nodes))
 
     def cpus(cores: int, groups: int, of: Sequence[list[tuple[int, ...]]]) -> tuple[int, ...]:

@@ -10,10 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.layout import ModelLayout
-from codegen.spec import ModelShape
+from codegen.spec import ModelShape, Phase, WeightFormat
 from platforms.machines import load_machine, recorded_machines
-from schedules.cost import Operator, Seats, Step, StepCost, operators, step_cost
-from schedules.rates import MachineRates, estimated_rates
+from schedules.cost import (
+    OVERLAP,
+    Operator,
+    Seats,
+    Step,
+    StepCase,
+    StepCost,
+    StepOperators,
+    operators,
+    step_cost,
+)
+from schedules.rates import Curve, KernelRates, MachineRates, estimated_rates
 from schedules.topotree import Candidate, TopoTree, candidates
 
 SHAPE = ModelShape(
@@ -33,25 +43,40 @@ SHAPE = ModelShape(
 )
 LAYOUT = ModelLayout.build(SHAPE, "bfloat16", lanes=16, panel=64)
 PREFILL, DECODE = Step.prefill(512, 4), Step.decode([1024])
-ALIKE = MachineRates(  # every barrier is free and every path but the core's own is wide
-    core_gflops=100.0,
-    core_gbps=10.0,
-    group_gbps=1e9,
+KERNELS = KernelRates(
+    gemm_gflops=Curve(((1, 50.0), (2, 100.0))),
+    attention_gflops=10.0,
+    attention_unit_us=3.0,
+    embed_ns=4.0,
+    norm_ns=1.0,
+    rope_ns=2.0,
+    argmax_ns=0.5,
+)
+ALIKE = MachineRates(  # every barrier and launch is free and every path but the core's own is wide
+    prefill=KERNELS,
+    decode=KERNELS,
+    busy_speed=Curve(((1, 1.0),)),
+    group_gbps=Curve(((1, 10.0), (1e8, 1e9))),
     node_gbps=1e9,
     link_gbps=1e9,
     group_line_ns=0.0,
     node_line_ns=0.0,
     far_line_ns=0.0,
-    lines_in_flight=1.0,
+    barrier_lines=1.0,
     barrier_base_us=0.0,
+    launch_us=0.0,
 )
-EVEN = (Operator(1, 960, 1000.0, 1000.0),)  # divides among 1 to 6 cores, 8, 10, ...
+EVEN = (Operator("qkv", 1, 960, nbytes=1000.0),)  # divides among 1 to 6 cores, 8, 10, ...
 
 
 def cost(
-    ops: Sequence[Operator], seats: Seats, rates: MachineRates, memory: Sequence[int] = ()
+    ops: StepOperators | Sequence[Operator],
+    seats: Seats,
+    rates: MachineRates,
+    memory: Sequence[int] = (),
 ) -> StepCost:
-    return step_cost(ops, SHAPE.num_layers, seats, rates, frozenset(memory or seats.nodes))
+    step = ops if isinstance(ops, StepOperators) else StepOperators(Phase.DECODE, 16, tuple(ops))
+    return step_cost(step, seats, rates, frozenset(memory or seats.nodes))
 
 
 def seats_of(num_groups: int, cores_per_group: int, num_nodes: int = 1) -> Seats:
@@ -61,19 +86,76 @@ def seats_of(num_groups: int, cores_per_group: int, num_nodes: int = 1) -> Seats
 
 
 def test_the_bytes_of_a_decode_step_are_weights_and_cache_read_once() -> None:
-    ops = operators(LAYOUT, "bfloat16", Step.decode([1000, 24]))
-    nbytes = sum(op.repeats * op.num_units * op.nbytes for op in ops)
+    step = operators(LAYOUT, "bfloat16", Step.decode([1000, 24]))
     hidden, layers = SHAPE.hidden_size, SHAPE.num_layers
     values = layers * hidden * (3072 + 2048 + 3 * 8192) + SHAPE.vocab_size * hidden
-    assert nbytes == 2 * values + layers * 1024 * 2 * 8 * 64 * 2
+    assert step.nbytes == 2 * values + layers * 1024 * 2 * 8 * 64 * 2
+
+
+def test_quantised_weights_count_with_their_scales() -> None:
+    layout = ModelLayout.build(SHAPE, "bfloat16", 16, 64, WeightFormat("int8", group=32))
+    (qkv,) = (op for op in operators(layout, "bfloat16", DECODE).operators if op.name == "qkv")
+    assert qkv.num_units * qkv.nbytes == layout.qkv.nbytes > layout.qkv.n * layout.qkv.k
 
 
 def test_the_operations_of_a_prefill_are_those_of_its_tokens_and_one_row_of_logits() -> None:
-    ops = operators(LAYOUT, "bfloat16", Step.prefill(7, 4))
-    flops = sum(op.repeats * op.num_units * op.flops for op in ops)
+    step = operators(LAYOUT, "bfloat16", Step.prefill(7, 4))
     hidden, layers = SHAPE.hidden_size, SHAPE.num_layers
     gemms = 2 * 7 * layers * hidden * (3072 + 2048 + 3 * 8192) + 2 * SHAPE.vocab_size * hidden
-    assert flops == gemms + 4 * layers * 32 * 64 * 28
+    assert step.flops == gemms + 4 * layers * 32 * 64 * 28
+
+
+@pytest.mark.parametrize(
+    ("op", "microseconds"),
+    [
+        (Operator("o", 1, 1, flops=1e6, rows=1), 20.0),
+        (Operator("o", 1, 1, flops=1e6, rows=2), 10.0),
+        (Operator("o", 1, 1, flops=1e6, rows=99), 10.0),
+        (Operator("attention", 1, 1, flops=1e6), 103.0),
+        (Operator("embed", 1, 1, values=1e3), 4.0),
+        (Operator("input_norm", 1, 1, values=1e3), 1.0),
+        (Operator("norm", 1, 1, values=1e3), 1.0),
+        (Operator("rope_and_cache", 1, 1, values=1e3), 2.0),
+        (Operator("argmax", 1, 1, values=1e3), 0.5),
+    ],
+)
+def test_a_unit_takes_as_long_as_the_kernel_of_its_operator(
+    op: Operator, microseconds: float
+) -> None:
+    assert op.unit_us(KERNELS) == pytest.approx(microseconds)
+
+
+def test_a_gemm_takes_a_quarter_longer_where_arithmetic_and_reading_take_equally_long() -> None:
+    op = Operator("down", 1, 1, flops=1e6, nbytes=1e5, rows=2)  # 10 us each
+    assert cost([op], Seats((1,), (0,)), ALIKE).total_us == pytest.approx(10 * 2 ** (1 / OVERLAP))
+
+
+def test_attention_waits_for_what_it_reads() -> None:
+    op = Operator("attention", 1, 1, flops=1e6, nbytes=1e5)
+    found = cost([op], Seats((1,), (0,)), ALIKE)
+    assert (found.compute_us, found.memory_us) == pytest.approx((103.0, 10.0))
+
+
+def test_busy_cores_compute_with_the_speed_that_they_have_together() -> None:
+    rates = replace(ALIKE, busy_speed=Curve(((1, 1.0), (4, 0.5))))
+    ops = [Operator("o", 1, 4, flops=1e6, rows=2)]
+    assert cost(ops, Seats((4,), (0,)), rates).total_us == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(("cache_bytes", "is_read"), [(0, True), (1919, True), (1920_000, False)])
+def test_a_model_that_fits_in_the_last_level_caches_is_not_read_from_memory(
+    cache_bytes: int, is_read: bool
+) -> None:
+    found = cost(EVEN, Seats((1,), (0,), cache_bytes), ALIKE)
+    assert (found.memory_us > 0) is is_read
+
+
+def test_cases_name_themselves_and_know_their_steps() -> None:
+    assert StepCase(Phase.PREFILL, 32).step(4) == Step.prefill(32, 4)
+    assert StepCase(Phase.DECODE, 2, 9).step(4) == Step.decode([9, 9])
+    assert StepCase(Phase.PREFILL, 32).name == "prefill of 32 tokens"
+    assert StepCase(Phase.DECODE, 1, 9).name == "decode of one sequence of 9 tokens"
+    assert StepCase(Phase.DECODE, 2, 9).num_cached == 18
 
 
 @pytest.mark.parametrize("num_cores", [1, 2, 3, 4, 5, 6, 8])
@@ -84,7 +166,7 @@ def test_without_shared_limits_n_cores_are_n_times_as_fast(num_cores: int) -> No
 
 
 def test_work_that_does_not_divide_lasts_as_long_as_the_busiest_core() -> None:
-    ops = (Operator(1, 5, 1000.0, 1000.0),)
+    ops = (Operator("qkv", 1, 5, nbytes=1000.0),)
     four, five = (cost(ops, Seats((n,), (0,)), ALIKE).total_us for n in (4, 5))
     assert four == pytest.approx(2 * five)
 
@@ -92,19 +174,20 @@ def test_work_that_does_not_divide_lasts_as_long_as_the_busiest_core() -> None:
 @pytest.mark.parametrize(
     ("limit", "value", "gbps"),
     [
-        ("core_gbps", 5.0, 80.0),  # 16 cores
-        ("group_gbps", 15.0, 60.0),  # 4 groups
+        ("group_gbps", Curve(((1, 5.0), (4, 20.0))), 80.0),  # 16 cores
+        ("group_gbps", Curve(((1, 10.0), (4, 15.0))), 60.0),  # 4 groups
         ("node_gbps", 20.0, 40.0),  # 2 nodes
     ],
 )
-def test_the_tightest_path_to_memory_decides(limit: str, value: float, gbps: float) -> None:
-    rates = replace(ALIKE, **{limit: value})
-    reading = cost(EVEN, seats_of(4, 4, num_nodes=2), rates).memory_us
-    assert reading == pytest.approx(960 * 1000.0 / gbps * 1e-3)
+def test_the_tightest_path_to_memory_decides(limit: str, value: Curve | float, gbps: float) -> None:
+    rates: MachineRates = replace(ALIKE, **{limit: value})
+    seats = seats_of(4, 4, num_nodes=2)
+    assert cost(EVEN, seats, rates).memory_us == pytest.approx(960 * 1000.0 / gbps * 1e-3)
+    assert seats.read_gbps(rates) == pytest.approx(gbps)
 
 
 def test_memory_on_another_node_comes_through_the_link() -> None:
-    rates = replace(ALIKE, link_gbps=2.0)
+    rates = replace(ALIKE, link_gbps=2.0, group_gbps=Curve(((1, 10.0), (4, 40.0))))
     seats = Seats((4,), (0,))
     nbytes = 960 * 1000.0
     assert cost(EVEN, seats, rates, [1]).memory_us == pytest.approx(nbytes / 2.0 * 1e-3)
@@ -112,9 +195,10 @@ def test_memory_on_another_node_comes_through_the_link() -> None:
     assert cost(EVEN, seats, rates, [0]).memory_us == pytest.approx(nbytes / 40.0 * 1e-3)
 
 
-def test_a_barrier_costs_the_lines_of_all_others_by_their_distance() -> None:
+def test_a_barrier_costs_the_arrivals_in_a_group_in_a_node_and_of_the_nodes() -> None:
     rates = replace(ALIKE, group_line_ns=10.0, node_line_ns=100.0, far_line_ns=1000.0)
-    assert seats_of(4, 4, num_nodes=2).barrier_us(rates) == pytest.approx(3 * 0.01 + 0.4 + 8)
+    assert seats_of(4, 4, num_nodes=2).barrier_us(rates) == pytest.approx(0.04 + 0.2 + 2)
+    assert seats_of(4, 1).barrier_us(rates) == pytest.approx(0.4)
     assert Seats((1,), (0,)).barrier_us(replace(rates, barrier_base_us=9.0)) == 0
 
 
@@ -132,15 +216,14 @@ def test_more_tokens_longer_contexts_and_slower_parts_never_take_less_time(
 
     assert total(Step.prefill(128, 4)) <= total(PREFILL)
     assert total(Step.decode([64])) <= total(DECODE) <= total(Step.decode([1024] * 2))
-    for limit in ("core_gflops", "core_gbps", "group_gbps", "node_gbps", "link_gbps"):
-        slower = replace(rates, **{limit: getattr(rates, limit) / 2})
-        assert total(DECODE) <= total(DECODE, slower)
-    for price in ("group_line_ns", "node_line_ns", "far_line_ns", "barrier_base_us"):
+    assert total(DECODE) <= total(DECODE, rates.as_sampled(len(candidate.cpus), 0.5, 1.0))
+    assert total(DECODE) <= total(DECODE, rates.as_sampled(len(candidate.cpus), 1.0, 0.5))
+    for price in ("group_line_ns", "node_line_ns", "far_line_ns", "launch_us"):
         dearer = replace(rates, **{price: getattr(rates, price) * 2})
         assert total(DECODE) <= total(DECODE, dearer)
 
 
-def best(name: str, step: Step, **changes: float) -> Candidate:
+def best(name: str, step: Step, **changes: Curve | float) -> Candidate:
     machine = load_machine(name)
     rates = replace(estimated_rates(machine, "bfloat16"), **changes)
     ops = operators(LAYOUT, "bfloat16", step)
@@ -160,8 +243,9 @@ def test_decode_takes_fewer_cores_as_barriers_become_dearer() -> None:
     assert counts[0] > counts[-1]
 
 
-def test_two_cores_of_a_complex_are_enough_for_decode_where_they_saturate_its_link() -> None:
-    assert best("epyc-9655", DECODE).name == "2 cores per LLC group"
+def test_decode_takes_fewer_cores_where_more_of_them_read_more_slowly() -> None:
+    crowded = Curve(((1, 33.0), (2, 64.0), (8, 30.0)))
+    assert len(best("epyc-9655", DECODE, group_gbps=crowded).cpus) < 96 / 2
 
 
 @pytest.mark.parametrize("name", recorded_machines())
@@ -173,8 +257,8 @@ def test_a_long_prefill_takes_all_cores(name: str) -> None:
 def test_dot_products_double_the_arithmetic_where_there_are_any(dtype: str) -> None:
     factor = 2 if dtype == "bfloat16" else 1
     turin, rome = load_machine("epyc-9655"), load_machine("epyc-7h12-2s")
-    base = estimated_rates(turin, "float32").core_gflops
-    assert estimated_rates(turin, dtype).core_gflops == factor * base
+    base = estimated_rates(turin, "float32").prefill.gemm_gflops.most
+    assert estimated_rates(turin, dtype).prefill.gemm_gflops.most == factor * base
     assert estimated_rates(rome, dtype) == estimated_rates(rome, "float32")
 
 
