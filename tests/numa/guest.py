@@ -1,5 +1,5 @@
-"""The first process of the guest: places memory with the project's own code and prints, as one line
-of JSON, what the kernel says of it.
+"""The work of the guest: places memory with the project's own code and prints, as one line of JSON,
+what the kernel says of it.
 
 What the kernel says is read here with plain code, not with the readers that are on trial.
 """
@@ -8,9 +8,8 @@ import ctypes
 import json
 import logging
 import os
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,25 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from codegen.layout import KvLayout, ModelLayout
+from codegen.layout import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
 from codegen.spec import GEMM_ROLES
+from platforms.isa import IsaRow
 from platforms.machine import Machine
 from platforms.memory import Arena
 from platforms.placement import NodeRange, nodes_of_pages
 from platforms.probe import probe
-from sandwich.config import EngineConfig
 from sandwich.models.presets import preset
 from sandwich.placement import place
-from sandwich.planning import make_plans
+from schedules.plan import panel_width
 from schedules.topotree import TopoTree, candidates
 
 SYSTEM = Path("/sys/devices/system")
 CGROUP = Path("/sys/fs/cgroup")
 HUGE, SMALL = 2 << 20, 4096
-POWER_OFF = 0x4321FEDC
-# Matrices of a real model in few layers, and a cache of 32 MiB.
-MODEL = replace(preset("llama-3.2-1b"), num_layers=2, vocab_size=8192)
-CONFIG = EngineConfig(max_model_len=2048, max_num_seqs=4, kv_cache_bytes=32 << 20)
+SHAPE = replace(preset("llama-3.2-1b"), num_layers=2, vocab_size=8192).shape(2048)
+NUM_BLOCKS = 512  # of 64 KiB, in the KV cache
 
 _libc = ctypes.CDLL(None, use_errno=True)
 Report = dict[str, Any]
@@ -52,10 +49,12 @@ def main() -> None:
         if _libc.mount(kind, where, kind, 0, None):
             raise OSError(ctypes.get_errno(), f"mount {where.decode()}")
     machine = probe()
-    plans, memory, _ = make_plans(CONFIG, machine, MODEL)
-    cpus, layout, kv = plans.decode.cpus, memory.layout, memory.kv
+    cpus = candidates(TopoTree.of(machine))[0].cpus
+    isa = machine.isa_row
+    layout = ModelLayout.build(SHAPE, "bfloat16", isa.lanes, panel_width(isa))
+    kv = cache_layout(isa, NUM_BLOCKS)
     os.sched_setaffinity(0, {0})  # whatever is not placed is now first touched from node 0
-    report = {"topology": topology(machine), "decode_cpus": cpus}
+    report = {"topology": topology(machine), "cpus": cpus}
     placed, unplaced = place(machine, cpus, layout, kv), place(machine, cpus, layout, kv, False)
     report["weights"] = weights(layout, cpus, placed.nodes, placed.weights)
     report["interleaved"] = weights(layout, cpus, unplaced.nodes, unplaced.weights)
@@ -65,7 +64,7 @@ def main() -> None:
     report["untold"] = weights(layout, cpus, (), ())
     with explicit_pages(pages_of_nodes=64):
         report["explicit"] = weights(layout, cpus, placed.nodes, placed.weights)
-        report["group"] = in_a_group(layout)
+        report["group"] = in_a_group(layout, kv)
     print("REPORT " + json.dumps(report), flush=True)
 
 
@@ -144,7 +143,7 @@ def checked(arena: Arena, ranges: Sequence[NodeRange], before: Sequence[int]) ->
     }
 
 
-def in_a_group(layout: ModelLayout) -> Report:
+def in_a_group(layout: ModelLayout, kv: KvLayout) -> Report:
     """What is left in a control group with CPUs and memory of node 1, half of a quota, and fewer
     explicit huge pages than the pool has.
     """
@@ -167,15 +166,16 @@ def in_a_group(layout: ModelLayout) -> Report:
     return {
         "usable": machine.usable_cpus(),
         "memory_nodes": machine.limits.memory_nodes,
-        "placement_nodes": place(machine, machine.usable_cpus(), layout, one_block()).nodes,
+        "placement_nodes": place(machine, machine.usable_cpus(), layout, kv).nodes,
         "is_explicit": arena.has_explicit_pages,
         "numa_maps_bytes": numa_maps(arena._start, arena._start + arena.nbytes),
         "warnings": said,
     }
 
 
-def one_block() -> KvLayout:
-    return KvLayout(1, 1, 64, 32, 8, "bfloat16", 1)
+def cache_layout(isa: IsaRow, num_blocks: int) -> KvLayout:
+    sizes = (SHAPE.num_layers, SHAPE.num_kv_heads, SHAPE.head_dim)
+    return KvLayout(*sizes, DEFAULT_BLOCK_SIZE, isa.lanes, "bfloat16", num_blocks)
 
 
 @contextmanager
@@ -238,15 +238,5 @@ def numa_maps(start: int, stop: int) -> dict[str, int]:
     return dict(found)
 
 
-def power_off_after(work: Callable[[], None]) -> None:
-    """The kernel would panic if its first process ended."""
-    try:
-        work()
-    except BaseException:
-        print("REPORT " + json.dumps({"error": traceback.format_exc()}), flush=True)
-    finally:
-        _libc.reboot(POWER_OFF)
-
-
 if __name__ == "__main__":
-    power_off_after(main)
+    main()

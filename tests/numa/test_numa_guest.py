@@ -40,7 +40,7 @@ def test_weights_lie_where_their_readers_are_but_for_pages_on_borders(guest: Rep
     report = guest["weights"]
     assert report["percent_local"] > 98
     assert report["percent_counted"] == pytest.approx(report["percent_local"], abs=0.1)
-    assert shares(report) == pytest.approx([25] * 4, abs=1)
+    assert shares(report) == pytest.approx([25] * 4, abs=2)  # a huge page is 0.8
     # Free memory of the nodes says the same; other things take and give back a little meanwhile.
     quarter = report["nbytes"] / 4
     assert report["taken_bytes"] == pytest.approx([quarter] * 4, abs=16 * MIB)
@@ -59,10 +59,10 @@ def test_the_cache_lies_where_the_readers_of_its_heads_are(guest: Report) -> Non
 def test_interleaved_weights_are_everywhere_and_untold_ones_with_the_first_who_touched_them(
     guest: Report,
 ) -> None:
-    assert shares(guest["interleaved"]) == pytest.approx([25] * 4, abs=1)
+    assert shares(guest["interleaved"]) == pytest.approx([25] * 4, abs=2)
     assert shares(guest["untold"]) == [100, 0, 0, 0]
     for name in ("interleaved", "untold"):
-        assert guest[name]["percent_local"] == pytest.approx(25, abs=3)
+        assert guest[name]["percent_local"] == pytest.approx(25, abs=6)
 
 
 def test_explicit_huge_pages_are_taken_from_the_pools_of_the_nodes(guest: Report) -> None:
