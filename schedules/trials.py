@@ -32,8 +32,8 @@ from platforms.memory import Arena, arena_nbytes
 PANELS_PER_CORE = 16  # of a trial's slice: long beside the launch, short beside a whole GEMM
 MIN_PANELS_PER_CORE = 2
 CORE_FLOPS = 1.5e9  # of one call on one core, at most, if that leaves enough panels
-WEIGHTS_PER_CACHE = 3  # the copies of a slice take so many times the bytes of the last caches
-MIN_WEIGHTS_BYTES = 96 << 20
+WEIGHTS_PER_CACHE = 6  # the copies of a slice take so many times the bytes of the last caches
+MIN_WEIGHTS_BYTES = 192 << 20
 SAMPLE_SECONDS = 0.003  # of one sample, or one call if that takes longer
 RESIDENT_BYTES = 256 << 10  # of the weights that a cache-resident trial reads, at most
 # Two bytes of any buffer: an ordinary number as bf16, fp16, half a float32, bytes or nibbles.
