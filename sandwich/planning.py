@@ -75,7 +75,7 @@ def make_plans(
     calibration = load_calibration(config.cache_dir, machine)
     tree = TopoTree.of(machine, groups=calibration.groups if calibration else ())
     found = _core_sets(config.cpu_bind, machine, tree)
-    plans = default_plans(isa, found[0].cpus, shape.group_size)
+    plans = default_plans(isa, found[0].cpus, shape.group_size, formats.layers)
     query_tile = plans.prefill.query_tile
     rates = _rates(machine, layout, calibration)
     space = PlanSearch(machine, found, layout, kv_dtype, query_tile, rates)

@@ -17,6 +17,7 @@ from codegen.spec import (
     Groups,
     Phase,
     TileRanges,
+    WeightFormat,
     check_ranges,
     num_cores,
 )
@@ -190,18 +191,22 @@ def panel_width(isa: IsaRow) -> int:
     return isa.lanes * (4 if isa.num_vector_registers >= 32 else 2)
 
 
-def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair:
+def default_plans(
+    isa: IsaRow, cpus: Iterable[int], group_size: int, weights: WeightFormat | None = None
+) -> PlanPair:
     """The plans of an ISA with nothing measured: complete and right, every core in both phases.
 
-    group_size: query heads that share one KV head. Prefill keeps a K block of a panel in L2 and
+    group_size: query heads that share one KV head. weights: the format of the layers' matrices;
+    tiles of grouped ones hold two sums of everything. Prefill keeps a K block of a panel in L2 and
     leaves memory to the hardware's prefetcher; decode streams weights and prefetches them itself.
     """
     cores = tuple(cpus)
     rows = MOST_ROWS if isa.num_vector_registers >= 32 else FEW_ROWS
 
     def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
-        ranges = ((MANY_ROWS, replace(tile, mr=rows)),)
-        tiles = tuple((role, ranges) for role in GEMM_ROLES)
+        plain: TileRanges = ((MANY_ROWS, replace(tile, mr=rows)),)
+        grouped = _narrowed(plain, isa) if weights is not None and weights.group else plain
+        tiles = tuple((role, plain if role == "lm_head" else grouped) for role in GEMM_ROLES)
         return Plan(phase, isa.name, cores, tiles, query_tile)
 
     return PlanPair(
@@ -209,6 +214,15 @@ def default_plans(isa: IsaRow, cpus: Iterable[int], group_size: int) -> PlanPair
         prefill=plan(Phase.PREFILL, PREFILL_TILE, max(1, QUERY_ROWS // group_size)),
         decode=plan(Phase.DECODE, DECODE_TILE, 1),
     )
+
+
+def _narrowed(ranges: TileRanges, isa: IsaRow) -> TileRanges:
+    """For more rows than two, half as many vectors: two sets of sums then fit the registers. One
+    row or two read each panel once, from end to end.
+    """
+    [(bound, tile)] = ranges
+    vectors = panel_width(isa) // isa.lanes
+    return ((2, replace(tile, mr=2)), (bound, replace(tile, nv=vectors // 2)))
 
 
 # 6 rows x 4 vectors fill 24 of 32 vector registers. Of 16, 6 x 2 would fill 12 and leave too few

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from codegen.layout import ModelLayout
 from codegen.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges
+from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import IsaRow, isa_row
 from schedules.plan import MANY_ROWS, Plan, PlanPair, default_plans
 from schedules.records import RecordBook, TileKey
@@ -105,9 +105,9 @@ def _weighed(tasks: list[Task]) -> list[Task]:
     return [replace(task, weight=max(task.weight / total[task.rows], MIN_WEIGHT)) for task in tasks]
 
 
-def untuned(plans: PlanPair, isa: IsaRow) -> PlanPair:
-    """The plans with the default tiles."""
-    default = default_plans(isa, plans.prefill.cpus, group_size=1)
+def untuned(plans: PlanPair, isa: IsaRow, weights: WeightFormat | None = None) -> PlanPair:
+    """The plans with the default tiles for layers' matrices of that format."""
+    default = default_plans(isa, plans.prefill.cpus, group_size=1, weights=weights)
     return replace(
         plans,
         prefill=replace(plans.prefill, tiles=default.prefill.tiles),

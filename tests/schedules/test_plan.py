@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges
+from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import ISA_TABLE, IsaRow
-from schedules.plan import Plan, PlanError, PlanPair, default_plans, panel_width
+from schedules.plan import MANY_ROWS, Plan, PlanError, PlanPair, default_plans, panel_width
 
 TILES = tuple((role, ((1, GemmTile(mr=2)),)) for role in GEMM_ROLES)
 PLAN = Plan(Phase.PREFILL, "avx2", (0, 2), TILES, query_tile=4)
@@ -137,6 +137,22 @@ def test_the_default_plans_of_every_isa_are_complete(isa: IsaRow, group_size: in
                 assert tile.mr * (tile.nv or vectors) + 1 <= isa.num_vector_registers
     assert pair.decode.query_tile == 1  # a sequence has one token
     assert pair.panel % (2 * isa.lanes) == 0  # gate and up share a panel in halves
+
+
+@pytest.mark.parametrize("isa", [row for row in ISA_TABLE if row.num_vector_registers >= 32])
+def test_both_sums_of_a_grouped_format_fit_the_registers(isa: IsaRow) -> None:
+    weights = WeightFormat("int4", activations="int8", group=32)
+    pair = default_plans(isa, (0, 1), 4, weights)
+    vectors = pair.panel // isa.lanes
+    for phase in Phase:
+        for role, ranges in pair.of(phase).tiles:
+            assert ranges[-1][0] == MANY_ROWS
+            sets = 1 if role == "lm_head" else 2
+            for rows, tile in ranges:
+                sums = sets * min(rows, tile.mr) * (tile.nv or vectors)
+                assert sums + 1 <= isa.num_vector_registers
+    plain = default_plans(isa, (0, 1), 4)
+    assert dict(pair.decode.tiles)["lm_head"] == dict(plain.decode.tiles)["lm_head"]
 
 
 def test_a_pair_of_plans_is_rendered_as_json_whole() -> None:
