@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import closing
 from statistics import median
+from typing import Any
 
 from codegen.barrier_probe import BarrierProbe
+from codegen.spec import Phase
 from platforms.isa import IsaRow
 from platforms.memory import Arena
 from sandwich.executor.launcher import Launcher
 from schedules.cost import LAYER_BARRIERS, STEP_BARRIERS
-from schedules.plan import Plan
+from schedules.plan import Plan, PlanPair
 
 NUM_SAMPLES = 15
 NUM_BARRIERS = 2000  # in a sample
@@ -40,6 +42,11 @@ def barrier_us(isa: IsaRow, plan: Plan, is_tvm: bool = False) -> float:
         )
 
 
-def barriers_per_step(num_layers: int) -> int:
-    """Barriers in one step of a model: one behind each operator."""
-    return LAYER_BARRIERS * num_layers + STEP_BARRIERS
+def barriers(isa: IsaRow, plans: PlanPair, num_layers: int) -> dict[str, Any]:
+    """For each phase what a barrier takes, and all of a step, one behind each operator."""
+    count = LAYER_BARRIERS * num_layers + STEP_BARRIERS
+    costs = {phase: barrier_us(isa, plans.of(phase)) for phase in Phase}
+    return {
+        phase.value: {"us": us, "per_step": count, "step_us": count * us}
+        for phase, us in costs.items()
+    }

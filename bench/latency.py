@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from bench.barriers import barriers
 from bench.driver import EngineDriver, decode_headroom
 from bench.record import provenance, write_json
 from bench.summary import DecodeTimes, PrefillTimes, decode_row, prefill_row, show
@@ -95,6 +96,7 @@ def main(args: argparse.Namespace) -> None:
         "kv_cache_dtype": parts.kv_dtype,
         "seed": config.seed,
         "plan": parts.plans.to_json(),
+        "barriers": barriers(parts.isa, parts.plans, parts.shape.num_layers),
         **summary(times, read, peak, step_work(parts)),
     }
     show(result, Console())

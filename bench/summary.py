@@ -77,6 +77,12 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"(best {limits['peak_gflops_best']:.0f})",
         highlight=False,
     )
+    for phase, cost in result["barriers"].items():
+        console.print(
+            f"barriers: {cost['per_step']} in a {phase} step, {cost['us']:.3f} us each, "
+            f"{cost['step_us']:.1f} us in all",
+            highlight=False,
+        )
     prefill = _table("prefill", ("tokens", "tok/s", "GFLOP/s", "peak", "of it"))
     for row in result["prefill"]:
         prefill.add_row(

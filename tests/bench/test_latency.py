@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import bench.barriers
 import bench.latency
 from bench.latency import Cells
 from sandwich.cli import main
@@ -19,6 +20,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Meters that take microseconds; their figures mean nothing."""
     monkeypatch.setattr(bench.latency, "ReadMeter", partial(ReadMeter, nbytes=1 << 20))
     monkeypatch.setattr(bench.latency, "PeakMeter", partial(PeakMeter, num_turns=10))
+    monkeypatch.setattr(bench.barriers, "NUM_SAMPLES", 3)
     monkeypatch.setattr(bench.latency, "last_level_cache_bytes", lambda machine: 0)
 
 
@@ -33,6 +35,10 @@ def test_every_cell_is_measured_and_written_down(tmp_path: Path) -> None:
     assert set(result["plan"]) >= {"prefill", "decode"}
     assert result["limits"]["read_gbps"] > 0
     assert result["limits"]["peak_gflops"] > 0
+    assert result["barriers"].keys() == {"prefill", "decode"}
+    for cost in result["barriers"].values():
+        assert cost["per_step"] == 8 * 2 + 5  # of a layer, of a step
+        assert cost["step_us"] == cost["per_step"] * cost["us"]
     assert [row["tokens"] for row in result["prefill"]] == [3, 40]
     for row in result["prefill"]:
         assert row["tok_per_s"] > 0

@@ -50,6 +50,7 @@ def test_the_tables_show_every_row() -> None:
     limits = dict.fromkeys(("read_gbps", "read_gbps_best", "peak_gflops", "peak_gflops_best"), 40.0)
     result = {
         "limits": {"peak_dtype": "bfloat16"} | limits,
+        "barriers": {"decode": {"us": 0.25, "per_step": 133, "step_us": 33.25}},
         "prefill": [prefill_row(PrefillTimes(777, [1.0], [1.0]), WORK)],
         "decode": [decode_row(DecodeTimes(1, 999, [step], [1.0]), WORK)],
     }
@@ -57,4 +58,5 @@ def test_the_tables_show_every_row() -> None:
     show(result, Console(file=out, width=100))
     assert "777" in out.getvalue()
     assert "999" in out.getvalue()
+    assert "133 in a decode step, 0.250 us each, 33.2 us in all" in out.getvalue()
     assert "20.0%" in out.getvalue()  # host overhead

@@ -1,0 +1,53 @@
+"""Barriers of a plan: what they cost, and how many a program has."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import bench.barriers
+from bench.barriers import barrier_us, barriers
+from codegen.program import phase_program
+from codegen.spec import Phase
+from platforms.isa import isa_row
+from schedules.cost import LAYER_BARRIERS, STEP_BARRIERS
+from schedules.plan import PlanPair, default_plans
+from tests.codegen.conftest import make_spec
+
+GENERIC = isa_row("generic")
+CPUS = sorted(os.sched_getaffinity(0))[:2]
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> PlanPair:
+    monkeypatch.setattr(bench.barriers, "NUM_SAMPLES", 3)
+    monkeypatch.setattr(bench.barriers, "NUM_BARRIERS", 20)
+    return default_plans(GENERIC, CPUS, group_size=4)
+
+
+@pytest.mark.parametrize("is_tvm", [False, True])
+def test_one_core_waits_for_nobody(plans: PlanPair, is_tvm: bool) -> None:
+    assert barrier_us(GENERIC, plans.decode.on(CPUS[:1]), is_tvm) == 0.0
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
+@pytest.mark.parametrize("is_tvm", [False, True])
+def test_two_cores_wait(plans: PlanPair, is_tvm: bool) -> None:
+    assert barrier_us(GENERIC, plans.decode, is_tvm) > 0.0
+
+
+def test_a_step_has_a_barrier_behind_each_operator(plans: PlanPair) -> None:
+    costs = barriers(GENERIC, plans, num_layers=3)
+    assert costs.keys() == {"prefill", "decode"}
+    for cost in costs.values():
+        assert cost["per_step"] == 3 * LAYER_BARRIERS + STEP_BARRIERS
+        assert cost["step_us"] == cost["per_step"] * cost["us"]
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_program_has_as_many_barriers_as_are_counted(phase: Phase) -> None:
+    program = phase_program(make_spec("generic", "float32", phase=phase, num_cores=2))
+    assert program.script().count('call_extern("int32", "sw_barrier"') == (
+        LAYER_BARRIERS + STEP_BARRIERS  # the layers are a loop
+    )
