@@ -116,8 +116,9 @@ class Engine:
             tokens = self._sample(batch, execute)
         except Exception as error:
             tokens = _failed(batch, error)
+        is_beside = self.scheduler.in_flight is not None
         events = self.scheduler.commit(batch, tokens)
-        self._account(batch, time.monotonic() - started)
+        self._account(batch, time.monotonic() - started, is_beside)
         if not self.has_work():
             self._last_native = None
         return events
@@ -140,18 +141,19 @@ class Engine:
             self.stats.plan_switches.add(native.started - last_ended)
         self._last_native = phase, native.ended
 
-    def _account(self, batch: Batch, seconds: float) -> None:
+    def _account(self, batch: Batch, seconds: float, is_beside: bool) -> None:
         stats, num_tokens = self.stats.steps[batch.kind], len(batch.token_ids)
         stats.num_steps += 1
         stats.num_tokens += num_tokens
         stats.step_seconds += seconds
         if logger.isEnabledFor(logging.DEBUG):
-            riders = f" ({batch.num_riders} of them decode)" if batch.num_riders else ""
+            note = f" ({batch.num_riders} of them decode)" if batch.num_riders else ""
+            note += " side by side" if is_beside else ""
             logger.debug(
                 "%s: %d requests%s, %d tokens, %.0f us, %.1f tok/s",
                 batch.kind.value,
                 len(batch.requests),
-                riders,
+                note,
                 num_tokens,
                 seconds * 1e6,
                 num_tokens / seconds,

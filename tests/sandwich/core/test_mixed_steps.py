@@ -158,6 +158,24 @@ def test_decode_goes_on_beside_the_chunks_of_a_prompt(drive: Drive) -> None:
     assert driver.tokens(young) == driver.executor.continuation(range(1, 18), 3)
 
 
+def test_steps_side_by_side_are_logged_as_such(
+    drive: Drive, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = drive(mixed=CORUN)
+    driver.add(2, max_tokens=5)
+    driver.step()
+    driver.add(7, max_tokens=1)
+    with caplog.at_level(logging.DEBUG, "sandwich.engine"):
+        driver.run()
+    assert [line.split(",")[0] for line in caplog.messages] == [
+        "decode: 1 requests side by side",
+        "decode: 1 requests side by side",
+        "prefill: 1 requests side by side",
+        "decode: 1 requests",
+        "decode: 1 requests",
+    ]
+
+
 def test_work_of_one_kind_does_not_co_run(drive: Drive) -> None:
     driver = drive(mixed=CORUN)
     driver.add(20, max_tokens=1)
@@ -175,7 +193,9 @@ def in_flight(drive: Drive, **changes: int) -> tuple[Driver, str, str]:
     driver.step()
     young = driver.add(20, max_tokens=3)
     driver.step()
-    assert [r.request_id for r in driver.engine.scheduler.in_flight.requests] == [young]
+    batch = driver.engine.scheduler.in_flight
+    assert batch is not None
+    assert [request.request_id for request in batch.requests] == [young]
     return driver, old, young
 
 
@@ -227,7 +247,9 @@ def test_a_failure_beside_another_step_ends_one_of_them(
         assert (driver.end(name).finish_reason == "error") == (index == ended)
 
 
-def test_a_batch_that_cannot_start_ends_its_requests_at_once(drive: Drive) -> None:
+def test_a_batch_that_cannot_start_ends_its_requests_at_once(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = drive(mixed=CORUN)
     old = driver.add(2, max_tokens=9)
     driver.step()
@@ -235,7 +257,7 @@ def test_a_batch_that_cannot_start_ends_its_requests_at_once(drive: Drive) -> No
     def refuse(batch: Batch) -> None:
         raise RuntimeError("no thread")
 
-    driver.executor.start = refuse
+    monkeypatch.setattr(driver.executor, "start", refuse)
     young = driver.add(20)
     driver.step()
     assert "no thread" in (driver.end(young).error or "")

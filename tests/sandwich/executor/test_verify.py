@@ -17,7 +17,7 @@ from sandwich import build
 from sandwich.build import build_engine
 from sandwich.config import EngineConfig
 from sandwich.engine import Engine
-from sandwich.executor.base import Batch, Executor, ExecutorLimits, StepOutput
+from sandwich.executor.base import Batch, Executor, ExecutorLimits, LazyStart, StepOutput
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.executor.verify import (
@@ -35,7 +35,7 @@ from tests.sandwich.executor.conftest import LIMITS, Sequences, TinyModel, token
 Change = Callable[[StepOutput], StepOutput]
 
 
-class Changing:
+class Changing(LazyStart):
     """An executor that changes what another one gives, and knows whether it was closed."""
 
     def __init__(self, executor: ReferenceExecutor, change: Change = lambda output: output) -> None:
