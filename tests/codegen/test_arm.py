@@ -5,14 +5,17 @@ The slow tests run the tests of the other kernel files on an emulated CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 
-from codegen.compile import lower, object_code
+from codegen.compile import lower, object_code, tensor
+from codegen.gemm_program import NAME as GEMM_NAME
+from codegen.gemm_program import GemmProgram, GemmSpec, gemm_function
 from codegen.intrinsics import intrinsics_for
 from codegen.program import phase_program
-from codegen.spec import Phase
+from codegen.spec import Phase, WeightFormat
 from platforms.isa import ISA_TABLE, IsaRow, isa_row
 from platforms.memory import Arena
 from sandwich.executor.compiled import CompiledExecutor
@@ -21,12 +24,13 @@ from sandwich.executor.programs import PhaseProgram
 from sandwich.executor.specs import program_specs, step_bytes
 from tests.codegen import (
     test_attention,
+    test_formats,
     test_gemm,
     test_intrinsics,
     test_operators,
     test_program,
 )
-from tests.codegen.conftest import GIVEN_SYMBOLS, Compile, make_kernel, undefined_symbols
+from tests.codegen.conftest import GIVEN_SYMBOLS, Array, Compile, make_kernel, undefined_symbols
 from tests.codegen.emulator import Emulator, missing_tools
 from tests.sandwich.executor.conftest import LIMITS, TinyModel
 
@@ -92,6 +96,43 @@ def test_gemm_is_right_under_emulation(
     compile_for_emulator: Compile, isa: str, dtype: str, size: test_gemm.Size
 ) -> None:
     test_gemm.test_any_number_of_rows_by_any_matrix(compile_for_emulator, isa, dtype, size)
+
+
+class EmulatedGemm(GemmProgram):
+    """A GEMM whose machine code runs on an emulator."""
+
+    def __init__(self, emulator: Emulator, spec: GemmSpec, buffers: Mapping[str, Array]) -> None:
+        self.spec, self._arrays = spec, dict(buffers)
+        code = object_code(lower(gemm_function(spec), isa_row(spec.isa)))
+        assert undefined_symbols(code) <= GIVEN_SYMBOLS
+        self._function = emulator.link(code, GEMM_NAME)
+        self._tensors = [tensor(buffers[name]) for name in spec.arguments()]
+
+
+def formats_of(isas: list[str], formats: list[WeightFormat]) -> pytest.MarkDecorator:
+    each = [(isa, weights) for isa in isas for weights in formats]
+    names = [f"{isa}-{w.name.replace(' ', '')}-{w.scale_dtype}" for isa, w in each]
+    return pytest.mark.parametrize(("isa", "weights"), each, ids=names)
+
+
+@pytest.fixture
+def emulated_gemms(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_formats, "GemmProgram", partial(EmulatedGemm, emulator))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("emulated_gemms")
+@formats_of(["neon", "neon_dotprod", "neon_i8mm"], test_formats.INTEGER_FORMATS)
+def test_integer_products_are_right_under_emulation(isa: str, weights: WeightFormat) -> None:
+    test_formats.check(isa, weights, test_formats.SIZES["more-than-a-panel"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("emulated_gemms")
+@formats_of(["neon", "neon_bf16"], test_formats.FLOAT_FORMATS)
+def test_widened_products_are_right_under_emulation(isa: str, weights: WeightFormat) -> None:
+    size, tiles = test_formats.SIZES["more-than-a-panel"], test_formats.WIDENED
+    test_formats.check(isa, weights, size, tiles=tiles)
 
 
 SAME_ON_EMULATOR = [
