@@ -15,7 +15,7 @@ import pytest
 from codegen.arrays import bf16_from_float32
 from codegen.layout import KvLayout, ModelLayout
 from codegen.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase
+from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, WeightFormat
 from platforms.isa import isa_row, select_isa
 from platforms.memory import Arena
 from sandwich.build import compiled_executor
@@ -69,10 +69,17 @@ class TinyModel:
     plans: PlanPair
 
     @staticmethod
-    def make(isa: str, dtype: str, kv_dtype: str | None = None, **shape: Any) -> TinyModel:
+    def make(
+        isa: str,
+        dtype: str,
+        kv_dtype: str | None = None,
+        weights: WeightFormat | None = None,
+        lm_head: WeightFormat | None = None,
+        **shape: Any,
+    ) -> TinyModel:
         row = isa_row(isa)
         sizes = ModelShape(**(vars(SHAPE) | shape))
-        layout = ModelLayout.build(sizes, dtype, row.lanes, panel_width(row))
+        layout = ModelLayout.build(sizes, dtype, row.lanes, panel_width(row), weights, lm_head)
         kv = KvLayout(
             sizes.num_layers,
             sizes.num_kv_heads,
@@ -113,9 +120,9 @@ def random_weights(layout: ModelLayout) -> ModelWeights:
     tensors = {n: arena.array(s.shape, s.dtype) for n, s in layout.tensor_specs().items()}
     rng, shape = np.random.default_rng(1), layout.shape
 
-    def rows(n: int, k: int) -> Array:
+    def rows(n: int, k: int, dtype: np.dtype[Any] = layout.qkv.value_dtype) -> Array:
         values = (rng.standard_normal((n, k)) * 1.2 * k**-0.5).astype(np.float32)
-        return bf16_from_float32(values) if layout.dtype == "bfloat16" else values
+        return bf16_from_float32(values) if dtype == np.uint16 else values
 
     for layer in range(shape.num_layers):
         for role in ("qkv", "down"):
@@ -127,7 +134,8 @@ def random_weights(layout: ModelLayout) -> ModelWeights:
             part = rows(shape.intermediate_size, shape.hidden_size)
             layout.pack_gate_or_up(half, part, 0, layout.matrix(tensors, "gate_up", layer))
     lm_head = layout.matrix(tensors, "lm_head")
-    layout.lm_head.pack_rows(rows(shape.vocab_size, shape.hidden_size), 0, lm_head)
+    head = rows(shape.vocab_size, shape.hidden_size, layout.lm_head.value_dtype)
+    layout.lm_head.pack_rows(head, 0, lm_head)
     columns = {
         "qkv_bias": np.arange(layout.qkv.n),
         "down_bias": np.arange(shape.hidden_size),
@@ -139,7 +147,8 @@ def random_weights(layout: ModelLayout) -> ModelWeights:
     for name in ("input_norm", "post_attention_norm", "norm"):
         tensors[name][..., : shape.hidden_size] = rng.uniform(0.5, 1.5, shape.hidden_size)
     if "embed_tokens" in tensors:
-        tensors["embed_tokens"][:] = rows(*tensors["embed_tokens"].shape)
+        table = tensors["embed_tokens"]
+        table[:] = rows(*table.shape, table.dtype)
     fill_tables(RopeConfig(), shape.head_dim, tensors["rope_cos"], tensors["rope_sin"])
     return ModelWeights(layout, tensors)
 

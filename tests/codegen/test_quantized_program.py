@@ -1,0 +1,112 @@
+"""Whole phase programs with quantised weights, against the reference executor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegen.spec import Phase, WeightFormat
+from sandwich.executor.base import Batch, Executor
+from sandwich.executor.verify import relative_errors
+from tests.codegen.conftest import BEST, ISAS, Array, same_bits
+from tests.sandwich.executor.conftest import Sequences, TinyModel, tokens
+
+W8A8 = WeightFormat("int8", activations="int8")
+INT4 = WeightFormat("int4", activations="int8", group=32, scale_dtype="float16")
+ZERO_POINTS = WeightFormat("int4", "int8", 64, "bfloat16", has_zero_points=True)
+# Integers are exact, so nearly every row agrees as in float32. But a value next to the middle
+# between two integers may be rounded to the other one: a whole step of 1/127 of its row's largest.
+# That row differs then, and what attends to it does too.
+MOST_ROWS = 1e-5
+ALL_ROWS = 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """Formats of a tiny model in float32."""
+
+    weights: WeightFormat
+    lm_head: WeightFormat
+    is_tied: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.weights.name}, head {self.lm_head.name}{', tied' * self.is_tied}"
+
+
+CASES = [Case(W8A8, W8A8, is_tied=True), Case(INT4, W8A8, is_tied=False)]
+SLOW_CASES = [Case(ZERO_POINTS, INT4, is_tied=True), Case(INT4, ZERO_POINTS, is_tied=True)]
+EACH_CASE = [
+    pytest.param((isa, case), id=f"{isa}, {case.name}", marks=[pytest.mark.slow] * is_slow)
+    for isa in ISAS
+    for case in (*CASES, *SLOW_CASES)
+    for is_slow in [isa != BEST or case in SLOW_CASES]
+]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A compiled program and the truth about it."""
+
+    compiled: Executor
+    reference: Executor
+
+    def row_errors(self, batch: Batch) -> Array:
+        """The largest difference in each row of logits, as a share of its largest logit."""
+        actual, expected = self.compiled.run(batch), self.reference.run(batch)
+        np.testing.assert_array_equal(actual.argmax, actual.logits.argmax(axis=1))
+        return relative_errors(actual.logits, expected.logits).max(axis=1)
+
+    def logits(self, batch: Batch) -> Array:
+        return self.compiled.run(batch).logits.copy()
+
+
+@pytest.fixture(scope="module", params=EACH_CASE)
+def pair(request: pytest.FixtureRequest, cache_dir: Path) -> Iterator[Pair]:
+    isa, case = request.param
+    model = TinyModel.make(
+        isa,
+        "float32",
+        weights=case.weights,
+        lm_head=case.lm_head,
+        tied_embeddings=case.is_tied,
+    )
+    with closing(model.compiled(cache_dir)) as compiled:
+        yield Pair(compiled, model.reference())
+
+
+def test_both_phases_compute_what_the_reference_computes(pair: Pair) -> None:
+    sequences = Sequences()
+    one, two = [5], [6, 7]
+    errors = np.concatenate(
+        [
+            pair.row_errors(batch)
+            for batch in (
+                sequences.batch(Phase.PREFILL, {0: tokens(37, 1), 2: one, 3: tokens(33, 3)}),
+                sequences.batch(Phase.DECODE, {3: one, 0: one, 2: one}),
+                sequences.batch(Phase.PREFILL, {1: tokens(32, 5), 0: two}),
+                sequences.batch(Phase.DECODE, {0: one, 1: one, 2: one, 3: one}),
+            )
+        ]
+    )
+    assert np.median(errors) <= MOST_ROWS
+    assert errors.max() <= ALL_ROWS
+
+
+def test_logits_are_the_same_to_the_last_bit_in_any_chunk_phase_and_batch(pair: Pair) -> None:
+    prompt = tokens(40, 1)
+    whole = pair.logits(Sequences().batch(Phase.PREFILL, {0: prompt}))
+    sequences = Sequences()
+    others = {1: tokens(5, 2), 3: tokens(31, 3)}
+    first = pair.logits(sequences.batch(Phase.PREFILL, {1: others[1], 2: prompt[:33]}))
+    second = pair.logits(sequences.batch(Phase.PREFILL, {3: others[3], 2: prompt[33:36]}))
+    rest = [
+        pair.logits(sequences.batch(Phase.DECODE, {3: [1], 2: [token], 1: [2]}))[1]
+        for token in prompt[36:]
+    ]
+    assert same_bits(np.concatenate((first[5:], second[31:], rest)), whole)
