@@ -242,27 +242,28 @@ def _name(whole: TopoTree, kept: TopoTree) -> str:
         parts.append("one node")
     else:
         if kept.count(Level.SOCKET) < whole.count(Level.SOCKET):
-            parts.append(_counted(kept.count(Level.SOCKET), "socket"))
+            parts.append(counted(kept.count(Level.SOCKET), "socket"))
         if _widest(kept, Level.SOCKET) < _widest(whole, Level.SOCKET):
-            parts.append(f"{_counted(_widest(kept, Level.SOCKET), 'node')} per socket")
+            parts.append(f"{counted(_widest(kept, Level.SOCKET), 'node')} per socket")
     for level, noun, place in (
         (Level.NODE, "LLC group", "node"),
         (Level.GROUP, "core", "LLC group"),
         (Level.CORE, "thread", "core"),
     ):
         if _widest(kept, level) < _widest(whole, level):
-            parts.append(f"{_counted(_widest(kept, level), noun)} per {place}")
-    return ", ".join(parts) or f"all {_counted(whole.count(Level.CORE), 'core')}"
+            parts.append(f"{counted(_widest(kept, level), noun)} per {place}")
+    return ", ".join(parts) or f"all {counted(whole.count(Level.CORE), 'core')}"
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """For people: "1 core", "2 cores"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def render(tree: TopoTree, uses: Mapping[str, Sequence[int]]) -> list[str]:
     """Lines of text, one for each LLC group with its CPUs and what each of `uses` takes of them."""
     shape = "alike at every level" if tree.is_symmetric else "uneven"
-    lines = [f"tree     {_counted(tree.count(Level.CORE), 'core')}, {shape}"]
+    lines = [f"tree     {counted(tree.count(Level.CORE), 'core')}, {shape}"]
     for socket in tree.at(Level.SOCKET):
         lines.append(f"socket {socket.number}")
         for node in socket.at(Level.NODE):

@@ -1,0 +1,77 @@
+"""`sandwich plan --draw`: every core is in the picture with its uses, and files are what they say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from platforms.machines import load_machine
+from schedules.canvas import Box, Canvas, Label, PictureError
+from schedules.plan_picture import MAX_WIDTH, Use, plan_picture
+from schedules.topotree import TopoTree
+
+Run = Callable[..., Any]
+SVG = "{http://www.w3.org/2000/svg}"
+USES = (
+    Use("prefill", frozenset(range(128)), "#0000ff", "all"),
+    Use("decode", frozenset(range(0, 128, 4)), "#ff8800", "1 core per LLC group"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_cores"), [("epyc-guest", 2), ("kubernetes-pod", 5), ("epyc-7h12-2s", 128)]
+)
+def test_every_core_has_a_stripe_for_each_use(name: str, num_cores: int) -> None:
+    canvas = plan_picture("a <model> & more", TopoTree.of(load_machine(name)), USES, ["a note"])
+    root = ElementTree.fromstring(canvas.svg())
+    titles = Counter(title.text for title in root.iter(f"{SVG}title"))
+    assert len(titles) == num_cores
+    assert set(titles.values()) == {len(USES)}
+    assert sum("decode" in str(title) for title in titles) == len(
+        [cpu for cpu in load_machine(name).usable_cpus() if cpu in USES[1].cpus]
+    )
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"a <model> & more", "a note", "prefill", "decode", "not used"} <= set(texts)
+
+
+@pytest.mark.parametrize("name", ["epyc-guest", "epyc-7h12-2s", "graviton3", "xeon-gold-6151-2s"])
+def test_boxes_stay_inside_and_cores_do_not_overlap(name: str) -> None:
+    canvas = plan_picture("a title", TopoTree.of(load_machine(name)), USES, [])
+    boxes = [shape for shape in canvas.shapes if isinstance(shape, Box)]
+    assert canvas.width < MAX_WIDTH + 150
+    assert all(box.x + box.width <= canvas.width for box in boxes)
+    assert all(box.y + box.height <= canvas.height for box in boxes)
+    corners = [(box.x, box.y) for box in boxes if box.title]
+    assert len(set(corners)) == len(corners)
+
+
+def test_the_command_draws_what_it_has_chosen(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "plan.svg"
+    run("plan", "llama-3.2-1b", "--simulate", "epyc-9655", "--draw", str(file))
+    text = file.read_text()
+    assert text.count("<title>CPU ") >= 2 * 96
+    assert "prefill of 512 tokens" in text
+    assert "estimated from published figures" in text
+
+
+def test_a_png_is_one(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    canvas = Canvas(40, 20, [Box(1, 2, 10, 10, "#ffffff", radius=2), Label(3, 4, "$x_1$ & <b>")])
+    canvas.write(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["picture.jpg", "picture"])
+def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PictureError, match=r"\.svg"):
+        Canvas(1, 1, []).write(tmp_path / name)
+
+
+def test_a_place_where_nothing_can_be_written_is_a_mistake(run: Run, tmp_path: Path) -> None:
+    _, err = run("plan", "tiny", "--draw", str(tmp_path / "none" / "plan.svg"), code=2)
+    assert err.startswith("error: --draw ")
