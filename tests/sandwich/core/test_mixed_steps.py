@@ -87,6 +87,21 @@ def test_a_prompt_goes_on_though_riders_could_fill_the_step(drive: Drive) -> Non
     assert driver.chunks()[num_before : num_before + 5] == [("mixed", [1, 1, 1, 1])] * 5
 
 
+def test_riders_leave_the_prompt_what_rows_of_logits_there_are(drive: Drive) -> None:
+    driver = drive(mixed=RIDE, max_num_logits=4)
+    for _ in range(2):
+        driver.add(1, max_tokens=9)
+    driver.step()
+    name = driver.add(5, max_tokens=1, prompt_logprobs=0)
+    driver.run()
+    assert driver.chunks()[1:4] == [
+        ("mixed", [1, 1, 2]),
+        ("mixed", [1, 1, 2]),
+        ("mixed", [1, 1, 1]),
+    ]
+    assert len(driver.requests[name].prompt_logprobs) == 4
+
+
 def test_a_failed_mixed_step_ends_riders_and_prompts_alike(drive: Drive) -> None:
     driver = drive(failing_runs=[1], mixed=RIDE)
     rider = driver.add(1, max_tokens=5)
@@ -273,8 +288,10 @@ def test_a_request_in_flight_is_not_preempted_but_waited_for(drive: Drive) -> No
         driver.step()
     assert driver.engine.scheduler.pool.num_free == 0
     assert driver.requests[old].num_tokens == 9  # and no slot for the ninth, so it sat out
+    driver.step()  # no second chunk before the older request has its slot
+    assert driver.requests[young].num_preemptions == 1
+    assert driver.requests[old].num_tokens == 10
     driver.run()
-    assert driver.requests[young].num_preemptions >= 1  # between two chunks
     assert driver.requests[old].num_preemptions == 0
     assert driver.tokens(old) == driver.executor.continuation([1, 2], 20)
     assert driver.tokens(young) == driver.executor.continuation(range(1, 21), 3)
