@@ -122,8 +122,9 @@ def _name(tree: TopoTree) -> str:
 
 
 def _columns(num_cores: int) -> int:
-    """Cores in a row of an LLC group, so that the box is about twice as wide as it is high."""
-    return next(n for n in (4, 8, 16, num_cores) if num_cores <= 2 * n or n >= num_cores)
+    """Cores in a row of an LLC group: one row of few, two of more, as many as needed of many."""
+    num_rows = 1 if num_cores <= 4 else max(2, -(-num_cores // 16))
+    return -(-num_cores // num_rows)
 
 
 def _grid(blocks: Sequence[_Block], columns: int) -> _Block:

@@ -1,4 +1,4 @@
-"""`sandwich plan --draw`: every core is in the picture with its uses, and files are what they say."""
+"""`sandwich plan --draw`: every core is in the picture with its uses; files are what they say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -28,7 +28,7 @@ USES = (
 )
 def test_every_core_has_a_stripe_for_each_use(name: str, num_cores: int) -> None:
     canvas = plan_picture("a <model> & more", TopoTree.of(load_machine(name)), USES, ["a note"])
-    root = ElementTree.fromstring(canvas.svg())
+    root = ET.fromstring(canvas.svg())
     titles = Counter(title.text for title in root.iter(f"{SVG}title"))
     assert len(titles) == num_cores
     assert set(titles.values()) == {len(USES)}
