@@ -19,6 +19,8 @@ from platforms.isa import IsaRow
 
 CACHE_LINE_BYTES = 64
 
+_PREFETCH = {1: "sw_prefetch", 2: "sw_prefetch_l2"}
+
 Expr = Any  # a TVM expression or buffer; TVM's own classes carry no useful static types
 
 
@@ -61,10 +63,12 @@ class Kit(Operands):
         words = self.call("sw_pack_bf16", value)
         T.buffer_store(buffer, words, [row, self.ramp(column // 2, half)])
 
-    def prefetch(self, buffer: Expr, *index: Expr, ahead_bytes: int = 0) -> None:
-        """Ask for the cache line `ahead_bytes` after an element."""
+    def prefetch(
+        self, buffer: Expr, *index: Expr, ahead_bytes: Expr | int = 0, level: int = 1
+    ) -> None:
+        """Ask for the cache line `ahead_bytes` after an element, in the cache of that level."""
         address = T.handle_add_byte_offset(T.address_of(buffer[tuple(index)]), ahead_bytes)
-        T.evaluate(T.call_extern("int32", "sw_prefetch", address))
+        T.evaluate(T.call_extern("int32", _PREFETCH[level], address))
 
     def zeros(self) -> Expr:
         """A float32 vector of zeros."""

@@ -74,13 +74,28 @@ class PanelReader:
         """The tile's weight vectors of one K word, with a prefetch of later ones."""
         at = T.bind(self._first_word + T.cast(k_word, "int64") * self._width)
         columns, lanes = self.place.columns, self.kit.lanes
-        if self.tile.prefetch_bytes:
-            word_bytes = self.layout.word_dtype.itemsize
-            lines = {j * lanes * word_bytes // CACHE_LINE_BYTES for j in columns}
-            for line in sorted(lines):
-                ahead = self.tile.prefetch_bytes + line * CACHE_LINE_BYTES
-                self.kit.prefetch(self.w.words, *self.w.at(at), ahead_bytes=ahead)
+        if self.tile.prefetch_bytes or self.tile.block_prefetch:
+            self._prefetch(at)
         return [T.bind(self.kit.load(self.w.words, *self.w.at(at + j * lanes))) for j in columns]
+
+    def _prefetch(self, at: Expr) -> None:
+        """Ask for the tile's cache lines of a later K step than word `at`: for those of the one
+        `prefetch_bytes` later, and for this row tile's share of those of the next K block.
+        """
+        word_bytes, kit, tile = self.layout.word_dtype.itemsize, self.kit, self.tile
+        found = {j * kit.lanes * word_bytes // CACHE_LINE_BYTES for j in self.place.columns}
+        offsets = [line * CACHE_LINE_BYTES for line in sorted(found)]
+        for offset in offsets if tile.prefetch_bytes else ():
+            ahead = tile.prefetch_bytes + offset
+            kit.prefetch(self.w.words, *self.w.at(at), ahead_bytes=ahead)
+        if not tile.block_prefetch:
+            return
+        per_tile = -(-len(offsets) // tile.block_prefetch)
+        block_bytes = self.layout.block_words(tile.kc) * self._width * word_bytes
+        mine = T.min(self.place.row // tile.mr, tile.block_prefetch - 1) * per_tile
+        for line in range(per_tile):
+            ahead = block_bytes + offsets[0] + (mine + line) * CACHE_LINE_BYTES
+            kit.prefetch(self.w.words, *self.w.at(at), ahead_bytes=T.cast(ahead, "int64"), level=2)
 
     def _of_group(self, array: Expr, group: Expr) -> list[Expr]:
         """The tile's vectors of one group of an array of scales or zero points."""
@@ -181,20 +196,22 @@ class FloatTile(RegisterTile):
 
 
 class Accumulators:
-    """A register tile of vectors of `dtype`, `rows` x `num_vectors`."""
+    """A register tile of vectors of `dtype`, `rows` x `num_vectors`.
+
+    Each row is a buffer of its own: TVM leaves small buffers on the stack, where LLVM makes
+    registers of them, and asks the heap for large ones.
+    """
 
     def __init__(self, kit: Kit, rows: int, num_vectors: int, dtype: str = "float32") -> None:
         self._kit, self._rows, self._num_vectors = kit, rows, num_vectors
-        self._buffer = T.alloc_buffer((rows * num_vectors * kit.lanes,), dtype, scope="local")
-
-    def _at(self, i: int, j: int) -> int:
-        return (i * self._num_vectors + j) * self._kit.lanes
+        size = num_vectors * kit.lanes
+        self._buffers = [T.alloc_buffer((size,), dtype) for _ in range(rows)]
 
     def load(self, value: Callable[[int, int], Expr]) -> None:
         """Set every vector (i, j) to `value(i, j)`."""
         for i in range(self._rows):
             for j in range(self._num_vectors):
-                self._kit.store(self._buffer, (self._at(i, j),), value(i, j))
+                self._kit.store(self._buffers[i], (j * self._kit.lanes,), value(i, j))
 
     def clear(self) -> None:
         """Set every vector of floats to zero."""
@@ -202,19 +219,19 @@ class Accumulators:
 
     def row(self, i: int) -> list[Expr]:
         """The vectors of row i."""
-        return [self._kit.load(self._buffer, self._at(i, j)) for j in range(self._num_vectors)]
+        lanes = range(0, self._num_vectors * self._kit.lanes, self._kit.lanes)
+        return [self._kit.load(self._buffers[i], at) for at in lanes]
 
     def add(self, i: int, vectors: Sequence[Expr]) -> None:
         """Add `vectors` to the first ones of row i."""
-        for j, vector in enumerate(vectors):
-            at = self._at(i, j)
-            self._kit.store(self._buffer, (at,), self._kit.load(self._buffer, at) + vector)
+        self.update(i, vectors, lambda before, vector: before + vector)
 
     def update(self, i: int, vectors: Sequence[Expr], combine: Callable[..., Expr]) -> None:
         """Set each vector j of row i to combine(itself, vectors[j])."""
         for j, vector in enumerate(vectors):
-            at = self._at(i, j)
-            self._kit.store(self._buffer, (at,), combine(self._kit.load(self._buffer, at), vector))
+            at = j * self._kit.lanes
+            before = self._kit.load(self._buffers[i], at)
+            self._kit.store(self._buffers[i], (at,), combine(before, vector))
 
     def multiply(self, b: Sequence[Expr], a: Callable[[int], tuple[Expr, ...]]) -> None:
         """One K step: row i gains a(i) times each vector of `b`."""

@@ -119,7 +119,8 @@ class GemmTile:
     words per turn of the innermost loop. prefetch_bytes: distance of the software prefetch of
     weights, 0 for none. nv: vectors of columns of the register tile, 0 for the whole panel.
     is_widened: quantised weights that meet float activations are widened once for all rows, a K
-    block of a panel at a time, instead of once for each register tile.
+    block of a panel at a time, instead of once for each register tile. block_prefetch: row tiles
+    that share the prefetch of the next K block into L2, 0 for none; two blocks must fit there.
     """
 
     mr: int
@@ -128,9 +129,10 @@ class GemmTile:
     prefetch_bytes: int = 0
     nv: int = 0
     is_widened: bool = False
+    block_prefetch: int = 0
 
     def __post_init__(self) -> None:
-        least = {"mr": 1, "kc": 0, "k_unroll": 1, "prefetch_bytes": 0, "nv": 0}
+        least = {"mr": 1, "kc": 0, "k_unroll": 1, "prefetch_bytes": 0, "nv": 0, "block_prefetch": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if type(value) is not int or value < low:

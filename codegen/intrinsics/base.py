@@ -322,19 +322,22 @@ define <$L x float> @sw_widen_f16(<$L x i16> %x) alwaysinline {
     WIDEN_F16.meaning,
 )
 
-PREFETCH = Intrinsic(
-    "sw_prefetch",
-    "int32",
-    """
+
+def _prefetch(name: str, locality: int) -> Intrinsic:
+    text = """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-define i32 @sw_prefetch(ptr %p) alwaysinline {
-  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1) memory(inaccessiblemem: readwrite)
+define i32 @NAME(ptr %p) alwaysinline {
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 LOCALITY, i32 1) memory(inaccessiblemem: readwrite)
   ret i32 0
-}""",
-    lambda p: np.int32(0),
-)
+}"""
+    text = text.replace("NAME", name).replace("LOCALITY", str(locality))
+    return Intrinsic(name, "int32", text, lambda p: np.int32(0))
+
+
+PREFETCH = _prefetch("sw_prefetch", 3)  # into all caches
+PREFETCH_L2 = _prefetch("sw_prefetch_l2", 2)  # into the second level and beyond
 
 PORTABLE: tuple[Intrinsic, ...] = (
-    MAC_F32, BF16_LO, BF16_HI, PACK_BF16, BF16_BITS, PREFETCH,
+    MAC_F32, BF16_LO, BF16_HI, PACK_BF16, BF16_BITS, PREFETCH, PREFETCH_L2,
     MAC_VECTOR, DOT_U4, DOT_S8, ROUND_INT, PACK_S8, HSUM_INT, ABS, WIDEN_BF16, WIDEN_F16,
 )  # fmt: skip

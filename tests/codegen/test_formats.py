@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codegen.compile import pin_pool
 from codegen.gemm_program import GemmProgram, GemmSpec
 from codegen.panels import PackedMatrix, PanelLayout
 from codegen.quantize import QuantizedRows, quantize
@@ -24,7 +25,7 @@ MOST_ROWS = NUM_ROWS[-1]
 COPY = 1  # of two
 TILES: TileRanges = (
     (2, GemmTile(mr=MR, k_unroll=3, prefetch_bytes=256)),
-    (3, GemmTile(mr=MR, kc=64, nv=2)),
+    (3, GemmTile(mr=MR, kc=64, nv=2, block_prefetch=2)),
 )
 INTEGER_FORMATS = [
     WeightFormat("int8", "int8"),
@@ -160,3 +161,41 @@ def test_widened_products_equal_numpy_for_every_number_of_rows(
     isa: str, weights: WeightFormat
 ) -> None:
     check(isa, weights, SIZES["more-than-a-panel"], tiles=WIDENED)
+
+
+EVERY_TILE = {
+    "row-by-row": GemmTile(mr=1, k_unroll=2),
+    "column-tiles": GemmTile(mr=2, kc=64, nv=3, k_unroll=9, block_prefetch=2),
+    "k-blocks": GemmTile(mr=2, kc=128, k_unroll=4, is_widened=True),
+}
+INVARIANT = [
+    WeightFormat("int8", "int8"),
+    WeightFormat("int4", "int8", 32, "float16"),
+    WeightFormat("int8"),
+    WeightFormat("int4", group=64),
+]
+
+
+@each_format(INVARIANT)
+def test_a_row_is_the_same_to_the_last_bit_for_every_tile_and_number_of_cores(
+    isa: str, weights: WeightFormat
+) -> None:
+    n, results = panel_of(isa) + 3, {}
+    for num_cores, (name, tile) in enumerate(EVERY_TILE.items(), start=1):
+        case = make(isa, weights, n, 200, ((1, tile),), num_cores=num_cores)
+        if num_cores > 1:
+            pin_pool([0, 1], is_pinned=False)
+        results[name] = case.run(MOST_ROWS)
+    first = results["row-by-row"]
+    assert [name for name, other in results.items() if not same_bits(first, other)] == []
+
+
+@pytest.mark.parametrize("weights", INVARIANT, ids=lambda weights: weights.name)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_any_size_is_right(weights: WeightFormat, size: tuple[int, int, int]) -> None:
+    check(BEST, weights, size, tiles=((1, GemmTile(mr=MR, nv=3)),))
+
+
+def test_activations_may_have_scales_per_group() -> None:
+    weights = WeightFormat("int4", "int8", 32, "bfloat16")
+    check(BEST, weights, SIZES["more-than-a-panel"], has_group_scales=True)

@@ -65,7 +65,7 @@ TILES = {
     "row-by-row": GemmTile(mr=1),
     "a-pair-of-values-at-a-time": GemmTile(mr=2, kc=2, k_unroll=2),
     "blocks-that-do-not-divide-k": GemmTile(mr=4, kc=24, k_unroll=5, prefetch_bytes=512),
-    "one-block": GemmTile(mr=3, kc=4096, k_unroll=8),
+    "one-block": GemmTile(mr=3, kc=4096, k_unroll=8, block_prefetch=2),
 }
 NUM_CORES = (1, 2, 3, 5)  # with each of these tiles
 GEMM_TO_COMPARE = Size(2, 1, 1, 45, TILES["row-by-row"])  # three panels, fewer than cores

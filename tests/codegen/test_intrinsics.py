@@ -211,14 +211,15 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_widen_bf16": (halves, equal_bits),
     "sw_widen_f16": (halves, equal_bits),
 }
-APART = {"sw_mac_f32", "sw_pack_bf16", "sw_prefetch"}  # tests of their own
+APART = {"sw_mac_f32", "sw_pack_bf16", "sw_prefetch", "sw_prefetch_l2"}  # tests of their own
 # Those that a row shares with the row it extends are slow.
 EACH = [
     pytest.param(row, name, id=f"{row.name}-{name}", marks=[pytest.mark.slow] * is_shared)
     for row in ROWS
     for name, intrinsic in intrinsics_for(row).items()
     if name in CASES
-    for is_shared in [bool(row.extends) and intrinsics_for(row.extends).get(name) is intrinsic]
+    for below in [intrinsics_for(row.extends) if row.extends else {}]
+    for is_shared in [below.get(name) is intrinsic]
 ]
 each_row = pytest.mark.parametrize(
     "row", [row for row in ROWS if row.name in ISAS], ids=lambda row: row.name
@@ -372,6 +373,7 @@ def test_a_prefetch_of_any_address_does_nothing_that_can_be_seen(row: IsaRow) ->
         with kit.imports():
             for ahead in (0, 64, 1 << 40):
                 kit.prefetch(buffer, 0, ahead_bytes=ahead)
+                kit.prefetch(buffer, 0, ahead_bytes=ahead, level=2)
 
     load(object_code(lower(prim_func("prefetch", build), row)), "prefetch")(tensor(array))
     assert (array == 1.0).all()

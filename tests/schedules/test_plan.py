@@ -24,6 +24,8 @@ gemm_tiles = st.builds(
     k_unroll=st.integers(1, 16),
     prefetch_bytes=st.integers(0, 1 << 14),
     nv=st.integers(0, 4),
+    is_widened=st.booleans(),
+    block_prefetch=st.integers(0, 4),
 )
 tile_ranges = st.dictionaries(st.integers(1, 1 << 16), gemm_tiles, min_size=1, max_size=3).map(
     lambda by_rows: tuple(sorted(by_rows.items()))
@@ -111,6 +113,7 @@ def without(name: str) -> dict[str, Any]:
         (broken(tiles={"qkv": [{"max_rows": 1, "mr": 0}]}), "mr is 0"),
         (broken(tiles={"qkv": [{"max_rows": 1, "mr": 2, "kc": 1.5}]}), "kc is 1.5"),
         (broken(tiles={"qkv": [{"max_rows": 1, "mr": 2, "nv": -1}]}), "nv is -1"),
+        (broken(tiles={"qkv": [{"max_rows": 1, "mr": 2, "is_widened": 1}]}), "is_widened is 1"),
         (broken(query_tile=0), "query_tile is 0"),
         (broken(query_tile="4"), "query_tile is '4'"),
     ],
