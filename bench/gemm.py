@@ -7,10 +7,12 @@ limits take turns, so that a busy neighbour hits all of them. All figures are me
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,16 +21,17 @@ from bench.gemm_contest import Contestant, Ours, Problem
 from bench.gemm_peer import Peer
 from bench.gemm_peers import PEERS, missing_library, peer_for
 from bench.gemm_picture import draw, require_matplotlib
+from bench.gemm_plans import DECODE_ROWS, PlanSource, tiles_of
 from bench.gemm_summary import CellTimes, PeerTimes, rows_of, show, summary_of
 from bench.record import provenance, write_json
 from codegen.layout import ModelLayout
 from codegen.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, ModelShape, TileRanges, WeightFormat
-from platforms.machine import Machine
 from platforms.probe import probe
+from sandwich.config import SANDWICH_CACHE_DIR
 from sandwich.models.presets import preset
 from schedules.meters import Meter, PeakMeter, ReadMeter, last_level_cache_bytes
-from schedules.plan import PlanPair, default_plans
+from schedules.plan import panel_width
 
 # Qwen2.5-7B, whose matrices are measured here like those of the presets.
 _QWEN_2_5_7B = replace(
@@ -50,12 +53,10 @@ FORMATS: dict[str, WeightFormat] = {
     "bf16": WeightFormat("bfloat16"),
     "fp32": WeightFormat("float32"),
     "int8-w8a8": WeightFormat("int8", activations="int8"),
+    "int8": WeightFormat("int8"),
     "int4": WeightFormat("int4", activations="int8", group=32, scale_dtype="float16"),
 }
 DEFAULT_M = "1,2,4,8,16,24,32,48,64,100,128,256,300,512,1024"
-# The rule of phases: up to this many rows run with the tile of the decode plan, as the default
-# batch of a server does (EngineConfig.max_num_seqs), more with that of the prefill plan.
-DECODE_ROWS = 32
 CACHES_OF_WEIGHTS = 4  # the copies of a matrix are this many times as large as the last cache
 MIN_LLC_BYTES = 32 << 20  # where the machine hides its caches
 SAMPLE_SECONDS = 0.03  # one turn of a contestant, or one call if that takes longer
@@ -82,7 +83,6 @@ class Cores:
     """The machine as the contestants see it."""
 
     isa: str
-    lanes: int
     cpus: tuple[int, ...]
     llc_bytes: int
 
@@ -116,6 +116,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"end a cell's turns after this time, but not before {MIN_ROUNDS} turns (2)",
     )
+    parser.add_argument(
+        "--tune",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="first tune our kernels for so many seconds for each model and type (0)",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=SANDWICH_CACHE_DIR.read(),
+        metavar="DIR",
+        help="folder of tuned records and compiled programs (%(default)s)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the result to this file")
     parser.add_argument(
         "--picture", metavar="FILE", help="draw ratios and roofline into this .svg or .png"
@@ -137,13 +151,14 @@ def main(args: argparse.Namespace) -> None:
         cell_seconds=args.cell_seconds,
     )
     machine = probe(isa=args.isa)
-    plans = default_plans(machine.isa_row, machine.usable_cpus(), group_size=1)
+    source = PlanSource(machine, selection.roles, args.cache_dir, args.tune)
+    measured = measure(selection, source, say)
     result = {
         "benchmark": "gemm",
         **provenance(machine),
-        "plan": plans.to_json(),
         "decode_rows": DECODE_ROWS,
-        **measure(selection, machine, plans, say),
+        "tuning": source.tuning,
+        **measured,
     }
     show(result, Console())
     if args.json:
@@ -164,27 +179,29 @@ def present_peers(wanted: Sequence[str], say: Callable[[str], None]) -> tuple[st
     return tuple(present)
 
 
-def measure(
-    selection: Selection, machine: Machine, plans: PlanPair, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Time all cells beside the limits of the plans' cores; the measured part of the result."""
-    llc_bytes = last_level_cache_bytes(machine)
-    cores = Cores(machine.isa, machine.isa_row.lanes, plans.prefill.cpus, llc_bytes)
+def measure(selection: Selection, source: PlanSource, say: Callable[[str], None]) -> dict[str, Any]:
+    """Time all cells beside the limits of the cores; the measured part of the result."""
+    machine = source.machine
+    isa, llc_bytes = machine.isa_row, last_level_cache_bytes(machine)
+    cores = Cores(machine.isa, machine.usable_cpus(), llc_bytes)
     cells: list[CellTimes] = []
     with ExitStack() as stack:
-        read = stack.enter_context(
-            closing(ReadMeter(machine.isa_row, plans.decode.cpus, llc_bytes))
-        )
+        read = stack.enter_context(closing(ReadMeter(isa, cores.cpus, llc_bytes)))
         peaks: dict[str, Meter] = {
             weights.name: stack.enter_context(
-                closing(PeakMeter(machine.isa_row, product_dtype(weights), cores.cpus))
+                closing(PeakMeter(isa, product_dtype(weights), cores.cpus))
             )
             for weights in selection.formats
         }
-        for weights in selection.formats:
-            for model, role, layout in matrices(selection, weights, cores.lanes, plans.panel):
+        for weights, model in itertools.product(selection.formats, selection.models):
+            layouts = ModelLayout.build(
+                SHAPES[model], "bfloat16", isa.lanes, panel_width(isa), weights, weights
+            )
+            plans = source.plans(model, layouts, say)
+            for role in selection.roles:
+                layout: PanelLayout = getattr(layouts, role)
                 say(f"{weights.name} {model} {role}: {layout.n} x {layout.k}")
-                matrix = Matrix(model, role, layout, selection, cores, plans)
+                matrix = Matrix(model, role, layout, tiles_of(plans, role), selection, cores)
                 cells += matrix.measure([read, peaks[weights.name]], say)
     return summary_of(rows_of(cells, read, peaks), read, peaks)
 
@@ -196,17 +213,6 @@ def product_dtype(weights: WeightFormat) -> str:
     return "bfloat16" if weights.is_quantized else weights.dtype
 
 
-def matrices(
-    selection: Selection, weights: WeightFormat, lanes: int, panel: int
-) -> Iterator[tuple[str, str, PanelLayout]]:
-    """(model, role, layout) of every matrix of the selection."""
-    for model in selection.models:
-        shape = SHAPES[model]
-        layouts = ModelLayout.build(shape, "bfloat16", lanes, panel, weights, weights)
-        for role in selection.roles:
-            yield model, role, getattr(layouts, role)
-
-
 @dataclass(frozen=True)
 class Matrix:
     """The cells of one weight matrix: contestants are built once, then M after M is measured."""
@@ -214,15 +220,15 @@ class Matrix:
     model: str
     role: str
     layout: PanelLayout
+    tiles: TileRanges
     selection: Selection
     cores: Cores
-    plans: PlanPair
 
     def measure(self, meters: Sequence[Meter], say: Callable[[str], None]) -> list[CellTimes]:
         """The times of every M of the selection."""
         problem = self.problem()
         with ExitStack() as stack:
-            ours = Ours(problem, self.cores.isa, self.cores.cpus, self.tiles())
+            ours = Ours(problem, self.cores.isa, self.cores.cpus, self.tiles)
             stack.callback(ours.close)
             peers: list[Peer] = []
             for name in self.selection.peers:
@@ -239,14 +245,6 @@ class Matrix:
         wanted = CACHES_OF_WEIGHTS * max(self.cores.llc_bytes, MIN_LLC_BYTES)
         once = Problem(self.layout, 1, max(self.selection.rows))
         return replace(once, num_copies=-(-wanted // once.weight_bytes))
-
-    def tiles(self) -> TileRanges:
-        """The rule of phases (DECODE_ROWS) as the program takes it."""
-        decode = dict(self.plans.decode.tiles)[self.role]
-        prefill = dict(self.plans.prefill.tiles)[self.role]
-        few = [(rows, tile) for rows, tile in decode[:-1] if rows < DECODE_ROWS]
-        most = next((tile for rows, tile in decode if rows >= DECODE_ROWS), decode[-1][1])
-        return (*few, (DECODE_ROWS, most), *(entry for entry in prefill if entry[0] > DECODE_ROWS))
 
     def _cell(
         self, m: int, ours: Ours, peers: Sequence[Peer], meters: Sequence[Meter]
