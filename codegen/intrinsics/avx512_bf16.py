@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from codegen.arrays import bf16_from_float32
-from codegen.intrinsics.base import PACK_BF16, Intrinsic, mac_bf16
+from codegen.intrinsics.base import PACK_BF16, Intrinsic, indices, mac_bf16
 from codegen.intrinsics.widening import FIVE_BITS_BF16, FOUR_BITS_BF16, S8_BF16
 
 # VDPBF16PS rounds to nearest even and flushes subnormals; it adds the odd pair's product first,
@@ -41,24 +41,24 @@ define <8 x i32> @sw_pack_bf16(<16 x float> %x) alwaysinline {
     PACK_BF16.meaning,
 )
 
-# The halves of the 32 bytes widen each to 16 float32, which one instruction rounds to 32 bf16.
+# The halves of the 32 bytes widen each to 16 float32, of which one permutation takes the upper 16
+# bits: bytes have no others. That is faster than a conversion that rounds.
 BYTES = Intrinsic(
     S8_BF16.name,
     S8_BF16.result,
-    """
-declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
-define <16 x i32> @sw_s8_bf16(<16 x i16> %w) alwaysinline {
+    f"""
+define <16 x i32> @sw_s8_bf16(<16 x i16> %w) alwaysinline {{
   %b = bitcast <16 x i16> %w to <32 x i8>
-  %l8 = shufflevector <32 x i8> %b, <32 x i8> poison, <16 x i32> <LOW>
-  %h8 = shufflevector <32 x i8> %b, <32 x i8> poison, <16 x i32> <HIGH>
-  %l = sitofp <16 x i8> %l8 to <16 x float>
-  %h = sitofp <16 x i8> %h8 to <16 x float>
-  %p = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %h, <16 x float> %l)
-  %r = bitcast <32 x bfloat> %p to <16 x i32>
+  %l8 = shufflevector <32 x i8> %b, <32 x i8> poison, <16 x i32> {indices(range(16))}
+  %h8 = shufflevector <32 x i8> %b, <32 x i8> poison, <16 x i32> {indices(range(16, 32))}
+  %lf = sitofp <16 x i8> %l8 to <16 x float>
+  %hf = sitofp <16 x i8> %h8 to <16 x float>
+  %l = bitcast <16 x float> %lf to <32 x i16>
+  %h = bitcast <16 x float> %hf to <32 x i16>
+  %p = shufflevector <32 x i16> %l, <32 x i16> %h, <32 x i32> {indices(range(1, 64, 2))}
+  %r = bitcast <32 x i16> %p to <16 x i32>
   ret <16 x i32> %r
-}""".replace("LOW", ", ".join(f"i32 {i}" for i in range(16))).replace(
-        "HIGH", ", ".join(f"i32 {i}" for i in range(16, 32))
-    ),
+}}""",
     S8_BF16.meaning,
 )
 

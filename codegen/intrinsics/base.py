@@ -48,12 +48,12 @@ def _sizes(lanes: int) -> dict[str, object]:
         "Q": quarter,
         "QT": "i32" if quarter == 1 else f"<{quarter} x i32>",
         "D": lanes * 2,
-        "EVEN": _indices(range(0, 2 * lanes, 2)),
-        "ODD": _indices(range(1, 2 * lanes, 2)),
+        "EVEN": indices(range(0, 2 * lanes, 2)),
+        "ODD": indices(range(1, 2 * lanes, 2)),
     }
 
 
-def _indices(lanes: range) -> str:
+def indices(lanes: range) -> str:
     """A shuffle's mask in LLVM IR."""
     return "<" + ", ".join(f"i32 {lane}" for lane in lanes) + ">"
 
