@@ -205,4 +205,8 @@ def _shared_objects(files: Iterable[Path]) -> set[Path]:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    """What a command prints; nothing if there is no such command."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""

@@ -62,9 +62,9 @@ def main() -> None:
     # Pages without a policy it unmaps for moments, to see who uses them; move_pages misses those.
     Path("/proc/sys/kernel/numa_balancing").write_text("0")
     report["untold"] = weights(layout, cpus, (), ())
-    with explicit_pages(pages_of_nodes=64):
-        report["explicit"] = weights(layout, cpus, placed.nodes, placed.weights)
-        report["group"] = in_a_group(layout, kv)
+    report["pool"] = fill_pool(num_pages=256)
+    report["explicit"] = weights(layout, cpus, placed.nodes, placed.weights)
+    report["group"] = in_a_group(layout, kv)
     print("REPORT " + json.dumps(report), flush=True)
 
 
@@ -178,15 +178,11 @@ def cache_layout(isa: IsaRow, num_blocks: int) -> KvLayout:
     return KvLayout(*sizes, DEFAULT_BLOCK_SIZE, isa.lanes, "bfloat16", num_blocks)
 
 
-@contextmanager
-def explicit_pages(pages_of_nodes: int) -> Iterator[None]:
-    """Gives every node that many explicit huge pages."""
-    pools = list(SYSTEM.glob("node/node*/hugepages/hugepages-2048kB/nr_hugepages"))
-    for pool in pools:
-        pool.write_text(str(pages_of_nodes))
-    yield
-    for pool in pools:
-        pool.write_text("0")
+def fill_pool(num_pages: int) -> list[int]:
+    """Asks for explicit huge pages as an administrator does; how many of them each node has."""
+    Path("/proc/sys/vm/nr_hugepages").write_text(str(num_pages))
+    pools = sorted(SYSTEM.glob("node/node*/hugepages/hugepages-2048kB/nr_hugepages"))
+    return [int(text(pool)) for pool in pools]
 
 
 @contextmanager

@@ -67,6 +67,7 @@ def test_interleaved_weights_are_everywhere_and_untold_ones_with_the_first_who_t
 
 def test_explicit_huge_pages_are_taken_from_the_pools_of_the_nodes(guest: Report) -> None:
     report = guest["explicit"]
+    assert guest["pool"] == [64] * 4
     assert report["is_explicit"]
     assert report["percent_local"] > 98
     assert shares(report) == pytest.approx([25] * 4, abs=2)
