@@ -74,9 +74,8 @@ class Arena:
         self._bytes: npt.NDArray[np.uint8] | None = None
         wants_huge_pages = nbytes >= HUGE_PAGE_BYTES
         # Whole huge pages, so that the tail is one too.
-        self._span = _round_up(
-            max(nbytes, 1), HUGE_PAGE_BYTES if wants_huge_pages else mmap.PAGESIZE
-        )
+        granule = HUGE_PAGE_BYTES if wants_huge_pages else mmap.PAGESIZE
+        self._span = _round_up(max(nbytes, 1), granule)
         everywhere = NodeRange(0, self._span, tuple(nodes or ()))
         self.has_explicit_pages = wants_huge_pages and self._map_explicit_pages(everywhere, ranges)
         if not self.has_explicit_pages:
@@ -87,10 +86,8 @@ class Arena:
         """Whether the pool holds the arena. All pages are taken at once: later, one too many would
         be a bus error instead of a refusal.
         """
-        num_pages, num_free = (
-            self._span // HUGE_PAGE_BYTES,
-            free_explicit_pages(Tree(), HUGE_PAGE_BYTES),
-        )
+        num_pages = self._span // HUGE_PAGE_BYTES
+        num_free = free_explicit_pages(Tree(), HUGE_PAGE_BYTES)
         if num_free < num_pages:
             if num_free:
                 text = "arena %r needs %d explicit huge pages, %d are free; it does without"
