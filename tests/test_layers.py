@@ -34,6 +34,7 @@ FREE_OF = [
     ("codegen.layout", "tvm"),
     ("codegen.reference", "tvm"),
     ("codegen.arguments", "tvm"),
+    ("sandwich.placement", "tvm"),
     ("sandwich.planning", "tvm"),
     ("sandwich.cli", "torch"),
     ("sandwich.cli", "transformers"),
