@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from codegen.layout import DEFAULT_BLOCK_SIZE, ModelLayout
 from codegen.spec import ModelShape
@@ -25,7 +25,7 @@ from sandwich.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.models.config import ModelConfig
 from sandwich.quantization import weight_formats
 from schedules.calibration import Calibration, load_calibration
-from schedules.choice import MeasureStep
+from schedules.cost import StepCase
 from schedules.mixed import MixedMode, MixedPlanError
 from schedules.mixed_choice import MixedChoice, choose_mixed
 from schedules.mixed_cost import MixedLoad, MixedSpace
@@ -44,11 +44,22 @@ from schedules.tuned_plans import render_origins, tuned_plans
 
 MIXED_BATCH: Final = 4  # sequences that decode in the load that mixed plans are rated with
 
+
+class StepTimes(Protocol):
+    """Microseconds of real steps: of a case on a candidate, and from token to token while a prompt
+    is prefilled under a mixed plan.
+    """
+
+    def __call__(self, case: StepCase, candidate: Candidate) -> float: ...
+
+    def mixed_us(self, plans: PlanPair, load: MixedLoad) -> float: ...
+
+
 # (model, layout, KV type, plans on a candidate, folder of compiled programs) -> a context in which
 # steps of candidates can be timed; sandwich.step_bench.timed_steps is one.
 TimeSteps = Callable[
     [ModelConfig, ModelLayout, str, Callable[[Candidate], PlanPair], Path],
-    AbstractContextManager[MeasureStep],
+    AbstractContextManager[StepTimes],
 ]
 _log = logging.getLogger(__name__)
 
@@ -75,7 +86,9 @@ def make_plans(
     calibration = load_calibration(config.cache_dir, machine)
     tree = TopoTree.of(machine, groups=calibration.groups if calibration else ())
     found = _core_sets(config.cpu_bind, machine, tree)
-    plans = default_plans(isa, found[0].cpus, shape.group_size, formats.layers)
+    plans = default_plans(
+        isa, found[0].cpus, shape.group_size, formats.layers, formats.lm_head
+    )
     query_tile = plans.prefill.query_tile
     rates = _rates(machine, layout, calibration)
     space = PlanSearch(machine, found, layout, kv_dtype, query_tile, rates)
@@ -95,13 +108,18 @@ def make_plans(
         return tuned_plans(on_candidate(plans, machine, candidate), layout, records)[0]
 
     result = space.run()
+    mixed = _mixed(config, machine, result, layout, kv_dtype, query_tile)
     if time_steps is not None:
         memory_of(result.applied_to(plans, machine))  # raises before anything is filled
         with time_steps(model, layout, kv_dtype, tuned_on, config.cache_dir) as measure:
             result = space.run(measure)
+            mixed = _mixed(config, machine, result, layout, kv_dtype, query_tile)
+            chosen = replace(result, mixed=mixed).applied_to(plans, machine)
+            tuned, _ = tuned_plans(chosen, layout, records)
+            mixed = mixed.measured(measure.mixed_us(tuned, mixed.space.load))
     result = replace(
         result,
-        mixed=_mixed(config, machine, result, layout, kv_dtype, query_tile),
+        mixed=mixed,
         replicas=space.replicas(tree, result) if config.cpu_bind == "auto" else None,
     )
     plans, origins = tuned_plans(result.applied_to(plans, machine), layout, records)

@@ -7,10 +7,11 @@ nothing of predictions, nor of who asks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -23,13 +24,14 @@ from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.models.config import ModelConfig
 from sandwich.weights import ModelWeights, random_weights
-from schedules.choice import MeasureStep
 from schedules.cost import StepCase
+from schedules.mixed import MixedMode, MixedPlan
+from schedules.mixed_cost import MixedLoad
 from schedules.plan import PlanPair
 from schedules.topotree import Candidate
 
 MAX_TOKENS: Final = 512  # of a prompt in one step
-MAX_CACHED: Final = 2048  # tokens in the cache while candidates are timed
+MAX_CACHED: Final = 5120  # tokens in the cache while candidates and mixed plans are timed
 MAX_SEQS: Final = 32
 MIN_RUNS, MAX_RUNS, MEASURE_SECONDS = 2, 20, 1.0  # of a case on a candidate
 _log = logging.getLogger(__name__)
@@ -100,9 +102,32 @@ class StepTimer:
 
     def seconds(self, case: StepCase) -> float:
         """Run one step; the time of its native call."""
-        seconds = self.executor.run(batch_of(case, self.vocab_size)).native_seconds
+        return self._native(batch_of(case, self.vocab_size))
+
+    def _native(self, batch: Batch) -> float:
+        seconds = self.executor.run(batch).native_seconds
         assert seconds is not None
         return seconds
+
+    def mixed_seconds(self, plan: MixedPlan, load: MixedLoad) -> float:
+        """From token to token of the sequences that decode, while the last chunk of the prompt is
+        prefilled; the time of native calls.
+        """
+        chunk = min(plan.chunk_tokens, load.prompt, MAX_TOKENS - load.batch)
+        decoding, last = [(load.context - 1, 1)] * load.batch, (load.prompt - chunk, chunk)
+        if plan.mode is MixedMode.RIDE:
+            sequences = [*decoding, last]
+            return self._native(_batch(Phase.PREFILL, sequences, self.vocab_size, 0, load.batch))
+        decode = _batch(Phase.DECODE, decoding, self.vocab_size)
+        prefill = _batch(Phase.PREFILL, [last], self.vocab_size, decode.block_tables.size)
+        if plan.mode is MixedMode.TURNS:
+            return self._native(prefill) + self._native(decode)
+        self.executor.start(prefill)
+        times = [self._native(decode)]
+        while not self.executor.is_done():
+            times.append(self._native(decode))
+        self.executor.wait()
+        return median(times)
 
     def operator_ns(self, case: StepCase) -> tuple[dict[str, int], float]:
         """Run one step of a program with timers; nanoseconds by operator, and of the whole call."""
@@ -112,26 +137,65 @@ class StepTimer:
 
 def batch_of(case: StepCase, vocab_size: int) -> Batch:
     """A batch as the case says, of arbitrary tokens, each sequence in blocks of its own."""
-    num_seqs = 1 if case.phase is Phase.PREFILL else case.num_tokens
-    per_seq = case.num_tokens // num_seqs
-    context = per_seq if case.phase is Phase.PREFILL else case.context
-    num_blocks = -(-context // DEFAULT_BLOCK_SIZE)
-    tables = np.arange(num_seqs * num_blocks, dtype=np.int32).reshape(num_seqs, num_blocks)
-    positions = np.tile(np.arange(context - per_seq, context, dtype=np.int32), num_seqs)
-    blocks = tables[np.repeat(np.arange(num_seqs), per_seq), positions // DEFAULT_BLOCK_SIZE]
-    starts = np.arange(num_seqs + 1, dtype=np.int32) * np.int32(per_seq)
+    if case.phase is Phase.PREFILL:
+        return _batch(case.phase, [(0, case.num_tokens)], vocab_size)
+    return _batch(case.phase, [(case.context - 1, 1)] * case.num_tokens, vocab_size)
+
+
+def _batch(
+    phase: Phase,
+    sequences: Sequence[tuple[int, int]],
+    vocab_size: int,
+    first_block: int = 0,
+    num_riders: int = 0,
+) -> Batch:
+    """sequences: tokens in the cache before the step and in it; their blocks begin at
+    `first_block`.
+    """
+    before, lengths = np.array(sequences, np.int32).T
+    ends = before + lengths
+    num_blocks = -(-int(ends.max()) // DEFAULT_BLOCK_SIZE)
+    tables = np.arange(len(sequences) * num_blocks, dtype=np.int32).reshape(-1, num_blocks)
+    tables += np.int32(first_block)
+    positions = np.concatenate([np.arange(*ends_of) for ends_of in zip(before, ends, strict=True)])
+    blocks = tables[np.repeat(np.arange(len(ends)), lengths), positions // DEFAULT_BLOCK_SIZE]
+    starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     return Batch(
-        phase=case.phase,
+        phase=phase,
         requests=(),
-        token_ids=np.arange(case.num_tokens, dtype=np.int32) * 97 % np.int32(vocab_size),
-        positions=positions,
-        slot_mapping=blocks * np.int32(DEFAULT_BLOCK_SIZE) + positions % DEFAULT_BLOCK_SIZE,
+        token_ids=np.arange(starts[-1], dtype=np.int32) * 97 % np.int32(vocab_size),
+        positions=positions.astype(np.int32),
+        slot_mapping=(blocks * DEFAULT_BLOCK_SIZE + positions % DEFAULT_BLOCK_SIZE).astype(
+            np.int32
+        ),
         query_starts=starts,
-        context_lens=np.full(num_seqs, context, np.int32),
+        context_lens=ends,
         block_tables=tables,
         logit_rows=starts[1:] - 1,
         sampled=(),
+        num_riders=num_riders,
     )
+
+
+@dataclass(frozen=True)
+class CandidateTimer:
+    """Times steps on the plans of candidates, in microseconds; seconds for each new candidate."""
+
+    bench: StepBench
+    plans_on: Callable[[Candidate], PlanPair]
+    cache_dir: Path
+
+    def __call__(self, case: StepCase, candidate: Candidate) -> float:
+        """A step of one phase."""
+        _log.info("timing %s on %s", case.name, candidate.name)
+        with self.bench.on(self.plans_on(candidate), self.cache_dir) as timer:
+            return 1e6 * _shortest(lambda: timer.seconds(case))
+
+    def mixed_us(self, plans: PlanPair, load: MixedLoad) -> float:
+        """From token to token of those that decode, at the end of a prompt."""
+        _log.info("timing %s", plans.mixed.render())
+        with self.bench.on(plans, self.cache_dir) as timer:
+            return 1e6 * _shortest(lambda: timer.mixed_seconds(plans.mixed, load))
 
 
 @contextmanager
@@ -141,20 +205,10 @@ def timed_steps(
     kv_dtype: str,
     plans_on: Callable[[Candidate], PlanPair],
     cache_dir: Path,
-) -> Iterator[MeasureStep]:
-    """Within the context, a function that times a case on the plans of a candidate.
-
-    Takes the memory of the weights and seconds to fill it, and seconds for each new candidate.
-    """
-    bench = StepBench(model, layout, kv_dtype, MAX_CACHED)
-
-    def measure(case: StepCase, candidate: Candidate) -> float:
-        _log.info("timing %s on %s", case.name, candidate.name)
-        with bench.on(plans_on(candidate), cache_dir) as timer:
-            return 1e6 * _shortest(lambda: timer.seconds(case))
-
-    with closing(bench):
-        yield measure
+) -> Iterator[CandidateTimer]:
+    """A timer within the context, which takes the memory of the weights and seconds to fill it."""
+    with closing(StepBench(model, layout, kv_dtype, MAX_CACHED)) as bench:
+        yield CandidateTimer(bench, plans_on, cache_dir)
 
 
 def _shortest(run: Callable[[], float]) -> float:

@@ -30,6 +30,11 @@ class MixedChoice:
     def plan(self) -> MixedPlan:
         return self.chosen.plan
 
+    def measured(self, tpot_us: float) -> MixedChoice:
+        """The same with a TPOT of the chosen plan that was measured under the space's load."""
+        chosen = replace(self.chosen, measured_us=tpot_us)
+        return replace(self, chosen=chosen, best_of_modes=(chosen, *self.best_of_modes[1:]))
+
     def to_json(self) -> dict[str, Any]:
         """The choice as JSON types, with the best of every mode as `candidates`."""
         return self.chosen.to_json() | {
@@ -44,7 +49,7 @@ class MixedChoice:
         others = self.best_of_modes[1:]
         return [
             self.plan.render(),
-            f"{'':9}{self.chosen.render()} predicted",
+            f"{'':9}{self.chosen.render()}",
             f"{'':9}because {self.plan.reason}",
             f"{'':9}if {self.space.load.render()}",
             *(

@@ -50,11 +50,13 @@ class MixedPrediction:
     tpot_us: float  # from token to token of those that decode, at the end of the prompt
     ttft_us: float  # until the prompt's first token
     request_us: float  # between the ends of two requests when prompts never cease
+    measured_us: float | None = None  # as tpot_us; None if nobody did
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types; `predicted_us` is from token to token."""
+        """JSON types; `predicted_us` and `measured_us` are from token to token."""
         return self.plan.to_json() | {
             "predicted_us": round(self.tpot_us, 1),
+            "measured_us": None if self.measured_us is None else round(self.measured_us, 1),
             "predicted_ttft_us": round(self.ttft_us, 1),
             "predicted_request_us": round(self.request_us, 1),
         }
@@ -62,7 +64,10 @@ class MixedPrediction:
     def render(self) -> str:
         """For people, without the plan."""
         tpot, ttft, request = map(milliseconds, (self.tpot_us, self.ttft_us, self.request_us))
-        return f"TPOT {tpot}, TTFT {ttft}, {request} each"
+        text = f"TPOT {tpot}, TTFT {ttft}, {request} each predicted"
+        if self.measured_us is None:
+            return text
+        return f"{text}, TPOT {milliseconds(self.measured_us)} measured"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -74,3 +75,15 @@ def test_the_plan_says_what_happens_to_work_of_both_phases(run: Run) -> None:
     text = run(*flags).out
     assert f"mixed    {mixed['mode']}: " in text
     assert f"because {mixed['reason']}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MixedMode)
+def test_a_mixed_plan_can_be_timed(run: Run, mode: MixedMode) -> None:
+    if mode is MixedMode.CORUN and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("co-running takes two CPUs")
+    flags = ["plan", "tiny", "--measure", "--mixed-steps", mode.value]
+    mixed = json.loads(run(*flags, "--json").out)["mixed"]
+    assert mixed["mode"] == mode.value
+    assert mixed["measured_us"] > 0
+    assert "measured_us" in mixed["candidates"][0]
