@@ -17,15 +17,16 @@ from string import Template
 import numpy as np
 
 from codegen.arrays import TensorSpec
-from codegen.spec import Groups
+from codegen.spec import Groups, num_cores
 from platforms.isa import IsaRow
 
 # Counters and flags are so many int32 words apart: two lines of 64 bytes, which x86 prefetches as a
 # pair, or one of 128.
 LINE_WORDS = 32
-# Pauses, some 20 us on Zen 4, before a core that waits gives way to other threads. Where every
-# worker has a core, none comes to that; where two share one, the first must let the second arrive.
-SPINS = 512
+# Pauses, of 40 ns on Zen 4, before a core that waits gives way to other threads. A core doubles its
+# own number when that was enough and halves it when it was not: where every worker has a core, all
+# wait for long and none gives way; where two share one, the first soon lets the second arrive.
+MIN_SPINS, MAX_SPINS = 16, 2048
 # Up to so many arrivals the counter itself is what they poll, which saves a transfer: 34 ns for two
 # cores of one LLC. More of them would take its line away from each other while they arrive.
 MAX_POLLED_ARRIVALS = 4
@@ -37,18 +38,24 @@ _PAUSES = {
 
 _WAIT = """
 declare i32 @sched_yield()
+declare i32 @llvm.umax.i32(i32, i32)
+declare i32 @llvm.umin.i32(i32, i32)
 $declare_pause
-define void @sw_barrier_wait(ptr %word, i32 %goal) {
+define void @sw_barrier_wait(ptr %word, i32 %goal, ptr %patience) {
 entry:
+  %remembered = load i32, ptr %patience
+  %at_least = call i32 @llvm.umax.i32(i32 %remembered, i32 $min_spins)
+  %limit = call i32 @llvm.umin.i32(i32 %at_least, i32 $max_spins)
   br label %look
 look:
   %spins = phi i32 [ 0, %entry ], [ %more, %spin ], [ %spins, %yield ]
+  %gave_way = phi i1 [ false, %entry ], [ %gave_way, %spin ], [ true, %yield ]
   %seen = load atomic i32, ptr %word acquire, align 4
   %ahead = sub i32 %seen, %goal
   %is_there = icmp sge i32 %ahead, 0
   br i1 %is_there, label %done, label %wait
 wait:
-  %is_short = icmp ult i32 %spins, $max_spins
+  %is_short = icmp ult i32 %spins, %limit
   br i1 %is_short, label %spin, label %yield
 spin:
   $pause
@@ -58,13 +65,17 @@ yield:
   %status = call i32 @sched_yield()
   br label %look
 done:
+  %half = lshr i32 %limit, 1
+  %twice = shl i32 %limit, 1
+  %next = select i1 %gave_way, i32 %half, i32 %twice
+  store i32 %next, ptr %patience
   ret void
 }"""
 
 # One level: `member` arrives at its point; the last of `size` goes on, the others wait.
 _MEET = """
 $tables
-define void @sw_barrier_meet$level(ptr %state, i32 %member) {
+define void @sw_barrier_meet$level(ptr %state, i32 %member, ptr %patience) {
   %point = $point
   %size = $size
   %line = mul i32 %point, $point_words
@@ -79,7 +90,7 @@ define void @sw_barrier_meet$level(ptr %state, i32 %member) {
   %is_last = icmp eq i32 %count, %all
   br i1 %is_last, label %last, label %wait
 wait:
-  call void @sw_barrier_wait(ptr $polled)
+  call void @sw_barrier_wait(ptr $polled, ptr %patience)
   ret void
 last:
   $go_on
@@ -89,7 +100,10 @@ last:
 
 _ENTRY = """
 define i32 @sw_barrier(ptr %state, i32 %core) {
-  call void @sw_barrier_meet0(ptr %state, i32 %core)
+  %line = mul i32 %core, $line_words
+  %at = add i32 %line, $patience_words
+  %patience = getelementptr i32, ptr %state, i32 %at
+  call void @sw_barrier_meet0(ptr %state, i32 %core, ptr %patience)
   ret i32 0
 }"""
 
@@ -119,12 +133,19 @@ def barrier_levels(groups: Groups) -> tuple[Level, ...]:
 
 
 def barrier_spec(groups: Groups) -> TensorSpec:
-    """The buffer in which the cores meet: for each point a counter and a flag, each on a line.
+    """The buffer in which the cores meet, in lines: a counter and a flag for each point, then the
+    patience of each core.
 
-    All zeros before the first barrier of a region.
+    The first `meeting_lines` are zeros before the first barrier of a region; patience may be
+    anything, and is best left from region to region.
     """
-    num_points = sum(len(level.sizes) for level in barrier_levels(groups))
-    return TensorSpec((max(1, 2 * num_points), LINE_WORDS), np.dtype(np.int32))
+    num_lines = meeting_lines(groups) + num_cores(groups)
+    return TensorSpec((num_lines, LINE_WORDS), np.dtype(np.int32))
+
+
+def meeting_lines(groups: Groups) -> int:
+    """Lines of counters and flags."""
+    return 2 * sum(len(level.sizes) for level in barrier_levels(groups))
 
 
 def barrier_text(groups: Groups, isa: IsaRow) -> str:
@@ -137,19 +158,24 @@ def barrier_text(groups: Groups, isa: IsaRow) -> str:
     starts = accumulate((len(level.sizes) for level in levels), initial=0)
     arch = str(isa.llvm_target()["mtriple"]).partition("-")[0]
     declare_pause, pause = _PAUSES.get(arch, ("", ""))
-    wait = Template(_WAIT).substitute(declare_pause=declare_pause, pause=pause, max_spins=SPINS)
+    wait = Template(_WAIT).substitute(
+        declare_pause=declare_pause, pause=pause, min_spins=MIN_SPINS, max_spins=MAX_SPINS
+    )
+    entry = Template(_ENTRY).substitute(
+        line_words=LINE_WORDS, patience_words=meeting_lines(groups) * LINE_WORDS
+    )
     meet = [
         _meet_text(index, level, start, is_root=index == len(levels) - 1)
         for index, (level, start) in enumerate(zip(levels, starts, strict=False))
     ]
-    return "\n".join((wait, *meet, _ENTRY))
+    return "\n".join((wait, *meet, entry))
 
 
 def _meet_text(index: int, level: Level, start: int, is_root: bool) -> str:
     is_counter_polled = is_root and max(level.sizes) <= MAX_POLLED_ARRIVALS
     point_table, point = _look_up(f"@sw_barrier_points{index}", level.points, "%member")
     size_table, size = _look_up(f"@sw_barrier_sizes{index}", level.sizes, "%point")
-    go_on = f"call void @sw_barrier_meet{index + 1}(ptr %state, i32 %point)"
+    go_on = f"call void @sw_barrier_meet{index + 1}(ptr %state, i32 %point, ptr %patience)"
     return Template(_MEET).substitute(
         tables=f"{point_table}\n{size_table}",
         level=index,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from codegen.barrier import barrier_spec, barrier_text
+from codegen.barrier import barrier_text, meeting_lines
 from codegen.kit import Expr, T
 from codegen.shares import share
 from codegen.spec import Groups, num_cores
@@ -55,7 +55,7 @@ def parallel_region(team: Team) -> Iterator[None]:
     if team.num_cores == 1:
         yield
         return
-    with T.serial(0, barrier_spec(team.groups).shape[0]) as line:
+    with T.serial(0, meeting_lines(team.groups)) as line:
         T.buffer_store(team.state, T.int32(0), [line, 0])
     with T.attr(T.int32(0), "pragma_import_llvm", barrier_text(team.groups, team.isa)):
         with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.barrier import Level, barrier_levels, barrier_spec, barrier_text
+from codegen.barrier import MAX_SPINS, MIN_SPINS, Level, barrier_levels, barrier_spec, barrier_text
 from codegen.barrier_probe import BarrierProbe
 from codegen.compile import load, lower, object_code, tensor
 from codegen.kit import Expr, T, prim_func
@@ -99,11 +99,24 @@ def test_the_probe_makes_as_many_barriers_as_it_is_told(launcher: Launcher, is_t
     for num_barriers in (5, 0, 3):
         launcher.run(lambda n=num_barriers: probe.run(state, n))
         if not is_tvm:
-            assert state[:, 0].tolist() == [
+            assert state[:6, 0].tolist() == [
                 *(2 * num_barriers, num_barriers),  # the group of two: arrivals, releases
                 *(num_barriers, num_barriers),  # the group of one
                 *(2 * num_barriers, 0),  # the node, whose counter is polled itself
             ]
+
+
+@pytest.mark.parametrize("garbage", [0, -1, 1 << 30])
+def test_a_core_never_waits_for_longer_or_shorter_than_the_bounds(
+    launcher: Launcher, garbage: int
+) -> None:
+    probe = BarrierProbe(GENERIC, ((2,),))
+    state = Arena(1 << 12, "barrier").array(probe.state_spec.shape, np.int32)
+    state[:] = garbage
+    launcher.run(lambda: probe.run(state, 40))
+    patience = state[2:, 0]
+    assert (patience >= MIN_SPINS // 2).all()
+    assert (patience <= 2 * MAX_SPINS).all()
 
 
 def test_cores_meet_in_their_group_groups_in_their_node_nodes_at_one_point() -> None:
@@ -136,7 +149,7 @@ def test_empty_groups_are_refused(groups: Groups) -> None:
 
 def test_counters_and_flags_lie_128_bytes_apart() -> None:
     spec = barrier_spec(((2, 2), (2, 2)))
-    assert spec.shape == (2 * (4 + 2 + 1), 32)
+    assert spec.shape == (2 * (4 + 2 + 1) + 8, 32)  # and a line for each core
     assert spec.dtype.itemsize * spec.shape[1] == 128
 
 
