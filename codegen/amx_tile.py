@@ -8,7 +8,6 @@ the words of K that do not fill a step of 16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codegen.intrinsics.amx import (
@@ -47,7 +46,7 @@ class AmxBlock:
     """One block at `place`, of up to BLOCK_ROWS rows (place.rows is not a number here) and as many
     as BLOCK_VECTORS columns.
 
-    Call `put` for every row, then `multiply`, then `get` and `add_rest` for every row.
+    Call `put` for every row, then `multiply`, then `take` for every row.
     """
 
     kit: Kit
@@ -58,14 +57,10 @@ class AmxBlock:
     place: Place
     scratch: Expr
 
-    def put(self, i: Expr, vectors: Sequence[Expr]) -> None:
-        """The sums of row i to begin with."""
-        for j, vector in enumerate(vectors):
+    def put(self, i: Expr, row: RegisterTile) -> None:
+        """The sums of the tile of row i are those to begin with."""
+        for j, vector in enumerate(row.saved(0)):
             self.kit.store(self.scratch, (self._at(i, j),), vector)
-
-    def get(self, i: Expr, j: int) -> Expr:
-        """The sums of row i after `multiply`, as the vector of column j."""
-        return self.kit.load(self.scratch, self._at(i, j))
 
     def multiply(self, k_block: Expr) -> None:
         """Add the products of the whole steps of a K block."""
@@ -79,8 +74,9 @@ class AmxBlock:
                 self._multiply(k_block, 1)
         _run("sw_tile_release")
 
-    def add_rest(self, k_block: Expr, row: RegisterTile) -> None:
-        """Add the products of what is left of a K block to the tile of one row."""
+    def take(self, i: Expr, row: RegisterTile, k_block: Expr) -> None:
+        """Give the sums after `multiply` to the tile of row i; add what is left of the K block."""
+        row.restore(lambda _, j: self.kit.load(self.scratch, self._at(i, j)))
         begin, count, is_whole = self._words_of(k_block)
         if not is_whole:
             with T.serial(count // TILE_WORDS * TILE_WORDS, count) as k_word:

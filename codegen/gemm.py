@@ -175,12 +175,11 @@ class _Nest:
                 with T.serial(0, rows) as i:
                     tile = self._make(replace(place, row=row + i, rows=1))
                     self._begin(tile, k_block)
-                    block.put(i, tile.saved(0))
+                    block.put(i, tile)
                 block.multiply(k_block)
                 with T.serial(0, rows) as i:
                     tile = self._make(replace(place, row=row + i, rows=1))
-                    tile.restore(lambda _, j, i=i, block=block: block.get(i, j))
-                    block.add_rest(k_block, tile)
+                    block.take(i, tile, k_block)
                     self._end(tile, k_block)
 
     def _make(self, place: Place, widened: Expr | None = None) -> RegisterTile:

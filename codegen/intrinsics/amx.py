@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from codegen.intrinsics.base import Intrinsic, dot_bytes, mac_bf16
+from codegen.intrinsics.base import Intrinsic, dot_bytes, words_hi, words_lo
 
 TILE_ROWS = 16
 TILE_WORDS = 16  # int32 or float32 of a row
@@ -33,10 +33,12 @@ def tile_store(tile: np.ndarray, memory: np.ndarray, stride: int) -> None:
 
 
 def tile_dot_bf16(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """c (rows, 16) float32 + a (rows, 16) bf16 pairs times b (16, 16) bf16 pairs, k ascending"""
-    for k in range(TILE_WORDS):
-        c = np.stack([mac_bf16(row, a[i, k : k + 1], b[k]) for i, row in enumerate(c)])
-    return c
+    """c (rows, 16) float32 + a (rows, 16) bf16 pairs times b (16, 16) bf16 pairs
+
+    The sums of the even and of the odd values are rounded apart, then added, then added to c.
+    """
+    even, odd = words_lo(a) @ words_lo(b), words_hi(a) @ words_hi(b)
+    return c + (even + odd)
 
 
 def tile_dot_u8(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

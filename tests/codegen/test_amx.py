@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,11 @@ from codegen.intrinsics import amx
 from codegen.panels import PackedMatrix, PanelLayout
 from codegen.quantize import quantize
 from codegen.reference import integer_gemm, quantize_activations
-from codegen.spec import GemmTile, WeightFormat
+from codegen.spec import GemmTile, ProgramSpec, WeightFormat
 from platforms.isa import isa_row
 from platforms.memory import Arena, arena_nbytes
-from tests.codegen import amx_emulation
-from tests.codegen.conftest import INFO, Array, normal, same_bits
+from tests.codegen import amx_emulation, test_gemm
+from tests.codegen.conftest import INFO, Array, Compile, make_spec, normal, same_bits
 
 AMX = isa_row("amx")
 BF16, INT8 = WeightFormat("bfloat16"), WeightFormat("int8", "int8")
@@ -59,6 +61,11 @@ def emulated_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(intrinsics.SPELLINGS, "amx", amx_emulation.SPELLINGS)
 
 
+def pairs(values: Array) -> Array:
+    """(rows, 2 n) floats as (rows, n) words of two bf16."""
+    return bf16_from_float32(values).view(np.int32)
+
+
 class Product:
     """A compiled product of random operands on emulated tiles, and its truth in NumPy."""
 
@@ -77,9 +84,9 @@ class Product:
             self.bound = np.zeros_like(self.expected)
         else:
             layout.pack_rows(bf16_from_float32(w), 0, PackedMatrix(arrays["w"][0]))
-            x, w = (float32_from_bf16(bf16_from_float32(values)) for values in (x, w))
-            self.expected = x.astype(np.float64) @ w.T
-            self.bound = 1e-6 * k**0.5 * (np.abs(x) @ np.abs(w.T))
+            exact_x, exact_w = (float32_from_bf16(bf16_from_float32(v)) for v in (x, w))
+            self.expected = exact_x @ exact_w.T
+            self.bound = 1e-6 * k**0.5 * (np.abs(exact_x) @ np.abs(exact_w.T))
         self.program = GemmProgram(spec, arrays)
         self.program.write_a(x)
 
@@ -106,13 +113,41 @@ def test_any_number_of_rows_by_any_matrix(weights: WeightFormat, n: int, k: int,
         assert same_bits(product.run(num_rows), whole[:num_rows]), num_rows
 
 
+@pytest.mark.usefixtures("emulated_tiles")
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_gemm.test_qkv_is_stored_with_its_bias,
+        test_gemm.test_down_is_added_to_the_residual_stream,
+        test_gemm.test_gate_and_up_leave_as_their_silu_product,
+    ],
+    ids=lambda test: test.__name__[5:],
+)
+def test_epilogues_are_those_of_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+    compile_body: Compile,
+    test: Callable[[Compile, str, str, bool], None],
+) -> None:
+    def make_spec_of_one_core(*args: Any, **options: Any) -> ProgramSpec:
+        return make_spec(*args, **(options | {"num_cores": 1}))
+
+    monkeypatch.setattr(test_gemm, "make_spec", make_spec_of_one_core)
+    monkeypatch.setattr(test_gemm, "BLOCK", 2 * amx.TILE_WORDS)
+    test(compile_body, "amx", "bfloat16", True)
+
+
 def test_the_meanings_of_tiles_are_those_of_matrices() -> None:
     rng = np.random.default_rng(0)
     c = rng.integers(-1000, 1000, (5, 16)).astype(np.int32)
-    a, b = rng.integers(-128, 128, (5, 64)).astype(np.int8), rng.integers(0, 256, (16, 16, 4))
-    words = b.astype(np.uint8).view(np.int32)[:, :, 0]
-    product = a.astype(np.int32) @ b.transpose(0, 2, 1).reshape(64, 16)
-    np.testing.assert_array_equal(amx.tile_dot_u8(c, a.view(np.int32), words), c + product)
+    x, y = rng.integers(-128, 128, (5, 64)).astype(np.int8), rng.integers(0, 256, (16, 16, 4))
+    words = y.astype(np.uint8).view(np.int32)[:, :, 0]
+    product = x.astype(np.int32) @ y.transpose(0, 2, 1).reshape(64, 16)
+    np.testing.assert_array_equal(amx.tile_dot_u8(c, x.view(np.int32), words), c + product)
+    a, b = (pairs(normal(rows, 2 * 16, seed=rows)) for rows in (5, 16))
+    wide_a, wide_b = (float32_from_bf16(words.view(np.uint16)) for words in (a, b))
+    sums = wide_a @ wide_b.reshape(16, 16, 2).transpose(0, 2, 1).reshape(32, 16)
+    zeros = np.zeros((5, 16), np.float32)
+    np.testing.assert_allclose(amx.tile_dot_bf16(zeros, a, b), sums, rtol=1e-5, atol=1e-5)
     memory = np.arange(200, dtype=np.int32)
     tile = amx.tile_load(memory, 4 * 40, 3)
     assert tile[:, 0].tolist() == [0, 40, 80]
