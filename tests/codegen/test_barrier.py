@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_the_probe_makes_as_many_barriers_as_it_is_told(launcher: Launcher, is_t
     probe = BarrierProbe(GENERIC, ((2, 1),), is_tvm)
     state = Arena(1 << 12, "barrier").array(probe.state_spec.shape, np.int32)
     for num_barriers in (5, 0, 3):
-        launcher.run(lambda n=num_barriers: probe.run(state, n))
+        launcher.run(partial(probe.run, state, num_barriers))
         if not is_tvm:
             assert state[:6, 0].tolist() == [
                 *(2 * num_barriers, num_barriers),  # the group of two: arrivals, releases

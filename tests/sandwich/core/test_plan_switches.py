@@ -31,6 +31,9 @@ class Clocked(LazyStart):
         self._now = started + CALL_S
         return replace(self._executor.run(batch), native=NativeTime(started, self._now))
 
+    def close(self) -> None:
+        self._executor.close()
+
 
 @pytest.fixture
 def driver(drive: Drive) -> Driver:
