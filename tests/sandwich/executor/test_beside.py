@@ -168,3 +168,10 @@ def test_tokens_are_the_same_in_every_mode(executor: CompiledExecutor, abort: st
 def test_limits_of_a_step_are_the_larger_of_tokens_and_sequences() -> None:
     assert ExecutorLimits(4, 8, 6, 2, 16, 9).max_step_tokens == 6
     assert ExecutorLimits(4, 8, 2, 6, 16, 9).max_step_tokens == 6
+
+
+def test_closing_waits_for_the_step_in_flight(corun_model: TinyModel, cache_dir: Path) -> None:
+    executor = corun_model.compiled(cache_dir)
+    executor.start(Sequences().batch(Phase.PREFILL, {0: tokens(60)}))
+    executor.close()
+    assert executor.is_done()
