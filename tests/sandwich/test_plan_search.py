@@ -25,6 +25,12 @@ from schedules.rates import MachineRates, estimated_rates
 Run = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def uncalibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user has measured of this machine plays no part here."""
+    monkeypatch.setattr("sandwich.planning.load_calibration", lambda folder, machine: None)
+
+
 @pytest.mark.parametrize("name", recorded_machines())
 def test_a_model_is_planned_for_any_recorded_machine(run: Run, name: str) -> None:
     report = json.loads(run("plan", "llama-3.2-1b", "--simulate", name, "--json").out)
