@@ -22,6 +22,7 @@ from codegen.spec import (
     num_cores,
 )
 from platforms.isa import IsaRow
+from schedules.default_tiles import default_tiles
 from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan
 
 
@@ -146,6 +147,10 @@ def tile_text(tile: GemmTile) -> str:
         parts.append(f"K block {tile.kc}")
     if tile.prefetch_bytes:
         parts.append(f"prefetch {tile.prefetch_bytes} B")
+    if tile.block_prefetch:
+        parts.append(f"K blocks prefetched by {tile.block_prefetch}")
+    if tile.is_widened:
+        parts.append("widened once")
     return ", ".join(parts)
 
 
@@ -192,43 +197,30 @@ def panel_width(isa: IsaRow) -> int:
 
 
 def default_plans(
-    isa: IsaRow, cpus: Iterable[int], group_size: int, weights: WeightFormat | None = None
+    isa: IsaRow,
+    cpus: Iterable[int],
+    group_size: int,
+    weights: WeightFormat | None = None,
+    lm_head: WeightFormat | None = None,
 ) -> PlanPair:
     """The plans of an ISA with nothing measured: complete and right, every core in both phases.
 
-    group_size: query heads that share one KV head. weights: the format of the layers' matrices;
-    tiles of grouped ones hold two sums of everything. Prefill keeps a K block of a panel in L2 and
-    leaves memory to the hardware's prefetcher; decode streams weights and prefetches them itself.
+    group_size: query heads that share one KV head. weights, lm_head: the formats of the layers'
+    matrices and of the LM head; None for weights that are not quantised.
     """
-    cores = tuple(cpus)
-    rows = MOST_ROWS if isa.num_vector_registers >= 32 else FEW_ROWS
+    cores, plain = tuple(cpus), WeightFormat("bfloat16")
 
-    def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
-        plain: TileRanges = ((MANY_ROWS, replace(tile, mr=rows)),)
-        grouped = _narrowed(plain, isa) if weights is not None and weights.group else plain
-        tiles = tuple((role, plain if role == "lm_head" else grouped) for role in GEMM_ROLES)
+    def plan(phase: Phase, query_tile: int) -> Plan:
+        layers = default_tiles(isa, phase, weights or plain)
+        head = default_tiles(isa, phase, lm_head or plain)
+        tiles = tuple((role, head if role == "lm_head" else layers) for role in GEMM_ROLES)
         return Plan(phase, isa.name, cores, tiles, query_tile)
 
     return PlanPair(
         panel=panel_width(isa),
-        prefill=plan(Phase.PREFILL, PREFILL_TILE, max(1, QUERY_ROWS // group_size)),
-        decode=plan(Phase.DECODE, DECODE_TILE, 1),
+        prefill=plan(Phase.PREFILL, max(1, QUERY_ROWS // group_size)),
+        decode=plan(Phase.DECODE, 1),
     )
 
 
-def _narrowed(ranges: TileRanges, isa: IsaRow) -> TileRanges:
-    """For more rows than two, half as many vectors: two sets of sums then fit the registers. One
-    row or two read each panel once, from end to end.
-    """
-    [(bound, tile)] = ranges
-    vectors = panel_width(isa) // isa.lanes
-    return ((2, replace(tile, mr=2)), (bound, replace(tile, nv=vectors // 2)))
-
-
-# 6 rows x 4 vectors fill 24 of 32 vector registers. Of 16, 6 x 2 would fill 12 and leave too few
-# for bf16 weights that are widened into low and high halves: their loop would spill.
-MOST_ROWS, FEW_ROWS = 6, 5
-PREFILL_TILE = GemmTile(mr=MOST_ROWS, kc=2048, k_unroll=2)
-DECODE_TILE = GemmTile(mr=MOST_ROWS, kc=2048, k_unroll=8)
-MANY_ROWS = 1 << 16  # of a GEMM; the last range of a plan has no end in truth
 QUERY_ROWS = 16  # rows of an attention tile: query heads x tokens

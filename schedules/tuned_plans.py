@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from codegen.layout import ModelLayout
 from codegen.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, WeightFormat
-from platforms.isa import IsaRow, isa_row
-from schedules.plan import MANY_ROWS, Plan, PlanPair, default_plans
+from platforms.isa import isa_row
+from schedules.default_tiles import MANY_ROWS
+from schedules.plan import Plan, PlanPair, default_plans
 from schedules.records import RecordBook, TileKey
 from schedules.space import TileSpace
 from schedules.trials import slice_of
@@ -160,18 +161,27 @@ def _tuned_ranges(
 ) -> tuple[TileRanges, TileOrigin]:
     ranges: list[tuple[int, GemmTile]] = []
     origins = []
+    above = 0
     for most, rows in ranges_of(plan.phase, role):
-        tile, origin = tile_at(default, rows), "default"
+        origin, pieces = "default", _between(default, above, most)
         found = book.best(key_of(plan, panels, rows))
         if found is not None:
             space = _space(plan, role, panels, rows, l2_bytes=0)
             known = space.start(found.record.tile)
-            if known == space.start(tile):  # the default won, and needs no code of its own
+            if known == space.start(tile_at(default, rows)):  # it needs no code of its own
                 origin = f"tuned on {found.origin}"
             elif space.is_legal(known):
-                tile, origin = known, f"tuned on {found.origin}"
-        if ranges and ranges[-1][1] == tile:
-            ranges.pop()
-        ranges.append((most, tile))
+                origin, pieces = f"tuned on {found.origin}", [(most, known)]
+        for piece in pieces:
+            if ranges and ranges[-1][1] == piece[1]:
+                ranges.pop()
+            ranges.append(piece)
         origins.append(origin)
+        above = most
     return tuple(ranges), TileOrigin(plan.phase, role, tuple(origins))
+
+
+def _between(ranges: TileRanges, above: int, most: int) -> list[tuple[int, GemmTile]]:
+    """The part of `ranges` for more than `above` rows and at most `most`."""
+    inside = [(bound, tile) for bound, tile in ranges if above < bound < most]
+    return [*inside, (most, tile_at(ranges, most))]

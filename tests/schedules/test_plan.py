@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import ISA_TABLE, IsaRow
-from schedules.plan import MANY_ROWS, Plan, PlanError, PlanPair, default_plans, panel_width
+from schedules.default_tiles import MANY_ROWS, default_tiles
+from schedules.plan import Plan, PlanError, PlanPair, default_plans, panel_width
 
 TILES = tuple((role, ((1, GemmTile(mr=2)),)) for role in GEMM_ROLES)
 PLAN = Plan(Phase.PREFILL, "avx2", (0, 2), TILES, query_tile=4)
@@ -142,20 +143,30 @@ def test_the_default_plans_of_every_isa_are_complete(isa: IsaRow, group_size: in
     assert pair.panel % (2 * isa.lanes) == 0  # gate and up share a panel in halves
 
 
-@pytest.mark.parametrize("isa", [row for row in ISA_TABLE if row.num_vector_registers >= 32])
-def test_both_sums_of_a_grouped_format_fit_the_registers(isa: IsaRow) -> None:
-    weights = WeightFormat("int4", activations="int8", group=32)
-    pair = default_plans(isa, (0, 1), 4, weights)
-    vectors = pair.panel // isa.lanes
+FORMATS = [
+    WeightFormat("bfloat16"),
+    WeightFormat("int8"),
+    WeightFormat("int8", activations="int8"),
+    WeightFormat("int4", activations="int8", group=32),
+    WeightFormat("int4", group=64),
+]
+
+
+@pytest.mark.parametrize("weights", FORMATS, ids=lambda weights: weights.name)
+@pytest.mark.parametrize("isa", ISA_TABLE, ids=lambda row: row.name)
+def test_the_sums_of_every_default_tile_fit_the_registers(
+    isa: IsaRow, weights: WeightFormat
+) -> None:
+    pair = default_plans(isa, (0, 1), 4, weights, lm_head=FORMATS[0])
     for phase in Phase:
-        for role, ranges in pair.of(phase).tiles:
-            assert ranges[-1][0] == MANY_ROWS
-            sets = 1 if role == "lm_head" else 2
-            for rows, tile in ranges:
-                sums = sets * min(rows, tile.mr) * (tile.nv or vectors)
-                assert sums + 1 <= isa.num_vector_registers
-    plain = default_plans(isa, (0, 1), 4)
-    assert dict(pair.decode.tiles)["lm_head"] == dict(plain.decode.tiles)["lm_head"]
+        by_role = dict(pair.of(phase).tiles)
+        assert by_role["down"] == default_tiles(isa, phase, weights)
+        assert by_role["lm_head"] == default_tiles(isa, phase, FORMATS[0])
+        sets = 2 if weights.group else 1
+        assert by_role["down"][-1][0] == MANY_ROWS
+        for rows, tile in by_role["down"]:
+            sums = sets * min(rows, tile.mr) * (tile.nv or pair.panel // isa.lanes)
+            assert sums <= isa.num_vector_registers
 
 
 def test_a_pair_of_plans_is_rendered_as_json_whole() -> None:

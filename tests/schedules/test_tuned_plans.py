@@ -10,7 +10,8 @@ from codegen.layout import ModelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase
 from platforms.isa import isa_row
 from platforms.machines import load_machine
-from schedules.plan import MANY_ROWS, PlanPair, default_plans, panel_width
+from schedules.default_tiles import MANY_ROWS
+from schedules.plan import PlanPair, default_plans, panel_width
 from schedules.records import CpuKind, RecordBook, TuningRecord, current_generator
 from schedules.tuned_plans import (
     key_of,
@@ -102,8 +103,8 @@ def test_without_records_plans_stay_as_they_are() -> None:
 def test_a_record_changes_its_range_alone() -> None:
     plans = tuned(record_of("down", Phase.DECODE, 4))
     ranges = dict(plans.decode.tiles)["down"]
-    default = dict(PLANS.decode.tiles)["down"][-1][1]
-    assert ranges == ((1, default), (4, TILE), (MANY_ROWS, default))
+    default = dict(PLANS.decode.tiles)["down"]
+    assert ranges == ((1, default[0][1]), (4, TILE), *default)
     assert [tile_at(ranges, rows) == TILE for rows in (1, 2, 4, 5)] == [False, True, True, False]
     others = replace(plans.decode, tiles=PLANS.decode.tiles)
     assert replace(plans, decode=others) == PLANS
@@ -147,4 +148,4 @@ def test_an_odd_tile_is_not_taken_for_a_matrix_in_halves() -> None:
 
 
 def test_untuned_takes_tiles_back() -> None:
-    assert untuned(tuned(record_of("o", Phase.DECODE, 4)), ISA) == PLANS
+    assert untuned(tuned(record_of("o", Phase.DECODE, 4)), LAYOUT) == PLANS

@@ -1,0 +1,70 @@
+"""The tiles of a GEMM with nothing measured on the machine at hand: by ISA, format and phase.
+
+Chosen with GEMM programs of Llama-3.2-1B's shapes on two cores of Zen 4, and kept to what holds for
+any core: sums fit the registers, K blocks fit L2, few rows read a panel from end to end. Knows
+nothing of plans.
+"""
+
+from __future__ import annotations
+
+from codegen.spec import GemmTile, Phase, TileRanges, WeightFormat
+from platforms.isa import IsaRow
+
+MANY_ROWS = 1 << 16  # the last range of a plan has no end in truth
+# 6 rows x 4 vectors fill 24 of 32 vector registers. Of 16, 6 x 2 would fill 12 and leave too few
+# for bf16 weights that are widened into low and high halves: their loop would spill.
+MOST_ROWS, FEW_ROWS = 6, 5
+K_BLOCK = 2048  # of a panel of 64 columns: 256 KiB in bf16, and twice that as float32
+# Of 7 or 8 rows, two equal tiles share the work of fetching the next K block, of which two must fit
+# L2: multiplying takes as long as reading here, and neither waits for the other.
+PAIR_ROWS, PAIR_K_BLOCK = 4, 1024
+# Rows from which on it pays to widen a K block of weights once for all of them.
+WIDENED_ROWS = 128
+
+
+def default_tiles(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
+    """The ranges of rows and their tiles for a matrix of that format."""
+    if weights.is_quantized and not weights.has_int8_activations:
+        return _widening(isa, phase, weights)
+    return _grouped(isa, phase) if weights.group else _plain(isa, phase)
+
+
+def _has_32(isa: IsaRow) -> bool:
+    return isa.num_vector_registers >= 32
+
+
+def _plain(isa: IsaRow, phase: Phase) -> TileRanges:
+    """One set of sums, weights that are multiplied as they are or nearly so."""
+    if not _has_32(isa):
+        return ((MANY_ROWS, GemmTile(FEW_ROWS, K_BLOCK, k_unroll=2)),)
+    if phase is Phase.PREFILL:
+        return ((MANY_ROWS, GemmTile(MOST_ROWS, K_BLOCK, k_unroll=2)),)
+    whole = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=4)
+    pair = GemmTile(PAIR_ROWS, PAIR_K_BLOCK, k_unroll=4, block_prefetch=2)
+    return ((MOST_ROWS, whole), (2 * PAIR_ROWS, pair), (MANY_ROWS, whole))
+
+
+def _grouped(isa: IsaRow, phase: Phase) -> TileRanges:
+    """Two sets of sums, of a group and of groups: half as many vectors."""
+    if not _has_32(isa):
+        few, many = GemmTile(2, K_BLOCK, k_unroll=4), GemmTile(FEW_ROWS, K_BLOCK, k_unroll=4, nv=1)
+        return ((2, few), (MANY_ROWS, many))
+    many = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=4, nv=2)
+    few = GemmTile(PAIR_ROWS, K_BLOCK, k_unroll=4)
+    if phase is Phase.PREFILL:
+        return ((PAIR_ROWS, few), (MANY_ROWS, many))
+    pair = GemmTile(PAIR_ROWS, PAIR_K_BLOCK, k_unroll=4, block_prefetch=2)
+    return ((PAIR_ROWS, few), (2 * PAIR_ROWS, pair), (MANY_ROWS, many))
+
+
+def _widening(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
+    """Weights that are widened: a tall tile does it once for many rows."""
+    few = GemmTile(2, K_BLOCK, k_unroll=4)
+    rows = 8 if _has_32(isa) else FEW_ROWS
+    tall = GemmTile(rows, K_BLOCK, k_unroll=4, nv=1, block_prefetch=1)
+    if phase is Phase.DECODE:
+        return ((2, few), (MANY_ROWS, tall))
+    nv = (2 if _has_32(isa) else 1) if weights.group else 0
+    mr = MOST_ROWS if _has_32(isa) else FEW_ROWS
+    widened = GemmTile(mr, K_BLOCK, k_unroll=2, nv=nv, is_widened=True)
+    return ((WIDENED_ROWS, tall), (MANY_ROWS, widened))
