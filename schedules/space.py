@@ -17,6 +17,7 @@ MAX_MR = 24
 K_UNROLLS = (1, 2, 4, 8, 16)
 K_BLOCKS = (512, 1024, 2048, 4096, 8192)
 PREFETCHES = (0, 512, 1024, 2048, 4096, 8192)
+BLOCK_PREFETCHES = (0, 1, 2, 3, 4)
 # Multiply-adds in the code of a nest, beyond which compiling takes seconds.
 MAX_CODE = 4000
 # The prior's core: multiply-adds that start in a cycle, cycles until one is done, loads in a cycle.
@@ -56,8 +57,10 @@ class TileSpace:
         weights = self.layout.format
         nv = self.width(tile)
         sums = min(tile.mr, self.rows) * nv * (2 if weights.group else 1)
-        is_direct = weights.dtype == "float32" or (
-            weights.dtype == "bfloat16" and self.isa.has_bf16_dot
+        is_direct = (
+            tile.is_widened
+            or weights.dtype == "float32"
+            or (weights.dtype == "bfloat16" and self.isa.has_bf16_dot)
         )
         return sums + (nv + 1 if is_direct else 2 * nv + 2)
 
@@ -75,15 +78,27 @@ class TileSpace:
             return False
         if tile.k_unroll > min(layout.block_words(tile.kc), layout.group_words):
             return False
+        if tile.is_widened and not self.can_widen:
+            return False
+        if tile.block_prefetch and layout.num_k_blocks(tile.kc) == 1:
+            return False
         column_tiles = -(-self.num_vectors // nv)
         code = tile.mr * (tile.mr + 1) // 2 * nv * column_tiles * (tile.k_unroll + 1)
-        is_read_again = self.rows > tile.mr or column_tiles > 1
+        is_read_again = self.rows > tile.mr or column_tiles > 1 or tile.block_prefetch > 0
         return code <= MAX_CODE and (not is_read_again or self._fits_cache(tile))
 
+    @property
+    def can_widen(self) -> bool:
+        """Whether weights can be widened once for all rows."""
+        weights = self.layout.format
+        return weights.is_quantized and not weights.has_int8_activations
+
     def _fits_cache(self, tile: GemmTile) -> bool:
-        """Whether the K block of a panel stays in L2 until the last row has used it."""
+        """Whether the K block of a panel stays in L2 until the last row has used it, and the next
+        one beside it if it is prefetched.
+        """
         words = self.layout.block_words(tile.kc) * self.layout.panel
-        nbytes = words * self.layout.word_dtype.itemsize
+        nbytes = words * self.layout.word_dtype.itemsize * (2 if tile.block_prefetch else 1)
         return not self.l2_bytes or nbytes <= self.l2_bytes // 2 or tile.kc == K_BLOCKS[0]
 
     def cost(self, tile: GemmTile) -> float:
@@ -104,7 +119,11 @@ class TileSpace:
         """A legal tile as near to `tile` as cutting goes: what tuning starts from."""
         mr = min(tile.mr, self.rows)
         kc = 0 if tile.kc >= self.layout.k else tile.kc
-        return replace(tile, mr=mr, kc=kc, nv=0 if tile.nv >= self.num_vectors else tile.nv)
+        nv = 0 if tile.nv >= self.num_vectors else tile.nv
+        is_cut = self.layout.num_k_blocks(kc) > 1
+        return replace(
+            tile, mr=mr, kc=kc, nv=nv, block_prefetch=tile.block_prefetch if is_cut else 0
+        )
 
     def micro_kernels(self) -> list[GemmTile]:
         """Register tiles with every K unroll, the likeliest first; blocks of K as the cache wants
@@ -131,15 +150,18 @@ class TileSpace:
     def moves(self, tile: GemmTile) -> list[GemmTile]:
         """The legal tiles one step away in one dimension, those that matter most first."""
         around: list[GemmTile] = []
-        for field, values in (
+        dimensions: tuple[tuple[str, tuple[int, ...]], ...] = (
+            ("is_widened", (False, True)),
+            ("block_prefetch", BLOCK_PREFETCHES),
             ("prefetch_bytes", PREFETCHES),
             ("k_unroll", K_UNROLLS),
             ("kc", (*(kc for kc in K_BLOCKS if kc < self.layout.k), 0)),
             ("mr", tuple(range(1, min(MAX_MR, self.rows) + 1))),
             ("nv", (*reversed(self._widths()[1:]), 0)),
-        ):
+        )
+        for field, values in dimensions:
             # what a prefetch distance does is not monotonous: any of them is one step away
-            near = values if field == "prefetch_bytes" else _beside(getattr(tile, field), values)
+            near = values if "prefetch" in field else _beside(getattr(tile, field), values)
             around += [replace(tile, **{field: value}) for value in near]
         return [move for move in around if move != tile and self.is_legal(move)]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from codegen.layout import ModelLayout
 from codegen.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, WeightFormat
+from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges
 from platforms.isa import isa_row
 from schedules.default_tiles import MANY_ROWS
 from schedules.plan import Plan, PlanPair, default_plans
@@ -106,9 +106,10 @@ def _weighed(tasks: list[Task]) -> list[Task]:
     return [replace(task, weight=max(task.weight / total[task.rows], MIN_WEIGHT)) for task in tasks]
 
 
-def untuned(plans: PlanPair, isa: IsaRow, weights: WeightFormat | None = None) -> PlanPair:
-    """The plans with the default tiles for layers' matrices of that format."""
-    default = default_plans(isa, plans.prefill.cpus, group_size=1, weights=weights)
+def untuned(plans: PlanPair, layout: ModelLayout) -> PlanPair:
+    """The plans with the default tiles for the formats of `layout`."""
+    isa, cpus = isa_row(plans.prefill.isa), plans.prefill.cpus
+    default = default_plans(isa, cpus, 1, layout.weights, layout.lm_head.format)
     return replace(
         plans,
         prefill=replace(plans.prefill, tiles=default.prefill.tiles),

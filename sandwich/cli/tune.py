@@ -98,7 +98,7 @@ def _job(config: EngineConfig, args: argparse.Namespace) -> TuningJob:
     plans, memory, _ = make_plans(config, machine, model_config(config.model))
     return TuningJob(
         machine=machine,
-        plans=untuned(plans, machine.isa_row, memory.layout.weights),
+        plans=untuned(plans, memory.layout),
         layout=memory.layout,
         cache_dir=config.cache_dir,
         phases=(Phase(args.phase),) if args.phase else tuple(Phase),

@@ -1,5 +1,7 @@
 """The space has only tiles that fit, and its prior knows a good register tile from a bad one."""
 
+from dataclasses import fields
+
 import pytest
 
 from codegen.panels import PanelLayout
@@ -85,10 +87,28 @@ def test_moves_change_one_field_and_never_stay() -> None:
     tile = GemmTile(8, 1024, 4, 2048, 2)
     moves = space_of().moves(tile)
     for move in moves:
-        names = ("mr", "kc", "k_unroll", "prefetch_bytes", "nv")
+        names = [field.name for field in fields(tile)]
         assert sum(getattr(move, name) != getattr(tile, name) for name in names) == 1
     changed = {move.mr for move in moves}, {move.kc for move in moves}
     assert changed == ({7, 8, 9}, {0, 512, 1024})
+
+
+def test_the_next_k_block_is_prefetched_only_where_there_is_one_and_both_fit() -> None:
+    space = space_of(rows=8)
+    assert space.is_legal(GemmTile(4, 1024, block_prefetch=2))
+    assert not space.is_legal(GemmTile(4, 0, block_prefetch=2))
+    assert space.start(GemmTile(4, 2048, block_prefetch=2)) == GemmTile(4)
+    deep = space_of(rows=8, k=8192)
+    assert deep.is_legal(GemmTile(4, 4096))
+    assert not deep.is_legal(GemmTile(4, 4096, block_prefetch=2))
+
+
+def test_only_quantised_weights_that_meet_floats_are_widened() -> None:
+    tile = GemmTile(4, is_widened=True)
+    widening = space_of(weights=WeightFormat("int8"))
+    assert widening.is_legal(tile)
+    assert tile in widening.moves(GemmTile(4))
+    assert not any(space_of(weights=weights).is_legal(tile) for weights in FORMATS)
 
 
 def test_start_cuts_a_tile_to_the_problem() -> None:
