@@ -28,7 +28,7 @@ from sandwich.executor.null import NullExecutor
 from sandwich.executor.programs import compile_programs
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.executor.specs import beside_specs, program_specs, step_bytes
-from sandwich.executor.verify import VerifyingExecutor
+from sandwich.executor.verify import TOLERANCE, VerifyingExecutor
 from sandwich.hub import resolve_model
 from sandwich.memory_plan import MemoryPlan
 from sandwich.models.config import ModelConfig
@@ -179,8 +179,10 @@ def _executor(
     if not config.verify:
         return executor
     _log.warning("every step is compared with the reference, which takes time and memory")
-    dtypes = (memory.layout.dtype, memory.kv.dtype)
-    coarsest = "bfloat16" if "bfloat16" in dtypes else "float32"
+    layout = memory.layout
+    has_int8 = any(f.has_int8_activations for f in (layout.weights, layout.lm_head.format))
+    dtypes = (layout.dtype, memory.kv.dtype, *(["int8"] if has_int8 else []))
+    coarsest = next(dtype for dtype in reversed(TOLERANCE) if dtype in dtypes)
     return VerifyingExecutor(executor, ReferenceExecutor(load(), memory.kv, limits), coarsest)
 
 

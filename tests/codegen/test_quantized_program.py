@@ -16,6 +16,7 @@ from sandwich.executor.verify import relative_errors
 from tests.codegen.conftest import BEST, ISAS, Array, same_bits
 from tests.sandwich.executor.conftest import Sequences, TinyModel, tokens
 
+INT8 = WeightFormat("int8")
 W8A8 = WeightFormat("int8", activations="int8")
 INT4 = WeightFormat("int4", activations="int8", group=32, scale_dtype="float16")
 ZERO_POINTS = WeightFormat("int4", "int8", 64, "bfloat16", has_zero_points=True)
@@ -39,8 +40,14 @@ class Case:
         return f"{self.weights.name}, head {self.lm_head.name}{', tied' * self.is_tied}"
 
 
-CASES = [Case(W8A8, W8A8, is_tied=True), Case(INT4, W8A8, is_tied=False)]
-SLOW_CASES = [Case(ZERO_POINTS, INT4, is_tied=True), Case(INT4, ZERO_POINTS, is_tied=True)]
+INT4_FLOAT = WeightFormat("int4", group=32)
+CASES = [Case(INT8, INT8, is_tied=True), Case(INT4, W8A8, is_tied=False)]
+SLOW_CASES = [
+    Case(W8A8, W8A8, is_tied=True),
+    Case(ZERO_POINTS, INT4, is_tied=True),
+    Case(INT4, ZERO_POINTS, is_tied=True),
+    Case(INT4_FLOAT, INT4_FLOAT, is_tied=True),
+]
 EACH_CASE = [
     pytest.param((isa, case), id=f"{isa}, {case.name}", marks=[pytest.mark.slow] * is_slow)
     for isa in ISAS
