@@ -6,6 +6,7 @@ Values only: it must not know where rows come from, nor how codes are packed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +77,7 @@ def quantize(rows: Floats, weights: WeightFormat) -> QuantizedRows:
     return QuantizedRows(codes, scales, zeros.astype(np.uint8) if weights.has_zero_points else None)
 
 
-def _rounded(scales: Floats, weights: WeightFormat) -> Floats:
+def _rounded(scales: npt.NDArray[np.floating[Any]], weights: WeightFormat) -> Floats:
     """The scales as their dtype holds them."""
     return from_storage(
         to_storage(scales.astype(np.float32), weights.scale_dtype), weights.scale_dtype

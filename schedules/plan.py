@@ -124,10 +124,10 @@ class Plan:
         )
 
 
-def _ranges_of(entries: list[dict[str, int]]) -> TileRanges:
+def _ranges_of(entries: list[dict[str, Any]]) -> TileRanges:
     """The ranges of one role out of JSON."""
 
-    def one(max_rows: int, **tile: int) -> tuple[int, GemmTile]:
+    def one(max_rows: int, **tile: Any) -> tuple[int, GemmTile]:
         if type(max_rows) is not int:
             raise PlanError(f"max_rows is {max_rows!r}; it is a whole number from 1 on")
         return max_rows, GemmTile(**tile)

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen import reference
+from codegen.arrays import Floats
 from codegen.layout import KvLayout
 from codegen.panels import PanelLayout
-from codegen.reference import Floats
 from codegen.spec import WeightFormat
 from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
 from sandwich.weights import ModelWeights

@@ -86,9 +86,8 @@ def make(
     arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "gemm")
     arrays = {name: arena.array(s.shape, s.dtype) for name, s in arguments.items()}
     w = quantize(normal(n, k, seed=1), weights)
-    parts = [arrays.get(name) for name in ("w", "w_scales", "w_zero_points")]
-    packed = PackedMatrix(*(None if part is None else part[COPY] for part in parts))
-    layout.pack_codes(w, 0, packed)
+    zeros = arrays["w_zero_points"][COPY] if weights.has_zero_points else None
+    layout.pack_codes(w, 0, PackedMatrix(arrays["w"][COPY], arrays["w_scales"][COPY], zeros))
     program = GemmProgram(spec, arrays)
     x = normal(MOST_ROWS, k, seed=2) if x is None else x
     program.write_a(x)
