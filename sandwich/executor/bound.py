@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -121,12 +122,9 @@ def query_tiles(query_starts: npt.NDArray[np.int32], query_tile: int) -> npt.NDA
     num_seqs = len(query_starts) - 1
     if query_starts[-1] == num_seqs:
         return _tiles_of_one(num_seqs)
-    counts = np.diff(query_starts)
-    tiles_per_seq = -(-counts // query_tile)
-    sequence = np.repeat(np.arange(len(counts), dtype=np.int32), tiles_per_seq)
-    index = np.arange(len(sequence)) - np.repeat(
-        np.cumsum(tiles_per_seq) - tiles_per_seq, tiles_per_seq
-    )
-    first = query_starts[sequence] + index * query_tile
-    rows = np.minimum(query_tile, query_starts[sequence + 1] - first)
-    return np.stack((sequence, first, rows), axis=1).astype(np.int32)
+    tiles = [
+        (sequence, first, min(query_tile, end - first))
+        for sequence, (start, end) in enumerate(pairwise(query_starts.tolist()))
+        for first in range(start, end, query_tile)
+    ]
+    return np.array(tiles, np.int32).reshape(-1, 3)
