@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -23,9 +24,8 @@ from codegen.layout import ModelLayout
 from codegen.spec import Phase
 from platforms.machine import Machine
 from platforms.probe import probe
-from sandwich.calibrate import calibrate
-from sandwich.cli.options import add_options, build_config
-from sandwich.config import EngineConfig
+from sandwich.calibrate import DTYPES, calibrate
+from sandwich.config import SANDWICH_CACHE_DIR
 from sandwich.models.presets import preset
 from sandwich.step_bench import MAX_SEQS, MAX_TOKENS, StepBench, StepTimer
 from schedules.calibration import Calibration, load_calibration, save_calibration
@@ -33,6 +33,7 @@ from schedules.cost import Seats, StepCase, operators, step_cost
 from schedules.meters import PeakMeter, ReadMeter, last_level_cache_bytes
 from schedules.plan import PlanPair, default_plans, panel_width
 from schedules.rates import MachineRates
+from schedules.search import PlanSearch, on_candidate
 from schedules.topotree import Candidate, TopoTree, candidates
 
 MAX_CONTEXT: Final = 2048
@@ -76,80 +77,129 @@ class PlanTime:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's flags, and those of the engine that matter here."""
-    group = parser.add_argument_group("benchmark")
-    group.add_argument(
+    """The verb's flags."""
+    parser.add_argument(
         "--models",
         default="llama-3.2-1b,smollm-135m",
         metavar="NAME,NAME",
         help="published shapes, filled with random weights (default: llama-3.2-1b,smollm-135m)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--prefill",
+        type=_prompts,
         default="32,128,512",
         metavar="N,N",
         help=f"prompt lengths in tokens, up to {MAX_TOKENS} (default: 32,128,512)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--decode",
+        type=_batches,
         default="1x128,1x1024,4x512,8x128,32x128",
         metavar="BxC,BxC",
         help=f"batches of up to {MAX_SEQS} sequences and the keys of each, up to {MAX_CONTEXT} "
         "(default: 1x128,1x1024,4x512,8x128,32x128)",
     )
-    group.add_argument(
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        default=3,
+        metavar="N",
+        help="sets of cores beside all of them, the best predictions of each phase (default: 3)",
+    )
+    parser.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="timed steps of each case (default: 5)"
     )
-    group.add_argument("--json", metavar="FILE", help="write the result to this file")
-    add_options(parser, EngineConfig, without_groups=("server", "development", "scheduling"))
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help=f"type of weights and KV cache (default: {DTYPES[0]})",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the result to this file")
+
+
+def _prompts(text: str) -> list[StepCase]:
+    return [
+        StepCase(Phase.PREFILL, _within(length, MAX_TOKENS, "prompts"))
+        for length in text.split(",")
+    ]
+
+
+def _batches(text: str) -> list[StepCase]:
+    cases = []
+    for cell in text.split(","):
+        batch, _, context = cell.partition("x")
+        num_seqs = _within(batch, MAX_SEQS, "batches")
+        cases.append(StepCase(Phase.DECODE, num_seqs, _within(context, MAX_CONTEXT, "contexts")))
+    return cases
+
+
+def _within(text: str, most: int, what: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}: {what} are whole numbers from 1 to {most}")
+    return int(text)
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print and write."""
-    config = build_config(EngineConfig, args)
-    cases = [StepCase(Phase.PREFILL, int(n)) for n in args.prefill.split(",")]
-    for text in args.decode.split(","):
-        batch, context = map(int, text.split("x"))
-        cases.append(StepCase(Phase.DECODE, batch, context))
-    machine = probe(isa=config.isa)
-    calibration = load_calibration(config.cache_dir, machine)
+    machine, cache_dir = probe(), SANDWICH_CACHE_DIR.read()
+    calibration = load_calibration(cache_dir, machine)
     if calibration is None:
-        calibration = calibrate(machine, config.cache_dir, lambda items, what: items)
-        save_calibration(config.cache_dir, machine, calibration)
+        calibration = calibrate(machine, cache_dir, lambda items, what: items)
+        save_calibration(cache_dir, machine, calibration)
+    cases = [*args.prefill, *args.decode]
     rows: list[PlanTime] = []
     for model in args.models.split(","):
-        rows += times_of(model, machine, config, calibration, cases, args.repeats)
+        isa, shape = machine.isa_row, preset(model).shape(MAX_CONTEXT)
+        layout = ModelLayout.build(shape, args.dtype, isa.lanes, panel_width(isa))
+        trials = Trials(model, machine, layout, calibration, cache_dir)
+        rows += trials.times(cases, args.candidates, args.repeats)
     result = {"benchmark": "plans", **provenance(machine), **summary(rows)}
     show(result, Console())
     if args.json:
         write_json(args.json, result)
 
 
-def times_of(
-    model: str,
-    machine: Machine,
-    config: EngineConfig,
-    calibration: Calibration,
-    cases: Sequence[StepCase],
-    num_repeats: int,
-) -> Iterator[PlanTime]:
-    """Every case of a model on every set of cores."""
-    isa, shape = machine.isa_row, preset(model).shape(MAX_CONTEXT)
-    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa))
-    rates = calibration.rates(machine, layout.weights.name)
-    bench = StepBench(preset(model), layout, dtype, max(case.num_cached for case in cases))
-    say = Console(stderr=True).print
-    with closing(bench):
-        for candidate in candidates(TopoTree.of(machine, groups=calibration.groups)):
-            say(f"{model} on {candidate.name}")
-            plans = default_plans(isa, candidate.cpus, shape.group_size)
-            with ExitStack() as stack:
-                timer = stack.enter_context(bench.on(plans, config.cache_dir))
-                trial = Trial(machine, layout, dtype, candidate, plans, rates, timer)
-                stack.callback(trial.close)
-                for case in cases:
-                    yield trial.time(model, case, num_repeats)
+@dataclass(frozen=True)
+class Trials:
+    """A model of a machine: which sets of cores are tried, and the times on each."""
+
+    model: str
+    machine: Machine
+    layout: ModelLayout
+    calibration: Calibration
+    cache_dir: Path
+
+    def times(
+        self, cases: Sequence[StepCase], num_candidates: int, num_repeats: int
+    ) -> Iterator[PlanTime]:
+        """Every case on every set of cores."""
+        shape, dtype = self.layout.shape, self.layout.dtype
+        rates = self.calibration.rates(self.machine, self.layout.weights.name)
+        bench = StepBench(
+            preset(self.model), self.layout, dtype, max(case.num_cached for case in cases)
+        )
+        with closing(bench):
+            for candidate in self._candidates(rates, num_candidates):
+                Console(stderr=True).print(f"{self.model} on {candidate.name}")
+                plans = default_plans(self.machine.isa_row, candidate.cpus, shape.group_size)
+                plans = on_candidate(plans, self.machine, candidate)
+                with bench.on(plans, self.cache_dir) as timer:
+                    trial = Trial(self.machine, self.layout, dtype, candidate, plans, rates, timer)
+                    with closing(trial):
+                        for case in cases:
+                            yield trial.time(self.model, case, num_repeats)
+
+    def _candidates(self, rates: MachineRates, count: int) -> list[Candidate]:
+        """The default, and the best predictions of both phases."""
+        found = candidates(TopoTree.of(self.machine, groups=self.calibration.groups))
+        plans = default_plans(self.machine.isa_row, found[0].cpus, self.layout.shape.group_size)
+        query_tile = plans.prefill.query_tile
+        search = PlanSearch(
+            self.machine, found, self.layout, self.layout.dtype, query_tile, rates
+        ).run()
+        best = [p.candidate for c in (search.prefill, search.decode) for p in c.ranked[:count]]
+        return list(dict.fromkeys([found[0], *best]))
 
 
 class Trial:
