@@ -123,7 +123,7 @@ class PeakMeter(Meter):
         arena = Arena(1 << 16, "operands")
         self._operands = arena.array(self._probe.operand_shape, np.int32)
         self._turns = arena.array((1,), np.int32)
-        self._sums = arena.array(self._probe.sums_shape, np.float32)
+        self._sums = arena.array(self._probe.sums_shape, self._probe.sums_dtype)
         self._probe.write_operands(self._operands)
         self._turns[0] = num_turns
         self._flops = num_turns * self._probe.flops_per_turn
