@@ -119,10 +119,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prompts(text: str) -> list[StepCase]:
-    return [
-        StepCase(Phase.PREFILL, _within(length, MAX_TOKENS, "prompts"))
-        for length in text.split(",")
-    ]
+    lengths = [_within(length, MAX_TOKENS, "prompts") for length in text.split(",")]
+    return [StepCase(Phase.PREFILL, length) for length in lengths]
 
 
 def _batches(text: str) -> list[StepCase]:

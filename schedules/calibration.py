@@ -196,7 +196,7 @@ class _Fit:
         peaks = self.calibration.peaks
         return [p for p in peaks if p.dtype == self.dtype] or list(peaks[:1])
 
-    def _line_times(self) -> dict[str, float]:
+    def _line_times(self) -> dict[str, Any]:
         topology = self.machine.topology
         group_of = {cpu: i for i, g in enumerate(self.calibration.groups) for cpu in g}
         node_of = {cpu: node.node_id for node in topology.nodes() for cpu in node.cpus}

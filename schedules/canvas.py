@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from xml.sax.saxutils import escape, quoteattr
 
 FONT: Final = "DejaVu Sans"
@@ -108,16 +108,15 @@ class Canvas:
                 )
                 continue
             r = min(shape.radius, shape.width / 2, shape.height / 2)
-            style = {"facecolor": shape.fill, "edgecolor": shape.stroke, "linewidth": 1}
+            style: dict[str, Any] = {"facecolor": shape.fill, "edgecolor": shape.stroke}
             if r:
-                corner, size = (
-                    (shape.x + r, shape.y + r),
-                    (shape.width - 2 * r, shape.height - 2 * r),
-                )
-                patch = FancyBboxPatch(corner, *size, boxstyle=f"round,pad={r}", **style)
+                corner = shape.x + r, shape.y + r
+                size = shape.width - 2 * r, shape.height - 2 * r
+                rounded = f"round,pad={r}"
+                axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=rounded, **style))
             else:
-                patch = Rectangle((shape.x, shape.y), shape.width, shape.height, **style)
-            axes.add_patch(patch)
+                corner = shape.x, shape.y
+                axes.add_patch(Rectangle(corner, shape.width, shape.height, **style))
         figure.savefig(path, dpi=inch * PNG_SCALE, facecolor="white")
 
 

@@ -151,7 +151,7 @@ def line_times(machine: Machine, cpus: Sequence[int], track: Track) -> list[Line
     pairs = line_pairs(cpus)
     with ThreadPoolExecutor(2, thread_name_prefix="lines") as threads:
         return [
-            LineTime(*pair, min(_rounds(threads, probe, pair)))
+            LineTime(pair[0], pair[1], min(_rounds(threads, probe, pair)))
             for pair in track(pairs, "cache lines")
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -180,7 +181,8 @@ def test_work_that_does_not_divide_lasts_as_long_as_the_busiest_core() -> None:
     ],
 )
 def test_the_tightest_path_to_memory_decides(limit: str, value: Curve | float, gbps: float) -> None:
-    rates: MachineRates = replace(ALIKE, **{limit: value})
+    changes: dict[str, Any] = {limit: value}
+    rates = replace(ALIKE, **changes)
     seats = seats_of(4, 4, num_nodes=2)
     assert cost(EVEN, seats, rates).memory_us == pytest.approx(960 * 1000.0 / gbps * 1e-3)
     assert seats.read_gbps(rates) == pytest.approx(gbps)
@@ -223,7 +225,7 @@ def test_more_tokens_longer_contexts_and_slower_parts_never_take_less_time(
         assert total(DECODE) <= total(DECODE, dearer)
 
 
-def best(name: str, step: Step, **changes: Curve | float) -> Candidate:
+def best(name: str, step: Step, **changes: Any) -> Candidate:
     machine = load_machine(name)
     rates = replace(estimated_rates(machine, "bfloat16"), **changes)
     ops = operators(LAYOUT, "bfloat16", step)
