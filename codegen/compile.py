@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 # modes that take a count alone use no more than half of the CPUs and pin the caller to the first.
 _ONE_CPU_EACH, _ALL_CPUS_EACH = -2, -3
 
-# Our buffers are shaped by hand and never shrink; this pass takes 90 % of the compile time to find
-# that out.
-_DISABLED_PASSES = ["s_tir.CompactBufferAllocation"]
+# Our buffers are shaped by hand and never shrink, and what kernels use twice they bind to a name;
+# these passes take most of the compile time to find that out. LLVM shares what is left.
+_DISABLED_PASSES = ["s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim"]
 
 
 def lower(prim_func: Any, isa: IsaRow) -> Any:
