@@ -16,9 +16,9 @@ from sandwich.errors import SandwichError
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, Float32Array, StepOutput
 
 # The largest difference that rounding explains, as a share of the row's largest logit. In float32
-# only the order of sums differs; with bf16 any input of a product may be rounded the other way, with
-# int8 by a step of 1/127 of its row's largest. Models of up to 30 layers came to 2e-6 and 0.01; with
-# int8 one of 8 layers came to 0.026.
+# only the order of sums differs; with bf16 any input of a product may be rounded the other way, and
+# with int8 by a step of 1/127 of its row's largest. Models of up to 30 layers came to 2e-6 and
+# 0.01; with int8 one of 8 layers came to 0.026.
 TOLERANCE: Final = {"float32": 3e-5, "bfloat16": 0.05, "int8": 0.1}
 
 
