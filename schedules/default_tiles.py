@@ -11,9 +11,10 @@ from codegen.spec import GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import IsaRow
 
 MANY_ROWS = 1 << 16  # the last range of a plan has no end in truth
-# 6 rows x 4 vectors fill 24 of 32 vector registers. Of 16, 6 x 2 would fill 12 and leave too few
-# for bf16 weights that are widened into low and high halves: their loop would spill.
-MOST_ROWS, FEW_ROWS = 6, 5
+# 6 rows x 4 vectors fill 24 of 32 vector registers, 6 x 2 fill 12 of 16. bf16 weights that are
+# widened into low and high halves need more than that leaves, and dot products of bytes that are
+# several instructions need more still: their loops would spill.
+MOST_ROWS, FEW_ROWS, FEWEST_ROWS = 6, 5, 4
 K_BLOCK = 2048  # of a panel of 64 columns: 256 KiB in bf16, and twice that as float32
 # Of 7 or 8 rows, two equal tiles share the work of fetching the next K block, of which two must fit
 # L2: multiplying takes as long as reading here, and neither waits for the other.
@@ -26,28 +27,32 @@ def default_tiles(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRange
     """The ranges of rows and their tiles for a matrix of that format."""
     if weights.is_quantized and not weights.has_int8_activations:
         return _widening(isa, phase, weights)
-    return _grouped(isa, phase) if weights.group else _plain(isa, phase)
+    return _grouped(isa, phase) if weights.group else _plain(isa, phase, weights)
 
 
 def _has_32(isa: IsaRow) -> bool:
     return isa.num_vector_registers >= 32
 
 
-def _plain(isa: IsaRow, phase: Phase) -> TileRanges:
+def _plain(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
     """One set of sums, weights that are multiplied as they are or nearly so."""
     if not _has_32(isa):
-        return ((MANY_ROWS, GemmTile(FEW_ROWS, K_BLOCK, k_unroll=2)),)
+        rows = FEWEST_ROWS if weights.has_int8_activations else FEW_ROWS
+        return ((MANY_ROWS, GemmTile(rows, K_BLOCK, k_unroll=2)),)
+    is_widened = weights.dtype == "bfloat16" and not isa.has_bf16_dot
+    rows = FEW_ROWS if is_widened else MOST_ROWS
     if phase is Phase.PREFILL:
-        return ((MANY_ROWS, GemmTile(MOST_ROWS, K_BLOCK, k_unroll=2)),)
-    whole = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=4)
+        return ((MANY_ROWS, GemmTile(rows, K_BLOCK, k_unroll=2)),)
+    whole = GemmTile(rows, K_BLOCK, k_unroll=4)
     pair = GemmTile(PAIR_ROWS, PAIR_K_BLOCK, k_unroll=4, block_prefetch=2)
-    return ((MOST_ROWS, whole), (2 * PAIR_ROWS, pair), (MANY_ROWS, whole))
+    return ((rows, whole), (2 * PAIR_ROWS, pair), (MANY_ROWS, whole))
 
 
 def _grouped(isa: IsaRow, phase: Phase) -> TileRanges:
     """Two sets of sums, of a group and of groups: half as many vectors."""
     if not _has_32(isa):
-        few, many = GemmTile(2, K_BLOCK, k_unroll=4), GemmTile(FEW_ROWS, K_BLOCK, k_unroll=4, nv=1)
+        few = GemmTile(2, K_BLOCK, k_unroll=4)
+        many = GemmTile(FEWEST_ROWS, K_BLOCK, k_unroll=4, nv=1)
         return ((2, few), (MANY_ROWS, many))
     many = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=4, nv=2)
     few = GemmTile(PAIR_ROWS, K_BLOCK, k_unroll=4)
