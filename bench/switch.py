@@ -24,6 +24,7 @@ from rich.table import Table
 
 from bench.barriers import barrier_us
 from bench.driver import BenchmarkError, StopWatch
+from bench.hand_over import hand_over_us
 from bench.record import provenance, write_json
 from codegen.layout import DEFAULT_BLOCK_SIZE
 from codegen.spec import Phase
@@ -32,17 +33,15 @@ from sandwich.cli.options import add_model_argument, add_options, build_config
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.engine import Engine
 from sandwich.executor.base import Batch, Executor, NativeTime, StepOutput
-from sandwich.executor.launcher import Launcher
 from sandwich.request import Request
 from sandwich.sampling_params import SamplingParams
 from schedules.plan import PlanPair
 
 DEFAULT_SHAPE = "llama-3.2-1b"
 NUM_WARMUPS = 4  # steps of each kind
-NUM_HAND_OVERS = 1000
-HAND_OVER_GAP_S = 1e-4  # between two of them, so that they are waited for as in a server
 SPARE_TOKENS = 2 * DEFAULT_BLOCK_SIZE  # a block each that the scheduler keeps for growth
 PHASES = (Phase.PREFILL, Phase.DECODE)
+SIGNS = {(one, other): 1 if one is not other else -1 for one in PHASES for other in PHASES}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +186,7 @@ def take_turns(engine: Engine, num_turns: int, prompt: int, seed: int) -> list[C
 def summary(calls: Sequence[Call]) -> dict[str, Any]:
     """Times between calls of different phases, and between calls of one, in microseconds.
 
+    added_us: a switch there and back takes so much longer than two steps of each phase, halved.
     native_us: of the calls themselves, whose first waits for sleeping workers after a switch.
     """
     pairs: dict[tuple[Phase, Phase], list[tuple[Call, Call]]] = {
@@ -209,6 +209,10 @@ def summary(calls: Sequence[Call]) -> dict[str, Any]:
             phase.value: spread(map(whole_us, kept[phase, phase]))
             | {"executor": spread(map(executor_us, kept[phase, phase]))}
             for phase in PHASES
+        },
+        "added_us": {
+            name: 0.5 * sum(sign * median(map(part, kept[pair])) for pair, sign in SIGNS.items())
+            for name, part in (("whole", whole_us), ("executor", executor_us))
         },
         "native_us": {
             phase.value: {
@@ -236,31 +240,6 @@ def spread(times: Iterable[float]) -> dict[str, float]:
     """Median and 99th percentile."""
     values = np.fromiter(times, float)
     return {"median": float(np.median(values)), "p99": float(np.quantile(values, 0.99))}
-
-
-def hand_over_us(plans: PlanPair) -> dict[str, float]:
-    """From a thread on the first CPU of decode to a launcher on those of prefill, there and back.
-
-    Plans on the same cores share a launcher, which the engine's thread is itself: none is made.
-    """
-    there, back = [], []
-    with (
-        closing(Launcher("hand-over", plans.prefill.cpus)) as target,
-        closing(Launcher("engine", plans.decode.cpus[:1])) as engine,
-    ):
-
-        def hand_over() -> None:
-            for _ in range(NUM_HAND_OVERS):
-                started = time.perf_counter()
-                job = target.run(lambda: None)
-                ended = time.perf_counter()
-                there.append(1e6 * (job.started - started))
-                back.append(1e6 * (ended - job.ended))
-                while time.perf_counter() < ended + HAND_OVER_GAP_S:
-                    pass
-
-        engine.run(hand_over)
-    return {"there": median(there), "back": median(back)}
 
 
 def show(result: dict[str, Any], plans: PlanPair, console: Console) -> None:
@@ -293,3 +272,8 @@ def show(result: dict[str, Any], plans: PlanPair, console: Console) -> None:
         both = (times, times["executor"])
         table.add_row(name, *(f"{t[key]:.1f}" for t in both for key in ("median", "p99")))
     console.print(table)
+    added = result["added_us"]
+    console.print(
+        f"a switch adds {added['whole']:.1f} us, of them {added['executor']:.1f} in the executor",
+        highlight=False,
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bench.barriers
+import bench.hand_over
 import bench.switch
 from bench.switch import Call, executor_us, summary, whole_us
 from codegen.spec import Phase
@@ -23,7 +24,7 @@ P, D = Phase.PREFILL, Phase.DECODE
 
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.switch, "NUM_HAND_OVERS", 3)
+    monkeypatch.setattr(bench.hand_over, "NUM_HAND_OVERS", 3)
     monkeypatch.setattr(bench.barriers, "NUM_SAMPLES", 3)
 
 
@@ -75,6 +76,7 @@ def test_switches_and_stays_are_told_apart_and_the_first_ones_are_left_out(
     assert result["stay_us"]["decode"]["median"] == 3e6
     assert result["stay_us"]["prefill"]["median"] == 4e6
     assert result["switch_us"]["executor"]["p99"] == 0.0
+    assert result["added_us"] == {"whole": 0.5e6 * (1 + 2 - 3 - 4), "executor": 0.0}
 
 
 @pytest.mark.parametrize(
