@@ -8,12 +8,11 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from codegen.layout import KvLayout, ModelLayout
+from codegen.layout import ModelLayout
 from codegen.spec import ModelShape
 from platforms.isa import IsaRow
 from platforms.machine import Machine
@@ -22,27 +21,22 @@ from platforms.probe import probe
 from platforms.render import render
 from sandwich.config import EMBEDDED_MODEL, EngineConfig
 from sandwich.engine import Engine
-from sandwich.executor.base import Executor, ExecutorLimits
-from sandwich.executor.compiled import CompiledExecutor, Programs
+from sandwich.executor.assembly import compiled_executor
+from sandwich.executor.base import Executor
 from sandwich.executor.null import NullExecutor
-from sandwich.executor.programs import compile_programs
 from sandwich.executor.reference import ReferenceExecutor
-from sandwich.executor.specs import beside_specs, program_specs, step_bytes
 from sandwich.executor.verify import TOLERANCE, VerifyingExecutor
 from sandwich.hub import resolve_model
 from sandwich.memory_plan import MemoryPlan
 from sandwich.models.config import ModelConfig
 from sandwich.models.generation import generation_defaults
 from sandwich.models.presets import PRESETS, preset
-from sandwich.placement import NOT_PLACED, Placement, place, report
+from sandwich.placement import Placement, place, report
 from sandwich.planning import TimeSteps, executor_limits, make_plans
+from sandwich.step_bench import timed_steps
 from sandwich.tokenizer import Tokenizer
 from sandwich.weights import ModelWeights, load_weights, random_weights
 from schedules.plan import PlanPair
-
-TIMERS_FROM = 3  # levels of SANDWICH_DEBUG
-BESIDE_PREFIX = "corun-"  # of the files and threads of programs that run side by side
-DUMPS_FROM = {"tir": 4, "ll": 4, "asm": 5}
 
 _log = logging.getLogger(__name__)
 
@@ -139,8 +133,6 @@ def _time_steps(config: EngineConfig) -> TimeSteps | None:
     """What times candidates, if the user wants that and there will be something to time."""
     if config.plan_search != "measure" or config.executor != "compiled":
         return None
-    from sandwich.step_bench import timed_steps  # which compiles programs with this module
-
     return timed_steps
 
 
@@ -184,48 +176,3 @@ def _executor(
     dtypes = (layout.dtype, memory.kv.dtype, *(["int8"] if has_int8 else []))
     coarsest = next(dtype for dtype in reversed(TOLERANCE) if dtype in dtypes)
     return VerifyingExecutor(executor, ReferenceExecutor(load(), memory.kv, limits), coarsest)
-
-
-def compiled_executor(
-    plans: PlanPair,
-    layout: ModelLayout,
-    kv: KvLayout,
-    limits: ExecutorLimits,
-    load: Callable[[], ModelWeights],
-    cache_dir: Path,
-    is_pinned: bool = True,
-    debug: int = 0,
-    placement: Placement = NOT_PLACED,
-) -> CompiledExecutor:
-    """Compile the programs while `load` fills the weights, then join the two.
-
-    debug: as SANDWICH_DEBUG; from 3 on programs time their operators, from 4 on code is dumped.
-    """
-    has_timers = debug >= TIMERS_FROM
-    specs = program_specs(plans, layout, kv.dtype, limits, has_timers)
-    beside = beside_specs(plans, layout, kv.dtype, limits, has_timers)
-    dump = [form for form, level in DUMPS_FROM.items() if debug >= level]
-
-    def compile_all() -> tuple[Programs, Programs | None]:
-        programs = compile_programs(specs, plans, cache_dir, is_pinned, dump)
-        if plans.side_by_side is None:
-            return programs, None
-        how = (plans.side_by_side, cache_dir, is_pinned, dump, BESIDE_PREFIX)
-        return programs, compile_programs(beside, *how)
-
-    with ThreadPoolExecutor(1) as pool:
-        compiling = pool.submit(compile_all)
-        weights = load()
-    programs, programs_beside = compiling.result()
-    cache_nbytes = kv.keys.arena_nbytes + kv.values.arena_nbytes
-    cache_arena = Arena(cache_nbytes, "KV cache", placement.nodes, placement.cache)
-    cache = {
-        "keys": cache_arena.array(kv.keys.shape, kv.keys.dtype),
-        "values": cache_arena.array(kv.values.shape, kv.values.dtype),
-    }
-    workspace = Arena(step_bytes(specs, beside), "workspace", placement.nodes)
-    executor = CompiledExecutor(
-        programs, limits, weights.tensors, cache, workspace, programs_beside
-    )
-    executor.warm_up()
-    return executor

@@ -19,7 +19,7 @@ import numpy as np
 from codegen.layout import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
 from codegen.spec import Phase
 from platforms.memory import Arena
-from sandwich.build import TIMERS_FROM, compiled_executor
+from sandwich.executor.assembly import TIMERS_FROM, compiled_executor
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.models.config import ModelConfig

@@ -23,7 +23,7 @@ from codegen.layout import KvLayout, ModelLayout
 from codegen.spec import ModelShape, Phase
 from platforms.isa import select_isa
 from platforms.memory import Arena
-from sandwich.build import compiled_executor
+from sandwich.executor.assembly import compiled_executor
 from sandwich.executor.base import Batch, Executor, ExecutorLimits
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.config import ModelConfig

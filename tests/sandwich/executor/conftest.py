@@ -18,7 +18,7 @@ from codegen.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, WeightFormat
 from platforms.isa import isa_row, select_isa
 from platforms.memory import Arena
-from sandwich.build import compiled_executor
+from sandwich.executor.assembly import compiled_executor
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.reference import ReferenceExecutor

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from codegen.arrays import TensorSpec
 from codegen.spec import Phase
 from platforms.memory import Arena, ArenaError
-from sandwich.build import compiled_executor
+from sandwich.executor.assembly import compiled_executor
 from sandwich.executor.base import Batch
 from sandwich.executor.bound import query_tiles
 from sandwich.executor.compiled import CompiledExecutor

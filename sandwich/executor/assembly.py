@@ -1,0 +1,70 @@
+"""A compiled executor from its parts: programs are compiled while the weights are filled.
+
+Knows nothing of where plans and weights come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from codegen.layout import KvLayout, ModelLayout
+from platforms.memory import Arena
+from sandwich.executor.base import ExecutorLimits
+from sandwich.executor.compiled import CompiledExecutor, Programs
+from sandwich.executor.programs import compile_programs
+from sandwich.executor.specs import beside_specs, program_specs, step_bytes
+from sandwich.placement import NOT_PLACED, Placement
+from sandwich.weights import ModelWeights
+from schedules.plan import PlanPair
+
+TIMERS_FROM: Final = 3  # levels of SANDWICH_DEBUG
+DUMPS_FROM: Final = {"tir": 4, "ll": 4, "asm": 5}
+BESIDE_PREFIX: Final = "corun-"  # of the files and threads of programs that run side by side
+
+
+def compiled_executor(
+    plans: PlanPair,
+    layout: ModelLayout,
+    kv: KvLayout,
+    limits: ExecutorLimits,
+    load: Callable[[], ModelWeights],
+    cache_dir: Path,
+    is_pinned: bool = True,
+    debug: int = 0,
+    placement: Placement = NOT_PLACED,
+) -> CompiledExecutor:
+    """Compile the programs while `load` fills the weights, then join the two.
+
+    debug: as SANDWICH_DEBUG; from 3 on programs time their operators, from 4 on code is dumped.
+    """
+    has_timers = debug >= TIMERS_FROM
+    specs = program_specs(plans, layout, kv.dtype, limits, has_timers)
+    beside = beside_specs(plans, layout, kv.dtype, limits, has_timers)
+    dump = [form for form, level in DUMPS_FROM.items() if debug >= level]
+
+    def compile_all() -> tuple[Programs, Programs | None]:
+        programs = compile_programs(specs, plans, cache_dir, is_pinned, dump)
+        if plans.side_by_side is None:
+            return programs, None
+        how = (plans.side_by_side, cache_dir, is_pinned, dump, BESIDE_PREFIX)
+        return programs, compile_programs(beside, *how)
+
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(compile_all)
+        weights = load()
+    programs, programs_beside = compiling.result()
+    cache_nbytes = kv.keys.arena_nbytes + kv.values.arena_nbytes
+    cache_arena = Arena(cache_nbytes, "KV cache", placement.nodes, placement.cache)
+    cache = {
+        "keys": cache_arena.array(kv.keys.shape, kv.keys.dtype),
+        "values": cache_arena.array(kv.values.shape, kv.values.dtype),
+    }
+    workspace = Arena(step_bytes(specs, beside), "workspace", placement.nodes)
+    executor = CompiledExecutor(
+        programs, limits, weights.tensors, cache, workspace, programs_beside
+    )
+    executor.warm_up()
+    return executor
