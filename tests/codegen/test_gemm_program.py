@@ -77,7 +77,7 @@ def test_a_program_for_one_m_gives_the_same_bits(m: int) -> None:
         program.write_a(x)
         program.run(m, 1)
         results.append(out.copy())
-    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], results[1])
 
 
 def test_two_cores_share_the_panels() -> None:
