@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bench.gemm_contest import Contestant, Ours, Problem
 from bench.gemm_peer import Peer
-from bench.gemm_peers import PEERS, missing_library, peer_for
+from bench.gemm_peers import DEFAULT_PEERS, PEERS, missing_library, peer_for
 from bench.gemm_picture import draw, require_matplotlib
 from bench.gemm_plans import DECODE_ROWS, PlanSource, tiles_of
 from bench.gemm_summary import CellTimes, PeerTimes, rows_of, show, summary_of
@@ -93,12 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("models", SHAPES, "whose matrices"),
         ("roles", GEMM_ROLES, "which matrices"),
         ("dtypes", FORMATS, "types of the weights"),
-        ("peers", PEERS, "libraries to compare with, or none"),
+        ("peers", PEERS, "libraries to compare with, or none; by default all but metaschedule"),
     ):
         parser.add_argument(
             f"--{name}",
             type=_some_of(known, has_none=name == "peers"),
-            default=tuple(known),
+            default=DEFAULT_PEERS if name == "peers" else tuple(known),
             metavar="A,B",
             help=f"{text} ({','.join(known)})",
         )

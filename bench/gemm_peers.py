@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from bench.gemm_contest import random_activations
+from bench.gemm_metaschedule import MetaSchedule
 from bench.gemm_peer import Peer, pin_workers
 from bench.gemm_torch import OneDnn, OneDnnInt8, TorchInt4, TorchInt8Weights
 from codegen.spec import WeightFormat
@@ -51,7 +52,9 @@ class OpenBlas(Peer):
 PEERS: dict[str, tuple[type[Peer], ...]] = {
     "onednn": (OneDnn, OneDnnInt8, TorchInt8Weights, TorchInt4),
     "openblas": (OpenBlas,),
+    "metaschedule": (MetaSchedule,),
 }
+DEFAULT_PEERS = ("onednn", "openblas")  # those that need no minutes for a shape
 
 
 def peer_for(name: str, weights: WeightFormat) -> type[Peer] | None:
