@@ -13,11 +13,12 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
-from codegen.compile import TVM_VERSION
 from platforms.isa import IsaRow
 
+TVM_VERSION = version("apache-tvm")  # from its metadata, as importing it takes seconds
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)
 

@@ -22,8 +22,6 @@ import tvm_ffi_orcjit
 
 from platforms.isa import IsaRow
 
-TVM_VERSION: str = tvm.__version__
-
 _log = logging.getLogger(__name__)
 
 # Modes of runtime.config_threadpool: a CPU for each worker, or all of them for every worker. The

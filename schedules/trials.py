@@ -1,8 +1,7 @@
 """Trials of tiles: one GEMM with one tile, compiled, timed on the cores of a plan, and checked.
 
-A trial is the slice of a GEMM that the cores really run: all of K, and so many columns for each
-core that weights come from memory as in a step. Programs are compiled ahead, several at a time, and
-kept in the cache of compiled programs. Knows nothing of how trials are chosen.
+Programs are compiled ahead, several at a time, and kept in the cache of compiled programs. Knows
+nothing of how trials are chosen.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,51 +27,15 @@ from codegen.reference import quantize_activations
 from codegen.spec import GemmTile
 from platforms.isa import IsaRow, isa_row
 from platforms.memory import Arena, arena_nbytes
+from schedules.trial import Trial
 
-PANELS_PER_CORE = 16  # of a trial's slice: long beside the launch, short beside a whole GEMM
-MIN_PANELS_PER_CORE = 2
-CORE_FLOPS = 1.5e9  # of one call on one core, at most, if that leaves enough panels
 WEIGHTS_PER_CACHE = 6  # the copies of a slice take so many times the bytes of the last caches
 MIN_WEIGHTS_BYTES = 192 << 20
 SAMPLE_SECONDS = 0.003  # of one sample, or one call if that takes longer
-RESIDENT_BYTES = 256 << 10  # of the weights that a cache-resident trial reads, at most
 # Two bytes of any buffer: an ordinary number as bf16, fp16, half a float32, bytes or nibbles.
 _LOWEST, _HIGHEST = 0x3C00, 0x3CFF
 # The sum of absolute products, times this, is more than any order of float32 additions can lose.
 TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Trial:
-    """`tile` on `rows` rows, with the columns of `layout` shared by `cpus`."""
-
-    isa: str
-    layout: PanelLayout
-    rows: int
-    cpus: tuple[int, ...]
-    tile: GemmTile
-
-    @property
-    def flops(self) -> float:
-        """Multiplications and additions of one call."""
-        return 2.0 * self.rows * self.layout.n * self.layout.k
-
-    def resident(self) -> Trial:
-        """The same micro-kernel alone: one core, one panel, whatever of K a cache holds."""
-        layout = self.layout
-        width = layout.panel * layout.word_dtype.itemsize / layout.kr
-        least = layout.format.group or layout.kr
-        k = min(self.tile.kc or layout.k, layout.k, int(RESIDENT_BYTES / width))
-        panel = replace(layout, n=layout.panel, k=max(k // least, 1) * least)
-        return Trial(self.isa, panel, self.rows, self.cpus[:1], replace(self.tile, kc=0))
-
-
-def slice_of(layout: PanelLayout, rows: int, num_cores: int) -> PanelLayout:
-    """The columns of a trial for a whole matrix: equally many whole panels for each core."""
-    panel_flops = 2.0 * rows * layout.panel * layout.k
-    wanted = min(PANELS_PER_CORE, int(CORE_FLOPS / panel_flops))
-    columns = max(wanted, MIN_PANELS_PER_CORE) * num_cores * layout.panel
-    return replace(layout, n=columns) if columns < layout.n else layout
 
 
 class TrialRunner:

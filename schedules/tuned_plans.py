@@ -17,7 +17,7 @@ from schedules.default_tiles import MANY_ROWS
 from schedules.plan import Plan, PlanPair, default_plans
 from schedules.records import RecordBook, TileKey
 from schedules.space import TileSpace
-from schedules.trials import slice_of
+from schedules.trial import slice_of
 from schedules.tuner import Task
 
 # (most rows, the number that stands for the range) of each phase. Logits are few in both phases.

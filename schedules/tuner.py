@@ -19,7 +19,7 @@ from typing import Protocol
 from codegen.spec import GemmTile
 from schedules.records import CpuKind, RecordBook, TileKey, TuningRecord, current_generator
 from schedules.space import TileSpace
-from schedules.trials import Trial
+from schedules.trial import Trial
 
 NUM_KERNELS = 12  # register tiles of the fast start
 NUM_FINALISTS = 3  # of them that run on the real slice, beside the default and known records

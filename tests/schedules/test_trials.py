@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import schedules.trial
 import schedules.trials
 from codegen.gemm import Gemm
 from codegen.panels import PanelLayout
 from codegen.spec import GemmTile, WeightFormat
 from platforms.isa import select_isa
-from schedules.trials import Trial, TrialRunner, is_right, slice_of
+from schedules.trial import Trial, slice_of
+from schedules.trials import TrialRunner, is_right
 
 ISA = select_isa(forced="auto")
 FORMATS = [
@@ -85,5 +87,5 @@ def test_a_resident_trial_is_one_panel_of_whole_groups_on_one_core(weights: Weig
     assert small.layout.n == small.layout.panel
     assert 0 < small.layout.k <= 1024
     assert small.layout.k % (weights.group or small.layout.kr) == 0
-    assert small.layout.nbytes <= 2 * schedules.trials.RESIDENT_BYTES
+    assert small.layout.nbytes <= 2 * schedules.trial.RESIDENT_BYTES
     assert small.tile == GemmTile(4)

@@ -14,7 +14,7 @@ from platforms.isa import isa_row
 from platforms.machines import load_machine
 from schedules.records import CpuKind, RecordBook, TileKey, TuningRecord
 from schedules.space import TileSpace
-from schedules.trials import Trial
+from schedules.trial import Trial
 from schedules.tuner import Limits, Progress, Summary, Surroundings, Task, tune
 
 MACHINE = load_machine("epyc-guest")
