@@ -26,7 +26,7 @@ def quantize_row(
     layout, lanes = form.weights, kit.lanes
     num_vectors = -(-layout.k // lanes)
     per_group = layout.group_words * layout.kr // lanes if layout.format.group else num_vectors
-    sums = T.alloc_buffer((lanes,), "int32", scope="local")
+    sums = T.alloc_buffer((lanes,), "int32")
     inverse = None
     if not form.has_group_scales:
         inverse = _scale(kit, out, row, 0, load, 0, num_vectors)
@@ -64,7 +64,7 @@ def _scale(
     end: Expr,
 ) -> Expr:
     """Store the scale of vectors [begin, end); the vector that they are to be multiplied with."""
-    largest = T.alloc_buffer((kit.lanes,), "float32", scope="local")
+    largest = T.alloc_buffer((kit.lanes,), "float32")
     kit.store(largest, (0,), kit.zeros())
     with T.serial(begin, end) as i:
         magnitude = kit.call("sw_abs", load(i * kit.lanes))
