@@ -11,7 +11,7 @@ from codegen.spec import Phase
 from platforms.isa import IsaRow
 from platforms.memory import Arena
 from sandwich.executor.launcher import Launcher
-from schedules.cost import LAYER_BARRIERS, STEP_BARRIERS
+from schedules.cost import num_barriers
 from schedules.plan import Plan, PlanPair
 
 NUM_SAMPLES = 15
@@ -42,9 +42,11 @@ def barrier_us(isa: IsaRow, plan: Plan, is_tvm: bool = False) -> float:
         )
 
 
-def barriers(isa: IsaRow, plans: PlanPair, num_layers: int) -> dict[str, Any]:
+def barriers(
+    isa: IsaRow, plans: PlanPair, num_layers: int, has_int8_activations: bool = False
+) -> dict[str, Any]:
     """For each phase what a barrier takes, and all of a step, one behind each operator."""
-    count = LAYER_BARRIERS * num_layers + STEP_BARRIERS
+    count = num_barriers(num_layers, has_int8_activations)
     costs = {phase: barrier_us(isa, plans.of(phase)) for phase in Phase}
     return {
         phase.value: {"us": us, "per_step": count, "step_us": count * us}

@@ -96,7 +96,12 @@ def main(args: argparse.Namespace) -> None:
         "kv_cache_dtype": parts.kv_dtype,
         "seed": config.seed,
         "plan": parts.plans.to_json(),
-        "barriers": barriers(parts.isa, parts.plans, parts.shape.num_layers),
+        "barriers": barriers(
+            parts.isa,
+            parts.plans,
+            parts.shape.num_layers,
+            parts.memory.layout.weights.has_int8_activations,
+        ),
         **summary(times, read, peak, step_work(parts)),
     }
     show(result, Console())

@@ -22,12 +22,19 @@ from platforms.machine import Machine
 from schedules.rates import KernelRates, MachineRates
 
 LAYER_BARRIERS = 8  # operators of a layer, see codegen/program.py
+QUANTIZE_BARRIERS = 2  # more of them, where activations become int8
 STEP_BARRIERS = 5  # embed, norm, lm_head and the two halves of argmax
 # A GEMM computes while its next weights come, and neither for nothing: of t1 and t2 the longer one
 # decides, and where they are equal they take a quarter longer, as `sandwich bench plans` showed on
 # Zen 4. Attention waits for keys and values that lie in blocks here and there: it takes the sum.
 OVERLAP = 3.0
 CACHE_FRACTION = 0.5  # of the last level cache that weights and KV cache may fill to stay there
+
+
+def num_barriers(num_layers: int, has_int8_activations: bool) -> int:
+    """Barriers of a step: one behind each operator, and one between the halves of argmax."""
+    per_layer = LAYER_BARRIERS + QUANTIZE_BARRIERS * has_int8_activations
+    return per_layer * num_layers + STEP_BARRIERS
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,8 @@ class Operator:
                 return self.values * rates.argmax_ns * 1e-3
             case "input_norm" | "post_attention_norm" | "norm":
                 return self.values * rates.norm_ns * 1e-3
+            case "quantize_attended" | "quantize_gated":  # like a norm: two passes over a row
+                return self.values * rates.norm_ns * 1e-3
         return self.flops / rates.gemm_gflops.at(self.rows) * 1e-3
 
 
@@ -123,6 +132,12 @@ class StepOperators:
     phase: Phase
     num_layers: int
     operators: tuple[Operator, ...]
+
+    @property
+    def num_barriers(self) -> int:
+        """Barriers of the step."""
+        has_int8 = any(op.name == "quantize_gated" for op in self.operators)
+        return num_barriers(self.num_layers, has_int8)
 
     @property
     def nbytes(self) -> float:
@@ -158,6 +173,12 @@ def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> StepOperators:
         Operator("norm", 1, logits, values=shape.hidden_size),
         Operator("argmax", 1, shape.vocab_size // layout.lanes, values=logits * layout.lanes),
     )
+    if layout.weights.has_int8_activations:
+        heads = shape.num_heads * shape.head_dim
+        between += (
+            Operator("quantize_attended", layers, tokens, values=heads),
+            Operator("quantize_gated", layers, tokens, values=shape.intermediate_size),
+        )
     return StepOperators(step.phase, layers, (*gemms, attention, *between))
 
 
@@ -257,8 +278,8 @@ def step_cost(
             compute_us += op.repeats * both
         else:
             memory_us += op.repeats * both
-    num_barriers = LAYER_BARRIERS * step.num_layers + STEP_BARRIERS
-    return StepCost(compute_us, memory_us, num_barriers * seats.barrier_us(rates), rates.launch_us)
+    barrier_us = step.num_barriers * seats.barrier_us(rates)
+    return StepCost(compute_us, memory_us, barrier_us, rates.launch_us)
 
 
 def _read_us(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
 import bench.barriers
 from bench.barriers import barrier_us, barriers
 from codegen.program import phase_program
-from codegen.spec import Phase
+from codegen.spec import Phase, WeightFormat
 from platforms.isa import isa_row
-from schedules.cost import LAYER_BARRIERS, STEP_BARRIERS
+from schedules.cost import LAYER_BARRIERS, QUANTIZE_BARRIERS, STEP_BARRIERS, num_barriers
 from schedules.plan import PlanPair, default_plans
 from tests.codegen.conftest import make_spec
 
@@ -39,15 +40,22 @@ def test_two_cores_wait(plans: PlanPair, is_tvm: bool) -> None:
 
 def test_a_step_has_a_barrier_behind_each_operator(plans: PlanPair) -> None:
     costs = barriers(GENERIC, plans, num_layers=3)
+    more = barriers(GENERIC, plans, num_layers=3, has_int8_activations=True)
+    assert more["decode"]["per_step"] == costs["decode"]["per_step"] + 3 * QUANTIZE_BARRIERS
     assert costs.keys() == {"prefill", "decode"}
     for cost in costs.values():
         assert cost["per_step"] == 3 * LAYER_BARRIERS + STEP_BARRIERS
         assert cost["step_us"] == cost["per_step"] * cost["us"]
 
 
+@pytest.mark.parametrize("weights", [None, WeightFormat("int8", activations="int8")])
 @pytest.mark.parametrize("phase", Phase)
-def test_a_program_has_as_many_barriers_as_are_counted(phase: Phase) -> None:
-    program = phase_program(make_spec("generic", "float32", phase=phase, num_cores=2))
-    assert program.script().count('call_extern("int32", "sw_barrier"') == (
-        LAYER_BARRIERS + STEP_BARRIERS  # the layers are a loop
+def test_a_program_has_as_many_barriers_as_are_counted(
+    phase: Phase, weights: WeightFormat | None
+) -> None:
+    spec = make_spec("generic", "float32", phase=phase, num_cores=2)
+    program = phase_program(replace(spec, weights=weights))
+    assert program.script().count('call_extern("int32", "sw_barrier"') == num_barriers(
+        1,  # the layers are a loop
+        has_int8_activations=weights is not None,
     )
