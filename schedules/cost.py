@@ -165,7 +165,7 @@ def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> StepOperators:
         nbytes=cached_bytes * step.num_cached / num_units,
     )
     rope_values = (shape.num_heads / shape.num_kv_heads + 2) * shape.head_dim
-    between = (
+    between: tuple[Operator, ...] = (
         Operator("embed", 1, tokens, values=shape.hidden_size),
         Operator("input_norm", layers, tokens, values=shape.hidden_size),
         Operator("rope_and_cache", layers, tokens * shape.num_kv_heads, values=rope_values),

@@ -148,7 +148,7 @@ def random_weights(layout: ModelLayout) -> ModelWeights:
         tensors[name][..., : shape.hidden_size] = rng.uniform(0.5, 1.5, shape.hidden_size)
     if "embed_tokens" in tensors:
         table = tensors["embed_tokens"]
-        table[:] = rows(*table.shape, table.dtype)
+        table[:] = rows(shape.vocab_size, shape.hidden_size, table.dtype)
     fill_tables(RopeConfig(), shape.head_dim, tensors["rope_cos"], tensors["rope_sin"])
     return ModelWeights(layout, tensors)
 
