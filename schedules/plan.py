@@ -22,6 +22,7 @@ from codegen.spec import (
     num_cores,
 )
 from platforms.isa import IsaRow
+from platforms.sysfs import format_cpu_list
 from schedules.default_tiles import default_tiles
 from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan
 
@@ -118,7 +119,7 @@ class Plan:
         tiles = "; ".join(
             f"{_ranges_text(ranges)} ({', '.join(roles)})" for ranges, roles in groups.items()
         )
-        cpus = ",".join(map(str, self.cpus))
+        cpus = format_cpu_list(self.cpus)
         return (
             f"{self.phase.value:<8} cores {cpus}  tiles {tiles}  {self.query_tile} queries a pass"
         )
@@ -149,6 +150,8 @@ def tile_text(tile: GemmTile) -> str:
         parts.append(f"prefetch {tile.prefetch_bytes} B")
     if tile.block_prefetch:
         parts.append(f"K blocks prefetched by {tile.block_prefetch}")
+    if tile.row_parts > 1:
+        parts.append(f"{tile.row_parts} parts of rows")
     if tile.is_widened:
         parts.append("widened once")
     return ", ".join(parts)
