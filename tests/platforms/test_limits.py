@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from platforms.cgroup import read_cgroup_limits
-from platforms.limits import Limits
+from platforms.limits import Limits, select_cpus
+from platforms.machines import load_machine
 from platforms.probe import probe
 from platforms.sysfs import Tree
 
@@ -196,3 +197,21 @@ def test_an_affinity_that_names_no_online_cpu_is_ignored_and_says_so(box: Record
 def test_without_available_memory_the_free_memory_counts(box: RecordedTree) -> None:
     box.write("proc/meminfo", "MemTotal: 4096 kB\nMemFree: 1024 kB")
     assert limits(box).memory_available_bytes == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("name", "affinity", "num_used"),
+    [
+        ("graviton3", range(64), 63),
+        ("graviton3", range(16), 15),
+        ("graviton3", range(15), 15),
+        ("epyc-7h12-2s", range(256), 128),  # siblings take the server's threads
+        ("epyc-7h12-2s", range(128), 127),  # here they may not
+    ],
+)
+def test_a_core_is_left_to_the_server_where_there_are_many_and_no_siblings(
+    name: str, affinity: range, num_used: int
+) -> None:
+    steps = select_cpus(load_machine(name).topology, tuple(affinity), None, None)
+    assert len(steps[-1].cpus) == num_used
+    assert ("server" in steps[-1].remark) is (num_used % 2 == 1 and len(affinity) > 15)
