@@ -1,10 +1,10 @@
 """The GEMM loop nest, once for all ISAs and formats: C[m, n] = sum over k of A[m, k] * W[n, k].
 
 W is packed in N-panels (codegen.panels.PanelLayout), A is row-major. A core owns whole panels (loop
-jr); inside a panel, K is cut in blocks of KC (pc), the panel in tiles of NV vectors, M in register
-tiles of MR rows (ir) and one exact tail slice for M mod MR. What happens in a register tile is in
-codegen.register_tile. Every output element has one order of additions, for every M, tile and plan,
-so a row's result never depends on the rows beside it.
+jr) or, if the tile says so, a part of M in them; inside a panel, K is cut in blocks of KC (pc), the
+panel in tiles of NV vectors, M in register tiles of MR rows (ir) and one exact tail slice for M mod
+MR. What happens in a register tile is in codegen.register_tile. Every output element has one order
+of additions, for every M, tile and plan, so a row's result never depends on the rows beside it.
 """
 
 from __future__ import annotations
@@ -95,6 +95,11 @@ def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, 
     ]
 
 
+def row_parts(tile: GemmTile, num_cores: int) -> int:
+    """Parts that M is cut in on so many cores: those of the tile, or one if they do not divide."""
+    return 1 if num_cores % tile.row_parts else tile.row_parts
+
+
 @dataclass(frozen=True)
 class _Nest:
     """The loops of a GEMM with one tile."""
@@ -107,16 +112,27 @@ class _Nest:
         return self.gemm.layout.num_k_blocks(self.tile.kc)
 
     def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
-        layout = self.gemm.layout
-        begin, end = split(core, num_cores, layout.num_panels)
+        layout, parts = self.gemm.layout, row_parts(self.tile, num_cores)
+        begin, end = split(core // parts, num_cores // parts, layout.num_panels)
+        rows = self._rows(core, parts, num_rows)
         scratch = self._alloc_widened()
         tail_width = layout.n_padded - (layout.num_panels - 1) * layout.panel
         num_full = layout.num_panels - (tail_width != layout.panel)
         with T.serial(begin, T.min(end, num_full)) as panel:
-            self._panel(panel, layout.panel // layout.lanes, num_rows, scratch)
+            self._panel(panel, layout.panel // layout.lanes, *rows, scratch)
         if num_full < layout.num_panels:
             with T.If(T.And(end == layout.num_panels, begin < end)), T.Then():
-                self._panel(end - 1, tail_width // layout.lanes, num_rows, scratch)
+                self._panel(end - 1, tail_width // layout.lanes, *rows, scratch)
+
+    def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
+        """First row and number of rows of `core`: whole register tiles, but for the last part."""
+        if parts == 1:
+            return 0, num_rows
+        gemm = self.gemm
+        height = BLOCK_ROWS if has_tiles(gemm.kit.isa, gemm.layout.format) else self.tile.mr
+        begin, end = split(core % parts, parts, (num_rows + height - 1) // height)
+        first = T.bind(begin * height)
+        return first, T.bind(T.min(end * height, num_rows) - first)
 
     def _alloc_widened(self) -> Expr | None:
         """The scratch for widened weights, if the tile asks for one and the format needs it."""
@@ -125,9 +141,11 @@ class _Nest:
             return None
         return alloc_widened(gemm.kit, gemm.layout, self.tile)
 
-    def _panel(self, panel: Expr, num_vectors: int, num_rows: Expr, widened: Expr | None) -> None:
+    def _panel(
+        self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr, widened: Expr | None
+    ) -> None:
         if has_tiles(self.gemm.kit.isa, self.gemm.layout.format):
-            self._panel_of_blocks(panel, num_vectors, num_rows)
+            self._panel_of_blocks(panel, num_vectors, first, num_rows)
             return
         mr = self.tile.mr
         with T.serial(0, self.num_k_blocks) as k_block:
@@ -143,15 +161,15 @@ class _Nest:
                     self._tile(place, k_block, widened)
 
                 with T.serial(0, num_rows // mr) as tile_row:
-                    tile(tile_row * mr, mr)
+                    tile(first + tile_row * mr, mr)
                 if isinstance(num_rows, int):
                     if num_rows % mr:
-                        tile(num_rows - num_rows % mr, num_rows % mr)
+                        tile(first + num_rows - num_rows % mr, num_rows % mr)
                     continue
                 tail = T.bind(num_rows % mr)
                 for rows in range(1, mr):
                     with T.If(tail == rows), T.Then():
-                        tile(num_rows - rows, rows)
+                        tile(first + num_rows - rows, rows)
 
     def _tile(self, place: Place, k_block: Expr, widened: Expr | None) -> None:
         """A register tile over one K block."""
@@ -160,15 +178,15 @@ class _Nest:
         tile.multiply(k_block)
         self._end(tile, k_block)
 
-    def _panel_of_blocks(self, panel: Expr, num_vectors: int, num_rows: Expr) -> None:
+    def _panel_of_blocks(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
         """The same in blocks of AMX, which take the remainder of M as it comes."""
         gemm, scratch = self.gemm, alloc_scratch()
         with (
             T.serial(0, self.num_k_blocks) as k_block,
             T.serial(0, (num_rows + BLOCK_ROWS - 1) // BLOCK_ROWS) as block_row,
         ):
-            row = T.bind(block_row * BLOCK_ROWS)
-            rows = T.bind(T.min(num_rows - row, BLOCK_ROWS))
+            row = T.bind(first + block_row * BLOCK_ROWS)
+            rows = T.bind(T.min(first + num_rows - row, BLOCK_ROWS))
             for columns in column_tiles(num_vectors, BLOCK_VECTORS, gemm.in_halves):
                 place = Place(panel, num_vectors, columns, row, rows)
                 block = AmxBlock(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch)

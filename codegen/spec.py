@@ -121,6 +121,8 @@ class GemmTile:
     is_widened: quantised weights that meet float activations are widened once for all rows, a K
     block of a panel at a time, instead of once for each register tile. block_prefetch: row tiles
     that share the prefetch of the next K block into L2, 0 for none; two blocks must fit there.
+    row_parts: parts of M that different cores take; the cores are a grid of these parts and groups
+    of panels. Taken as one where it does not divide the cores.
     """
 
     mr: int
@@ -130,10 +132,11 @@ class GemmTile:
     nv: int = 0
     is_widened: bool = False
     block_prefetch: int = 0
+    row_parts: int = 1
 
     def __post_init__(self) -> None:
-        least = {"mr": 1, "kc": 0, "k_unroll": 1, "prefetch_bytes": 0, "nv": 0, "block_prefetch": 0}
-        for name, low in least.items():
+        for name in ("mr", "kc", "k_unroll", "prefetch_bytes", "nv", "block_prefetch", "row_parts"):
+            low = 1 if name in ("mr", "k_unroll", "row_parts") else 0
             value = getattr(self, name)
             if type(value) is not int or value < low:
                 raise ValueError(f"{name} is {value!r}; it is a whole number from {low} on")

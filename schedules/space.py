@@ -31,7 +31,7 @@ class TileSpace:
     """All tiles of one GEMM of `rows` rows.
 
     l2_bytes: of the cache of one core that keeps a K block, 0 if it is not known. in_halves: as in
-    codegen.gemm.Gemm; such tiles have an even number of vectors.
+    codegen.gemm.Gemm; such tiles have an even number of vectors. num_cores: that share the GEMM.
     """
 
     isa: IsaRow
@@ -39,6 +39,7 @@ class TileSpace:
     rows: int
     l2_bytes: int
     in_halves: bool = False
+    num_cores: int = 1
 
     @property
     def num_vectors(self) -> int:
@@ -79,6 +80,10 @@ class TileSpace:
         if tile.k_unroll > min(layout.block_words(tile.kc), layout.group_words):
             return False
         if tile.is_widened and not self.can_widen:
+            return False
+        if tile.row_parts > 1 and (
+            self.num_cores % tile.row_parts or self.rows < tile.mr * tile.row_parts
+        ):
             return False
         if tile.block_prefetch and layout.num_k_blocks(tile.kc) == 1:
             return False
@@ -138,6 +143,12 @@ class TileSpace:
         ]
         return sorted(found, key=self.cost)
 
+    def _row_parts(self) -> tuple[int, ...]:
+        """Parts of M; more than one only where cores would have no panel, or unequally many."""
+        if self.layout.num_panels % self.num_cores == 0:
+            return (1,)
+        return tuple(n for n in range(1, self.num_cores + 1) if self.num_cores % n == 0)
+
     def _widths(self) -> list[int]:
         """Values of nv; the whole panel is 0."""
         return [0, *(nv for nv in (3, 2, 1) if nv < self.num_vectors)]
@@ -152,6 +163,7 @@ class TileSpace:
         around: list[GemmTile] = []
         dimensions: tuple[tuple[str, tuple[int, ...]], ...] = (
             ("is_widened", (False, True)),
+            ("row_parts", self._row_parts()),
             ("block_prefetch", BLOCK_PREFETCHES),
             ("prefetch_bytes", PREFETCHES),
             ("k_unroll", K_UNROLLS),

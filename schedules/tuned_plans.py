@@ -52,7 +52,8 @@ def key_of(plan: Plan, layout: PanelLayout, rows: int) -> TileKey:
 
 
 def _space(plan: Plan, role: str, layout: PanelLayout, rows: int, l2_bytes: int) -> TileSpace:
-    return TileSpace(isa_row(plan.isa), layout, rows, l2_bytes, role == _HALVES_ROLE)
+    in_halves = role == _HALVES_ROLE
+    return TileSpace(isa_row(plan.isa), layout, rows, l2_bytes, in_halves, len(plan.cpus))
 
 
 def tasks_of(

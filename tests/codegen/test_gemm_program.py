@@ -80,6 +80,25 @@ def test_a_program_for_one_m_gives_the_same_bits(m: int) -> None:
     np.testing.assert_array_equal(results[0], results[1])
 
 
+@pytest.mark.parametrize("num_cores", [2, 4])
+def test_parts_of_the_rows_on_different_cores_give_the_same_bits(num_cores: int) -> None:
+    isa = select_isa(forced="auto").name
+    rng = np.random.default_rng(3)
+    x, weights = rng.standard_normal((9, 40), np.float32), rng.standard_normal((2, 50, 40))
+    tile = GemmTile(mr=2, kc=16, k_unroll=2)
+    pin_pool([0] * num_cores, is_pinned=False)
+    programs = []
+    for parts in (1, 2):
+        tiles = ((MAX_ROWS, replace(tile, row_parts=parts)),)
+        spec = replace(spec_of(isa, "float32", 50, 40, num_cores), tiles=tiles)
+        programs.append(make(spec, weights.astype(np.float32)))
+        programs[-1][0].write_a(x)
+    for m in (1, 2, 5, 8, 9):
+        for program, _ in programs:
+            program.run(m, 1)
+        np.testing.assert_array_equal(programs[0][1], programs[1][1])
+
+
 def test_two_cores_share_the_panels() -> None:
     isa = select_isa(forced="auto").name
     n, k = 5 * 2 * isa_row(isa).lanes, 24

@@ -1,6 +1,6 @@
 """The space has only tiles that fit, and its prior knows a good register tile from a bad one."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -109,6 +109,17 @@ def test_only_quantised_weights_that_meet_floats_are_widened() -> None:
     assert widening.is_legal(tile)
     assert tile in widening.moves(GemmTile(4))
     assert not any(space_of(weights=weights).is_legal(tile) for weights in FORMATS)
+
+
+@pytest.mark.parametrize(("num_cores", "parts"), [(2, {1}), (48, {1, 2}), (1, {1})])
+def test_rows_are_parted_only_where_panels_cannot_be_shared_evenly(
+    num_cores: int, parts: set[int]
+) -> None:
+    space = replace(space_of(rows=512), num_cores=num_cores)
+    moves = space.moves(GemmTile(6))
+    assert {move.row_parts for move in moves} == parts
+    assert not space.is_legal(GemmTile(6, row_parts=5))
+    assert not replace(space, rows=8).is_legal(GemmTile(6, row_parts=2))
 
 
 def test_start_cuts_a_tile_to_the_problem() -> None:
