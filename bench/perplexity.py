@@ -196,12 +196,10 @@ def show(result: dict[str, Any], console: Console) -> None:
         title=f"{result['model']}, {result['num_tokens']} tokens of {result['text']}",
         title_justify="left",
     )
-    table.add_column("quantisation")
-    table.add_column("weights")
-    table.add_column("LM head")
-    against = rows[0]["quantization"]
-    for column in ("MiB", "perplexity", f"above {against}", "bits per byte"):
-        table.add_column(column, justify="right")
+    for column in ("name", "weights", "LM head"):
+        table.add_column(column, no_wrap=True)
+    for column in ("MiB", "perplexity", f"above {rows[0]['quantization']}"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["quantization"],
@@ -210,7 +208,6 @@ def show(result: dict[str, Any], console: Console) -> None:
             f"{row['weight_bytes'] / 2**20:.1f}",
             f"{row['perplexity']:.3f}",
             f"{row['ratio'] - 1:+.2%}",
-            f"{row['bits_per_byte']:.4f}",
         )
     console.print(table)
 
