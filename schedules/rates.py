@@ -138,8 +138,8 @@ _UNKNOWN_CORE_GBPS = 12.0
 
 STREAM_FRACTION = 0.8  # of the channels' peak that reads of many cores reach
 LINK_FRACTION = 0.5  # of a node's own bandwidth that its links to other nodes carry
-# Fractions of the arithmetic peak that a GEMM of so many rows and attention reach, and cycles of the
-# operators between the matrices. They are of the order that `sandwich probe --measure` finds on
+# Fractions of the arithmetic peak that a GEMM of so many rows and attention reach, and cycles of
+# the operators between the matrices. They are of the order that `sandwich probe --measure` finds on
 # Zen 4, where GEMMs of a few rows reach up to half as much again; of other CPUs nothing is known.
 GEMM_FRACTIONS = ((1, 0.2), (2, 0.35), (4, 0.6), (8, 0.75), (32, 0.85))
 ATTENTION_FRACTION = 0.25
