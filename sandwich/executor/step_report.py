@@ -17,13 +17,18 @@ from codegen.spec import GEMM_ROLES, OPERATORS, ProgramSpec
 def step_report(
     spec: ProgramSpec, ticks: npt.NDArray[Any], num_tokens: int, num_logits: int
 ) -> Iterator[str]:
-    """Lines for the operators of a step just run, GEMMs with GFLOP/s and GB/s of weights."""
+    """Lines for the operators of a step just run, GEMMs with GFLOP/s and GB/s of weights.
+
+    Operators that the program does not have took no time and have no line.
+    """
     model = Layouts.of(spec).model
     total = max(1, int(ticks[: len(OPERATORS)].sum()))
     for operator, nanoseconds in zip(OPERATORS, ticks.tolist(), strict=False):
+        if not nanoseconds:
+            continue
         line = f"{spec.phase.value} {operator:<20}{nanoseconds / 1e3:>10.0f} us"
         line += f"{nanoseconds / total:>7.1%}"
-        if operator in GEMM_ROLES and nanoseconds:
+        if operator in GEMM_ROLES:
             layout = getattr(model, operator)
             is_head = operator == "lm_head"
             layers = 1 if is_head else spec.shape.num_layers

@@ -1,0 +1,34 @@
+"""What is said of a step's operators."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from codegen.spec import OPERATORS, WeightFormat
+from sandwich.executor.step_report import step_report
+from tests.codegen.conftest import make_spec
+
+
+def test_operators_that_ran_have_a_line_with_the_true_bytes_of_their_weights() -> None:
+    spec = make_spec("generic", "float32", vocab_size=1000, hidden_size=200)
+    ticks = np.zeros(len(OPERATORS) + 3, np.int64)
+    ticks[OPERATORS.index("embed")] = 1000
+    ticks[OPERATORS.index("lm_head")] = 3000
+    embed, head = step_report(spec, ticks, num_tokens=7, num_logits=2)
+    assert "embed" in embed
+    assert "25.0%" in embed
+    flops, nbytes = 2 * 2 * 1000 * 200, 4 * 1000 * 200
+    assert f"{flops / 3000:.0f} GFLOP/s" in head
+    assert f"{nbytes / 3000:.1f} GB/s" in head
+
+
+def test_scales_are_bytes_too() -> None:
+    weights = WeightFormat("int8", activations="int8", group=32)
+    spec = make_spec("generic", "float32", hidden_size=256, num_layers=5)
+    quantized = type(spec)(**(vars(spec) | {"weights": weights}))
+    ticks = np.zeros(len(OPERATORS) + 3, np.int64)
+    ticks[OPERATORS.index("qkv")] = 1000
+    [line] = step_report(quantized, ticks, num_tokens=1, num_logits=1)
+    columns = (spec.shape.num_heads + 2 * spec.shape.num_kv_heads) * spec.shape.head_dim
+    padded = -(-columns // 4) * 4
+    assert f"{5 * padded * (256 + 4 * 8) / 1000:.1f} GB/s" in line
