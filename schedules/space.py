@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from codegen.panels import PanelLayout
 from codegen.spec import GemmTile
@@ -174,7 +175,8 @@ class TileSpace:
         for field, values in dimensions:
             # what a prefetch distance does is not monotonous: any of them is one step away
             near = values if "prefetch" in field else _beside(getattr(tile, field), values)
-            around += [replace(tile, **{field: value}) for value in near]
+            changes: list[dict[str, Any]] = [{field: value} for value in near]
+            around += [replace(tile, **change) for change in changes]
         return [move for move in around if move != tile and self.is_legal(move)]
 
 

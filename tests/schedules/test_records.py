@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,11 +31,11 @@ def machine() -> Machine:
     return load_machine("epyc-guest")
 
 
-def record_of(machine: Machine, speedup: float = 1.1, **key: object) -> TuningRecord:
+def record_of(machine: Machine, speedup: float = 1.1, **key: Any) -> TuningRecord:
     return TuningRecord(
         machine=machine.fingerprint,
         cpu=CpuKind.of(machine),
-        key=replace(KEY, **key),  # type: ignore[arg-type]
+        key=replace(KEY, **key),
         tile=GemmTile(4, 512, 2, 1024, 2),
         gflops=100.0,
         gbps=20.0,
@@ -116,7 +117,7 @@ def test_records_of_this_machine_come_before_those_of_its_cpu_and_of_its_isa(
     "change", [{"isa": "avx2"}, {"format": "float32"}, {"rows": 8}, {"k": 2049}, {"k": 511}]
 )
 def test_another_isa_format_range_or_a_far_k_does_not_answer(
-    machine: Machine, change: dict[str, object]
+    machine: Machine, change: dict[str, Any]
 ) -> None:
     assert RecordBook(machine, [record_of(machine, **change)]).best(KEY) is None
 
