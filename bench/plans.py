@@ -174,9 +174,8 @@ class Trials:
         """Every case on every set of cores."""
         shape, dtype = self.layout.shape, self.layout.dtype
         rates = self.calibration.rates(self.machine, self.layout.weights.name)
-        bench = StepBench(
-            preset(self.model), self.layout, dtype, max(case.num_cached for case in cases)
-        )
+        most = max(case.num_cached for case in cases)
+        bench = StepBench(self.machine, preset(self.model), self.layout, dtype, most)
         with closing(bench):
             for candidate in self._candidates(rates, num_candidates):
                 Console(stderr=True).print(f"{self.model} on {candidate.name}")

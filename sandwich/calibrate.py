@@ -80,7 +80,7 @@ def _all_programs(
     plans = default_plans(isa, (cpu,), shape.group_size)
     for dtype in DTYPES:
         layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa))
-        bench = StepBench(PROBE_MODEL, layout, dtype, MAX_SEQS * max(CONTEXTS))
+        bench = StepBench(machine, PROBE_MODEL, layout, dtype, MAX_SEQS * max(CONTEXTS))
         with closing(bench), bench.on(plans, cache_dir, has_timers=True) as timer:
             for phase in Phase:
                 cases = track(probe_cases(phase), f"{dtype} {phase.value}")

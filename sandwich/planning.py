@@ -55,10 +55,10 @@ class StepTimes(Protocol):
     def mixed_us(self, plans: PlanPair, load: MixedLoad) -> float: ...
 
 
-# (model, layout, KV type, plans on a candidate, folder of compiled programs) -> a context in which
-# steps of candidates can be timed; sandwich.step_bench.timed_steps is one.
+# (machine, model, layout, KV type, plans on a candidate, folder of compiled programs) -> a context
+# in which steps of candidates can be timed; sandwich.step_bench.timed_steps is one.
 TimeSteps = Callable[
-    [ModelConfig, ModelLayout, str, Callable[[Candidate], PlanPair], Path],
+    [Machine, ModelConfig, ModelLayout, str, Callable[[Candidate], PlanPair], Path],
     AbstractContextManager[StepTimes],
 ]
 _log = logging.getLogger(__name__)
@@ -86,9 +86,7 @@ def make_plans(
     calibration = load_calibration(config.cache_dir, machine)
     tree = TopoTree.of(machine, groups=calibration.groups if calibration else ())
     found = _core_sets(config.cpu_bind, machine, tree)
-    plans = default_plans(
-        isa, found[0].cpus, shape.group_size, formats.layers, formats.lm_head
-    )
+    plans = default_plans(isa, found[0].cpus, shape.group_size, formats.layers, formats.lm_head)
     query_tile = plans.prefill.query_tile
     rates = _rates(machine, layout, calibration)
     space = PlanSearch(machine, found, layout, kv_dtype, query_tile, rates)
@@ -111,7 +109,7 @@ def make_plans(
     mixed = _mixed(config, machine, result, layout, kv_dtype, query_tile)
     if time_steps is not None:
         memory_of(result.applied_to(plans, machine))  # raises before anything is filled
-        with time_steps(model, layout, kv_dtype, tuned_on, config.cache_dir) as measure:
+        with time_steps(machine, model, layout, kv_dtype, tuned_on, config.cache_dir) as measure:
             result = space.run(measure)
             mixed = _mixed(config, machine, result, layout, kv_dtype, query_tile)
             chosen = replace(result, mixed=mixed).applied_to(plans, machine)

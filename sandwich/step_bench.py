@@ -1,7 +1,8 @@
 """Times real steps of a model with random weights on the cores of any plan.
 
-One copy of the weights serves all plans that are tried, as it does when an engine switches. Knows
-nothing of predictions, nor of who asks.
+One copy of the weights serves all plans that are tried, as it does when an engine switches; it is
+filled again only where it belongs on other NUMA nodes. Knows nothing of predictions, nor of who
+asks.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import numpy as np
 
 from codegen.layout import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
 from codegen.spec import Phase
+from platforms.machine import Machine
 from platforms.memory import Arena
 from sandwich.executor.assembly import TIMERS_FROM, compiled_executor
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.models.config import ModelConfig
+from sandwich.placement import Placement, place
 from sandwich.weights import ModelWeights, random_weights
 from schedules.cost import StepCase
 from schedules.mixed import MixedMode, MixedPlan
@@ -44,10 +47,16 @@ class StepBench:
     """
 
     def __init__(
-        self, model: ModelConfig, layout: ModelLayout, kv_dtype: str, max_cached: int, seed: int = 0
+        self,
+        machine: Machine,
+        model: ModelConfig,
+        layout: ModelLayout,
+        kv_dtype: str,
+        max_cached: int,
     ) -> None:
         """max_cached: tokens that the sequences of the largest case have in the cache together."""
         shape = layout.shape
+        self._machine, self._model = machine, model
         num_blocks = -(-max_cached // DEFAULT_BLOCK_SIZE) + MAX_SEQS
         self._layout = layout
         self._kv = KvLayout(
@@ -68,29 +77,41 @@ class StepBench:
             vocab_size=shape.vocab_size,
             max_num_logits=MAX_SEQS,
         )
-        self._arena = Arena(layout.weight_bytes, "weights")
-        self._weights: ModelWeights = random_weights(model, layout, self._arena, seed)
+        self._filled: tuple[Placement, Arena, ModelWeights] | None = None
 
     @contextmanager
     def on(self, plans: PlanPair, cache_dir: Path, has_timers: bool = False) -> Iterator[StepTimer]:
         """Compile for the plans, which takes seconds unless it was done before, and be ready."""
+        placement = place(self._machine, plans.decode.cpus, self._layout, self._kv)
         executor = compiled_executor(
             plans,
             self._layout,
             self._kv,
             self._limits,
-            lambda: self._weights,
+            lambda: self._weights(placement),
             cache_dir,
             debug=TIMERS_FROM if has_timers else 0,
+            placement=placement,
         )
         try:
             yield StepTimer(executor, self._layout.shape.vocab_size)
         finally:
             executor.close()
 
+    def _weights(self, placement: Placement) -> ModelWeights:
+        """The weights where a plan's cores want them."""
+        if self._filled is None or self._filled[0] != placement:
+            self.close()
+            arena = Arena(self._layout.weight_bytes, "weights", placement.nodes, placement.weights)
+            weights = random_weights(self._model, self._layout, arena)
+            self._filled = placement, arena, weights
+        return self._filled[2]
+
     def close(self) -> None:
         """Free the weights."""
-        self._arena.close()
+        if self._filled is not None:
+            self._filled[1].close()
+            self._filled = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +221,7 @@ class CandidateTimer:
 
 @contextmanager
 def timed_steps(
+    machine: Machine,
     model: ModelConfig,
     layout: ModelLayout,
     kv_dtype: str,
@@ -207,7 +229,7 @@ def timed_steps(
     cache_dir: Path,
 ) -> Iterator[CandidateTimer]:
     """A timer within the context, which takes the memory of the weights and seconds to fill it."""
-    with closing(StepBench(model, layout, kv_dtype, MAX_CACHED)) as bench:
+    with closing(StepBench(machine, model, layout, kv_dtype, MAX_CACHED)) as bench:
         yield CandidateTimer(bench, plans_on, cache_dir)
 
 

@@ -108,7 +108,9 @@ class Timer:
         self.events: list[str] = []
 
     @contextmanager
-    def __call__(self, model: Any, layout: Any, kv_dtype: str, plans_on: Any, folder: Path) -> Any:
+    def __call__(
+        self, machine: Any, model: Any, layout: Any, kv_dtype: str, plans_on: Any, folder: Path
+    ) -> Any:
         self.plans_on = plans_on
         self.events.append("open")
         yield self.Steps(self)

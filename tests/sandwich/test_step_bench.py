@@ -72,7 +72,7 @@ def test_real_steps_are_timed_on_the_cores_of_a_plan(cache_dir: Path) -> None:
     isa, shape = machine.isa_row, TINY.shape(128)
     layout = ModelLayout.build(shape, "float32", isa.lanes, panel_width(isa))
     plans = default_plans(isa, machine.usable_cpus()[:1], shape.group_size)
-    bench = StepBench(TINY, layout, "float32", max_cached=128)
+    bench = StepBench(machine, TINY, layout, "float32", max_cached=128)
     with closing(bench), bench.on(plans, cache_dir, has_timers=True) as timer:
         for case in (StepCase(Phase.PREFILL, 5), StepCase(Phase.DECODE, 2, 40)):
             assert timer.seconds(case) > 0
