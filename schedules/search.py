@@ -1,7 +1,7 @@
 """Plan search: the cores of each phase, chosen among the TopoTree's candidates.
 
-The cost model ranks; where real steps can be timed, they decide between the best few. Prefill
-chooses first, and weights and KV cache lie on the nodes of its cores; decode chooses with the
+The cost model ranks; where real steps can be timed, they decide between the best few. Decode
+chooses first, and weights and KV cache lie on the nodes of its cores; prefill chooses with the
 memory where it is, because both phases share one copy. Knows nothing of tiles or programs.
 """
 
@@ -110,11 +110,11 @@ class PlanSearch:
         prompt, context = min(PREFILL_TOKENS, longest), min(DECODE_CONTEXT, longest)
         seats = [Seats.of(self.machine, candidate.groups) for candidate in self.found]
         own = [frozenset(seat.nodes) for seat in seats]
-        prompts = [StepCase(Phase.PREFILL, n) for n in (prompt, *OTHER_PROMPTS) if n <= prompt]
-        prefill = self._choose(prompts, seats, own, measure)
-        home = own[self.found.index(prefill.chosen.candidate)]
         batches = [StepCase(Phase.DECODE, batch, context) for batch in (1, *OTHER_BATCHES)]
-        decode = self._choose(batches, seats, [home] * len(seats), measure)
+        decode = self._choose(batches, seats, own, measure)
+        home = own[self.found.index(decode.chosen.candidate)]
+        prompts = [StepCase(Phase.PREFILL, n) for n in (prompt, *OTHER_PROMPTS) if n <= prompt]
+        prefill = self._choose(prompts, seats, [home] * len(seats), measure)
         return SearchResult(prefill, decode, self.rates)
 
     def replicas(self, tree: TopoTree, result: SearchResult) -> Replicas | None:

@@ -136,12 +136,18 @@ def test_fewer_cores_are_chosen_where_barriers_among_all_cost_more() -> None:
     assert len(result.prefill.chosen.candidate.cpus) == 63
 
 
-def test_decode_is_rated_with_the_memory_on_the_nodes_of_prefill() -> None:
-    """One node reads half of it through the link, which costs more than the barriers saved."""
+def test_prefill_is_rated_with_the_memory_on_the_nodes_of_decode() -> None:
+    """One node reads half of it through the link; decode on one node would have it all there."""
     machine = load_machine("epyc-7h12-2s")
-    slow = replace(estimated_rates(machine, "bfloat16"), link_gbps=1.0)
-    ranked = search_on(machine, rates=slow).decode.ranked
-    assert all("one node" not in p.candidate.name for p in ranked[: len(ranked) // 2])
+    rates = estimated_rates(machine, "bfloat16")
+    fast, slow = (search_on(machine, rates=replace(rates, link_gbps=gbps)) for gbps in (50.0, 0.1))
+
+    def one_node(choice: PhaseChoice) -> float:
+        return next(p.predicted_us for p in choice.ranked if p.candidate.name == "one node")
+
+    assert slow.decode.chosen.candidate.name == "all 128 cores"
+    assert one_node(slow.prefill) > 2 * one_node(fast.prefill)
+    assert one_node(slow.decode) == one_node(fast.decode)
 
 
 def test_the_plans_get_the_cores_that_were_chosen_and_keep_the_rest() -> None:
