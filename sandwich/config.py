@@ -279,8 +279,8 @@ class EngineConfig:
     )
     mixed_steps: str = _option(
         "scheduling",
-        "prefill and decode at the same time: by turns, decode riding in prefill steps, co-running "
-        "on cores of their own, or auto, which predicts what is best",
+        "prefill and decode at the same time: by turns, decode riding in prefill steps, side by "
+        "side on cores of their own, or auto, which predicts what is best",
         lambda text: _one_of(text, MIXED_STEPS),
         "auto",
         choices=MIXED_STEPS,

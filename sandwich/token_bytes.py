@@ -61,17 +61,19 @@ class TokenBytes:
     def num_open(self, pending: Sequence[str]) -> int:
         """How many tokens at the end of `pending` a later token may still give another text.
 
-        A byte-level token is open while its last character is incomplete. A run of `<0x..>` tokens
+        Byte-level tokens are open while what they end with is part of a character, which may begin
+        in a token that also ends another one. A run of `<0x..>` tokens
         is open to its end: if one byte of it is wrong, the decoder rejects the whole run. `pending`
         begins after the last token that was not open.
         """
         if self._has_byte_tokens:
             return len(pending) if pending and _BYTE_TOKEN.fullmatch(pending[-1]) else 0
         pieces = [self.of(token) for token in pending]
-        num_bytes, count = incomplete_utf8_suffix(b"".join(pieces)), 0
-        while num_bytes > 0:
+        data, end, count = b"".join(pieces), sum(map(len, pieces)), 0
+        # A character that something else than a continuation byte follows stays incomplete.
+        while incomplete_utf8_suffix(data[:end]) and (data[end:] or b"\x80")[0] & 0xC0 == 0x80:
             count += 1
-            num_bytes -= len(pieces[-count])
+            end -= len(pieces[-count])
         return count
 
 

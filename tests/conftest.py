@@ -1,5 +1,6 @@
 """What every test shares: the checkout, no network, no deadlines on a shared machine."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,16 @@ settings.load_profile("house")
 def checkout() -> Path:
     """The root of the checkout under test."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def same_log_levels() -> Iterator[None]:
+    """The command line sets the levels of our loggers for good; not so for the next test."""
+    loggers = [logging.getLogger(n) for n in ("platforms", "codegen", "schedules", "sandwich")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

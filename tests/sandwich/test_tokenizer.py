@@ -163,6 +163,15 @@ def test_a_single_token_has_a_text_of_its_own(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_text(10_000) == ""
 
 
+def test_a_token_that_ends_one_character_and_begins_another_is_shown_with_what_it_ends() -> None:
+    byte_level = TokenBytes(b'{"type": "ByteLevel"}')
+    lead, middle, last = ("\u00c2", "\u00a5\u00e2", "\u0124\u00ac")  # of a yen and a euro sign
+    assert b"".join(byte_level.of(t) for t in (lead, middle, last)) == "¥€".encode()
+    assert byte_level.num_open([lead, middle]) == 2
+    assert byte_level.num_open([lead, middle, last]) == 0
+    assert byte_level.num_open([last, lead]) == 1
+
+
 def test_a_tokenizer_without_a_decoder_has_plain_tokens() -> None:
     plain = TokenBytes(b"null")
     assert plain.of("<0x41>") == b"<0x41>"
