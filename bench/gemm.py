@@ -232,8 +232,8 @@ class Matrix:
             stack.callback(ours.close)
             peers: list[Peer] = []
             for name in self.selection.peers:
-                if peer := peer_for(name, self.layout.format):
-                    peers.append(peer(problem, self.cores.cpus))
+                if kernels := peer_for(name, self.layout.format):
+                    peers.append(kernels(problem, self.cores.cpus))
                     stack.callback(peers[-1].close)
             for peer in peers:
                 if not peer.is_pinned:

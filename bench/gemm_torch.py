@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -82,6 +83,10 @@ class OneDnn(TorchPeer):
             )
 
 
+def _nth(call: Callable[[Any], object], items: list[Any], i: int) -> object:
+    return call(items[i])
+
+
 class OneDnnInt8(TorchPeer):
     """Dynamically quantised linear layers of torch, with packed weights, by oneDNN and by FBGEMM.
 
@@ -124,7 +129,7 @@ class OneDnnInt8(TorchPeer):
         )
         dynamic = torch.ops.quantized.linear_dynamic
         for engine, packed in self._packed.items():
-            yield f"{engine} dynamic", lambda i, packed=packed: dynamic(x, packed[i], False)
+            yield f"{engine} dynamic", partial(_nth, lambda p: dynamic(x, p, False), packed)
         yield "int_mm", lambda i: torch._int_mm(int8_x, rows[i].t())
 
 
