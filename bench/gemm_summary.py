@@ -148,8 +148,16 @@ def summary_line(dtype: str, summary: dict[str, Any]) -> str:
 def _table(title: str, cells: Sequence[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("role", no_wrap=True)
-    for column in ("M", "GFLOP/s", "GB/s", "of limit", "peer", "GFLOP/s", "ratio"):
-        table.add_column(column, justify="right", no_wrap=True)
+    for column, width in (
+        ("M", 4),
+        ("GFLOP/s", 7),
+        ("GB/s", 5),
+        ("of limit", 9),
+        ("peer", None),
+        ("GFLOP/s", 7),
+        ("ratio", 5),
+    ):
+        table.add_column(column, justify="right", no_wrap=True, min_width=width)
     previous = None
     for cell in cells:
         if previous not in (None, cell["role"]):
