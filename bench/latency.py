@@ -16,11 +16,12 @@ from rich.console import Console
 
 from bench.barriers import barriers
 from bench.driver import EngineDriver, decode_headroom
+from bench.model_choice import add_model_choice, chosen_config
 from bench.record import provenance, write_json
 from bench.summary import DecodeTimes, PrefillTimes, decode_row, prefill_row, show
 from bench.work import StepWork
-from sandwich.cli.options import add_model_argument, add_options, build_config
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.cli.options import add_options
+from sandwich.config import EngineConfig
 from schedules.meters import Meter, PeakMeter, ReadMeter, last_level_cache_bytes
 
 if TYPE_CHECKING:
@@ -54,11 +55,7 @@ Times = tuple[list[PrefillTimes], list[DecodeTimes]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's flags, and those of the engine."""
-    add_model_argument(parser)
-    group = parser.add_argument_group("benchmark")
-    group.add_argument(
-        "--random", metavar="NAME", help="a published shape with random weights: llama-3.2-1b, ..."
-    )
+    group = add_model_choice(parser)
     for name, default, text in (
         ("prefill", "128,512", "prompt lengths in tokens"),
         ("batch", "1,4,8", "sequences that decode together"),
@@ -111,11 +108,7 @@ def main(args: argparse.Namespace) -> None:
 
 def engine_config(args: argparse.Namespace, cells: Cells) -> EngineConfig:
     """The flags' configuration, made large enough for what is to be measured."""
-    if args.random and args.model:
-        raise ConfigError(f"give a model or --random, not both: {args.model!r}, {args.random!r}")
-    config = build_config(EngineConfig, args)
-    if args.random:
-        config = replace(config, model=args.random, random_weights=True)
+    config = chosen_config(args)
     return replace(
         config,
         max_num_seqs=max(config.max_num_seqs, *cells.batches),

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.driver import BenchmarkError
+from bench.model_choice import add_model_choice, chosen_config
 from bench.record import provenance, write_json
 from platforms.probe import probe
-from sandwich.cli.options import add_model_argument, add_options, build_config
+from sandwich.cli.options import add_options
 from sandwich.cli.plan import model_config
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.engine import Engine
@@ -113,13 +114,7 @@ class Streams:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's flags, and those of the engine."""
-    add_model_argument(parser)
-    group = parser.add_argument_group("benchmark")
-    group.add_argument(
-        "--random",
-        metavar="NAME",
-        help="a published shape with random weights; without this and a MODEL, llama-3.2-1b",
-    )
+    group = add_model_choice(parser, DEFAULT_SHAPE)
     load = MixedLoad()
     for name, default, text in (
         ("streams", load.batch, "sequences that decode"),
@@ -165,14 +160,10 @@ def main(args: argparse.Namespace) -> None:
 
 def engine_config(args: argparse.Namespace, load: MixedLoad) -> EngineConfig:
     """The flags' configuration, with room for the streams and one prompt."""
-    if args.random and args.model:
-        raise ConfigError(f"give a model or --random, not both: {args.model!r}, {args.random!r}")
+    config = chosen_config(args, DEFAULT_SHAPE)
     for name in ("streams", "context", "prompt", "rounds"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} is {getattr(args, name)}; it is a whole number from 1 up")
-    config = build_config(EngineConfig, args)
-    if not args.model:
-        config = replace(config, model=args.random or DEFAULT_SHAPE, random_weights=True)
     return replace(
         config,
         max_num_seqs=max(config.max_num_seqs, load.batch + 1),

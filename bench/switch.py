@@ -25,11 +25,12 @@ from rich.table import Table
 from bench.barriers import barrier_us
 from bench.driver import BenchmarkError, StopWatch
 from bench.hand_over import hand_over_us
+from bench.model_choice import add_model_choice, chosen_config
 from bench.record import provenance, write_json
 from codegen.layout import DEFAULT_BLOCK_SIZE
 from codegen.spec import Phase
 from platforms.sysfs import format_cpu_list, parse_cpu_list
-from sandwich.cli.options import add_model_argument, add_options, build_config
+from sandwich.cli.options import add_options
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.engine import Engine
 from sandwich.executor.base import Batch, Executor, NativeTime, StepOutput
@@ -46,13 +47,7 @@ SIGNS = {(one, other): 1 if one is not other else -1 for one in PHASES for other
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's flags, and those of the engine."""
-    add_model_argument(parser)
-    group = parser.add_argument_group("benchmark")
-    group.add_argument(
-        "--random",
-        metavar="NAME",
-        help="a published shape with random weights; without this and a MODEL, llama-3.2-1b",
-    )
+    group = add_model_choice(parser, DEFAULT_SHAPE)
     group.add_argument(
         "--switches", type=int, default=100, metavar="N", help="turns of prefill and decode (100)"
     )
@@ -106,14 +101,10 @@ def main(args: argparse.Namespace) -> None:
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
     """The flags' configuration, with room for one sequence that decodes and one that prefills."""
-    if args.random and args.model:
-        raise ConfigError(f"give a model or --random, not both: {args.model!r}, {args.random!r}")
+    config = chosen_config(args, DEFAULT_SHAPE)
     for name in ("switches", "prompt"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} is {getattr(args, name)}; it is a whole number from 1 up")
-    config = build_config(EngineConfig, args)
-    if not args.model:
-        config = replace(config, model=args.random or DEFAULT_SHAPE, random_weights=True)
     longest = args.prompt + 3 * (args.switches + NUM_WARMUPS) + SPARE_TOKENS
     return replace(
         config,

@@ -41,14 +41,8 @@ class Layouts:
         shape, lanes = spec.shape, isa_row(spec.isa).lanes
         return Layouts(
             ModelLayout.build(shape, spec.dtype, lanes, spec.panel, spec.weights, spec.lm_head),
-            KvLayout(
-                num_layers=shape.num_layers,
-                num_kv_heads=shape.num_kv_heads,
-                head_dim=shape.head_dim,
-                block_size=spec.limits.block_size,
-                lanes=lanes,
-                dtype=spec.kv_dtype,
-                num_blocks=spec.limits.num_blocks,
+            KvLayout.of_shape(
+                shape, spec.limits.block_size, lanes, spec.kv_dtype, spec.limits.num_blocks
             ),
         )
 

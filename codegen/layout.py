@@ -193,6 +193,14 @@ class KvLayout:
     dtype: str  # "float32" | "bfloat16"
     num_blocks: int
 
+    @staticmethod
+    def of_shape(
+        shape: ModelShape, block_size: int, lanes: int, dtype: str, num_blocks: int
+    ) -> KvLayout:
+        """The cache of a model."""
+        sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
+        return KvLayout(*sizes, block_size, lanes, dtype, num_blocks)
+
     def __post_init__(self) -> None:
         assert self.dtype in DTYPES, self.dtype
         assert self.head_dim % 2 == 0, self

@@ -179,15 +179,7 @@ class _Planner:
         shape = layout.shape
         self.engine = engine
         self.budget = budget
-        self.kv = KvLayout(
-            num_layers=shape.num_layers,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            block_size=DEFAULT_BLOCK_SIZE,
-            lanes=layout.lanes,
-            dtype=kv_dtype,
-            num_blocks=1,
-        )
+        self.kv = KvLayout.of_shape(shape, DEFAULT_BLOCK_SIZE, layout.lanes, kv_dtype, num_blocks=1)
         self.fixed_bytes = layout.weight_bytes + workspace_bytes
         self.free_bytes = self.budget.free_bytes - self.fixed_bytes  # for the cache
         self.blocks_per_seq = self._blocks_of(shape.max_model_len)

@@ -59,14 +59,8 @@ class StepBench:
         self._machine, self._model = machine, model
         num_blocks = -(-max_cached // DEFAULT_BLOCK_SIZE) + MAX_SEQS
         self._layout = layout
-        self._kv = KvLayout(
-            num_layers=shape.num_layers,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            block_size=DEFAULT_BLOCK_SIZE,
-            lanes=layout.lanes,
-            dtype=kv_dtype,
-            num_blocks=num_blocks,
+        self._kv = KvLayout.of_shape(
+            shape, DEFAULT_BLOCK_SIZE, layout.lanes, kv_dtype, num_blocks=num_blocks
         )
         self._limits = ExecutorLimits(
             block_size=DEFAULT_BLOCK_SIZE,

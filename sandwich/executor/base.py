@@ -5,6 +5,7 @@ Must not know: how a batch was chosen, what is done with the logits, or any one 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -127,16 +128,16 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
-class LazyStart:
+class LazyStart(ABC):
     """The `start` of an executor that does one thing at a time: the batch runs in `wait`."""
 
     _started: Batch
 
-    def adopt_thread(self) -> None:
+    def adopt_thread(self) -> None:  # noqa: B027
         """Every thread is as good as another."""
 
-    def run(self, batch: Batch) -> StepOutput:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, batch: Batch) -> StepOutput: ...
 
     def start(self, batch: Batch) -> None:
         self._started = batch
