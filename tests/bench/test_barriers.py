@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
+import numpy.typing as npt
 import pytest
 
 import bench.barriers
 from bench.barriers import barrier_us, barriers
+from codegen.barrier_probe import BarrierProbe
 from codegen.program import phase_program
 from codegen.spec import Phase, WeightFormat
 from platforms.isa import isa_row
+from sandwich.executor.base import NativeTime
+from sandwich.executor.launcher import Job, Launcher
 from schedules.cost import LAYER_BARRIERS, QUANTIZE_BARRIERS, STEP_BARRIERS, num_barriers
 from schedules.plan import PlanPair, default_plans
 from tests.codegen.conftest import make_spec
@@ -34,8 +39,27 @@ def test_one_core_waits_for_nobody(plans: PlanPair, is_tvm: bool) -> None:
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
 @pytest.mark.parametrize("is_tvm", [False, True])
-def test_two_cores_wait(plans: PlanPair, is_tvm: bool) -> None:
-    assert barrier_us(GENERIC, plans.decode, is_tvm) > 0.0
+def test_what_a_call_takes_beside_its_barriers_is_not_theirs(
+    plans: PlanPair, is_tvm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    class Counting(BarrierProbe):
+        def run(self, state: npt.NDArray[Any], num_barriers: int) -> None:
+            counts.append(num_barriers)
+            super().run(state, num_barriers)
+
+    class Clocked(Launcher):
+        """A call takes a millisecond and each of its barriers two microseconds."""
+
+        def run(self, job: Job) -> NativeTime:
+            super().run(job)
+            return NativeTime(0.0, 1e-3 + 2e-6 * counts[-1])
+
+    monkeypatch.setattr(bench.barriers, "BarrierProbe", Counting)
+    monkeypatch.setattr(bench.barriers, "Launcher", Clocked)
+    assert barrier_us(GENERIC, plans.decode, is_tvm) == pytest.approx(2.0)
+    assert sum(counts) == 1 + 3 * 20
 
 
 def test_a_step_has_a_barrier_behind_each_operator(plans: PlanPair) -> None:
