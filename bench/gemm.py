@@ -8,61 +8,42 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from bench.gemm_contest import Contestant, Ours, Problem
-from bench.gemm_peer import Peer
-from bench.gemm_peers import DEFAULT_PEERS, PEERS, missing_library, peer_for
+from bench.gemm_file import ResultFile
+from bench.gemm_matrix import Cores, Matrix, Pace
+from bench.gemm_peers import DEFAULT_PEERS, PEERS, missing_library
 from bench.gemm_picture import draw, require_matplotlib
 from bench.gemm_plans import DECODE_ROWS, PlanSource, tiles_of
-from bench.gemm_summary import CellTimes, PeerTimes, rows_of, show, summary_of
-from bench.record import provenance, write_json
+from bench.gemm_shapes import FORMATS, SHAPES, product_dtype
+from bench.gemm_summary import cell_row, show
+from bench.gemm_turns import MIN_ROUNDS, Limits
+from bench.record import provenance
 from codegen.layout import ModelLayout
-from codegen.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, ModelShape, TileRanges, WeightFormat
+from codegen.spec import GEMM_ROLES, WeightFormat
+from platforms.machine import Machine
 from platforms.probe import probe
 from sandwich.config import SANDWICH_CACHE_DIR
-from sandwich.models.presets import preset
-from schedules.meters import Meter, PeakMeter, ReadMeter, last_level_cache_bytes
+from schedules.meters import PeakMeter, ReadMeter, last_level_cache_bytes
 from schedules.plan import panel_width
 
-# Qwen2.5-7B, whose matrices are measured here like those of the presets.
-_QWEN_2_5_7B = replace(
-    preset("llama-3.1-8b").shape(1),
-    num_layers=28,
-    hidden_size=3584,
-    num_heads=28,
-    num_kv_heads=4,
-    intermediate_size=18944,
-    vocab_size=152064,
-    qkv_bias=True,
-)
-SHAPES: dict[str, ModelShape] = {
-    **{name: preset(name).shape(1) for name in ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b")},
-    "qwen2.5-7b": _QWEN_2_5_7B,
-}
-# The quantised ones have the names of `--quantization` and the formats it means.
-FORMATS: dict[str, WeightFormat] = {
-    "bf16": WeightFormat("bfloat16"),
-    "fp32": WeightFormat("float32"),
-    "int8-w8a8": WeightFormat("int8", activations="int8"),
-    "int8": WeightFormat("int8"),
-    "int4": WeightFormat("int4", activations="int8", group=32, scale_dtype="float16"),
-}
 DEFAULT_M = "1,2,4,8,16,24,32,48,64,100,128,256,300,512,1024"
-CACHES_OF_WEIGHTS = 4  # the copies of a matrix are this many times as large as the last cache
-MIN_LLC_BYTES = 32 << 20  # where the machine hides its caches
-SAMPLE_SECONDS = 0.03  # one turn of a contestant, or one call if that takes longer
-MIN_ROUNDS = 2
-IDLE_STEP_SECONDS = 0.004
-MAX_IDLE_STEPS = 100
+# Samples of the limits are about as long as turns.
+READ_BYTES = 256 << 20
+PEAK_TURNS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -74,17 +55,11 @@ class Selection:
     formats: tuple[WeightFormat, ...]
     rows: tuple[int, ...]  # M, ascending
     peers: tuple[str, ...]
-    num_rounds: int
-    cell_seconds: float
+    pace: Pace
 
-
-@dataclass(frozen=True)
-class Cores:
-    """The machine as the contestants see it."""
-
-    isa: str
-    cpus: tuple[int, ...]
-    llc_bytes: int
+    def parts(self) -> list[tuple[WeightFormat, str]]:
+        """Formats and models, which have plans of their own."""
+        return list(itertools.product(self.formats, self.models))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--isa", metavar="NAME", help="an instruction set (the best one)")
     parser.add_argument(
-        "--repeats", type=_count, default=7, metavar="N", help="turns of each contestant (7)"
+        "--repeats", type=_count, default=15, metavar="N", help="turns of each contestant (15)"
     )
     parser.add_argument(
         "--cell-seconds",
@@ -130,7 +105,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of tuned records and compiled programs (%(default)s)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the result to this file")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the result to this file, after every cell"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the cells that the file of --json holds, and measure only the others",
+    )
     parser.add_argument(
         "--picture", metavar="FILE", help="draw ratios and roofline into this .svg or .png"
     )
@@ -140,31 +122,33 @@ def main(args: argparse.Namespace) -> None:
     """Measure, print, write and draw."""
     if args.picture:
         require_matplotlib(args.picture)
-    say = Console(stderr=True, highlight=False).print
-    selection = Selection(
-        models=args.models,
-        roles=args.roles,
-        formats=tuple(FORMATS[name] for name in args.dtypes),
-        rows=args.m,
-        peers=present_peers(args.peers, say),
-        num_rounds=args.repeats,
-        cell_seconds=args.cell_seconds,
-    )
     machine = probe(isa=args.isa)
-    source = PlanSource(machine, selection.roles, args.cache_dir, args.tune)
-    measured = measure(selection, source, say)
-    result = {
+    header = {
         "benchmark": "gemm",
         **provenance(machine),
         "decode_rows": DECODE_ROWS,
-        "tuning": source.tuning,
-        **measured,
+        "tuning": {"seconds": 0.0, "roles": []},
     }
-    show(result, Console())
-    if args.json:
-        write_json(args.json, result)
+    file = ResultFile.open(args.json, header, args.resume)
+    with _progress() as progress:
+        say = progress.console.print
+        selection = Selection(
+            models=args.models,
+            roles=args.roles,
+            formats=tuple(FORMATS[name] for name in args.dtypes),
+            rows=args.m,
+            peers=present_peers(args.peers, say),
+            pace=Pace(args.repeats, args.cell_seconds),
+        )
+        source = PlanSource(
+            machine, selection.roles, args.cache_dir, args.tune, file.header["tuning"]
+        )
+        measure(selection, source, file, progress)
+    if not file.cells:
+        return
+    show(file.result(), Console())
     if args.picture:
-        draw(result, args.picture)
+        draw(file.result(), args.picture)
 
 
 def present_peers(wanted: Sequence[str], say: Callable[[str], None]) -> tuple[str, ...]:
@@ -179,120 +163,83 @@ def present_peers(wanted: Sequence[str], say: Callable[[str], None]) -> tuple[st
     return tuple(present)
 
 
-def measure(selection: Selection, source: PlanSource, say: Callable[[str], None]) -> dict[str, Any]:
-    """Time all cells beside the limits of the cores; the measured part of the result."""
-    machine = source.machine
+def measure(selection: Selection, source: PlanSource, file: ResultFile, progress: Progress) -> None:
+    """Time the cells that `file` lacks, beside the limits of the cores, and put them there."""
+    say, machine = progress.console.print, source.machine
     isa, llc_bytes = machine.isa_row, last_level_cache_bytes(machine)
     cores = Cores(machine.isa, machine.usable_cpus(), llc_bytes)
-    cells: list[CellTimes] = []
+    layouts = {part: _layout(machine, *part) for part in selection.parts()}
+    matrices = {
+        part: list(_matrices(selection, part, layout, file, cores))
+        for part, layout in layouts.items()
+    }
+    pace, steps = selection.pace, [matrix for part in matrices.values() for matrix in part]
+    seconds = sum(matrix.expected_seconds(m, pace) for matrix in steps for m in matrix.rows)
+    line = progress.add_task("", total=seconds)
     with ExitStack() as stack:
-        read = stack.enter_context(closing(ReadMeter(isa, cores.cpus, llc_bytes)))
-        peaks: dict[str, Meter] = {
-            weights.name: stack.enter_context(
-                closing(PeakMeter(isa, product_dtype(weights), cores.cpus))
+        read = stack.enter_context(closing(ReadMeter(isa, cores.cpus, llc_bytes, READ_BYTES)))
+        peaks = {
+            dtype: stack.enter_context(
+                closing(PeakMeter(isa, dtype, cores.cpus, num_turns=PEAK_TURNS))
             )
-            for weights in selection.formats
+            for dtype in dict.fromkeys(map(product_dtype, selection.formats))
         }
-        for weights, model in itertools.product(selection.formats, selection.models):
-            layouts = ModelLayout.build(
-                SHAPES[model], "bfloat16", isa.lanes, panel_width(isa), weights, weights
-            )
-            plans = source.plans(model, layouts, say)
-            for role in selection.roles:
-                layout: PanelLayout = getattr(layouts, role)
-                say(f"{weights.name} {model} {role}: {layout.n} x {layout.k}")
-                matrix = Matrix(model, role, layout, tiles_of(plans, role), selection, cores)
-                cells += matrix.measure([read, peaks[weights.name]], say)
-    return summary_of(rows_of(cells, read, peaks), read, peaks)
+        for (weights, model), layout in layouts.items():
+            todo = matrices[weights, model]
+            plans = source.plans(model, layout, say) if todo else None
+            limits = Limits(read, peaks[product_dtype(weights)])
+            for matrix in todo:
+                assert plans is not None
+                name = f"{weights.name} {model} {matrix.role}"
+                say(f"{name}: {matrix.layout.n} x {matrix.layout.k}")
+                progress.update(line, description=name, refresh=True)
+                expected = [matrix.expected_seconds(m, pace) for m in matrix.rows]
+                if missing := matrix.missing_bytes():
+                    say(f"left out: it needs {missing / 1e9:.1f} GB more memory than is free")
+                    progress.advance(line, sum(expected))
+                    continue
+                cells = matrix.measure(tiles_of(plans, matrix.role), limits, pace, say)
+                for cell, done in zip(cells, expected, strict=True):
+                    file.add(cell_row(cell))
+                    progress.advance(line, done)
+                    progress.refresh()
 
 
-def product_dtype(weights: WeightFormat) -> str:
-    """What a format's products are of, which sets their peak."""
-    if weights.has_int8_activations:
-        return "int8"
-    return "bfloat16" if weights.is_quantized else weights.dtype
+def _layout(machine: Machine, weights: WeightFormat, model: str) -> ModelLayout:
+    isa = machine.isa_row
+    return ModelLayout.build(
+        SHAPES[model], "bfloat16", isa.lanes, panel_width(isa), weights, weights
+    )
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """The cells of one weight matrix: contestants are built once, then M after M is measured."""
-
-    model: str
-    role: str
-    layout: PanelLayout
-    tiles: TileRanges
-    selection: Selection
-    cores: Cores
-
-    def measure(self, meters: Sequence[Meter], say: Callable[[str], None]) -> list[CellTimes]:
-        """The times of every M of the selection."""
-        problem = self.problem()
-        with ExitStack() as stack:
-            ours = Ours(problem, self.cores.isa, self.cores.cpus, self.tiles)
-            stack.callback(ours.close)
-            peers: list[Peer] = []
-            for name in self.selection.peers:
-                if kernels := peer_for(name, self.layout.format):
-                    peers.append(kernels(problem, self.cores.cpus))
-                    stack.callback(peers[-1].close)
-            for peer in peers:
-                if not peer.is_pinned:
-                    say(f"{peer.name} does not use {len(self.cores.cpus)} threads; not pinned")
-            return [self._cell(m, ours, peers, meters) for m in self.selection.rows]
-
-    def problem(self) -> Problem:
-        """As many copies of the matrix as the caches cannot hold."""
-        wanted = CACHES_OF_WEIGHTS * max(self.cores.llc_bytes, MIN_LLC_BYTES)
-        once = Problem(self.layout, 1, max(self.selection.rows))
-        return replace(once, num_copies=-(-wanted // once.weight_bytes))
-
-    def _cell(
-        self, m: int, ours: Ours, peers: Sequence[Peer], meters: Sequence[Meter]
-    ) -> CellTimes:
-        everyone = [ours, *peers]
-        for contestant in everyone:
-            contestant.prepare(m)
-        times = take_turns(everyone, meters, self.selection)
-        return CellTimes(
-            model=self.model,
-            role=self.role,
-            m=m,
-            problem=ours.problem,
-            ours=tuple(times[ours.name]),
-            peers={p.name: PeerTimes(p.setting, tuple(times[p.name]), p.trials) for p in peers},
-        )
+def _matrices(
+    selection: Selection,
+    part: tuple[WeightFormat, str],
+    layout: ModelLayout,
+    file: ResultFile,
+    cores: Cores,
+) -> Iterator[Matrix]:
+    """The matrices of a model with the rows that have not been measured."""
+    weights, model = part
+    for role in selection.roles:
+        rows = tuple(m for m in selection.rows if not file.holds((weights.name, model, role, m)))
+        if rows:
+            yield Matrix(model, role, getattr(layout, role), rows, selection.peers, cores)
 
 
-def take_turns(
-    contestants: Sequence[Contestant], meters: Sequence[Meter], selection: Selection
-) -> dict[str, list[float]]:
-    """Seconds per call of each contestant, a figure per round; they take turns, the order too."""
-    num_calls: dict[str, int] = {}
-    for contestant in contestants:
-        once = contestant.seconds(1)
-        num_calls[contestant.name] = max(1, round(SAMPLE_SECONDS / once))
-        wait_until_idle()
-    times: dict[str, list[float]] = {c.name: [] for c in contestants}
-    started = time.perf_counter()
-    for i in range(selection.num_rounds):
-        for contestant in contestants if i % 2 == 0 else reversed(contestants):
-            calls = num_calls[contestant.name]
-            times[contestant.name].append(contestant.seconds(calls) / calls)
-            wait_until_idle()
-        for meter in meters:
-            meter.sample()
-        if i + 1 >= MIN_ROUNDS and time.perf_counter() - started > selection.cell_seconds:
-            break
-    return times
-
-
-def wait_until_idle() -> None:
-    """Return when no thread of this process works: pools spin for up to 0.1 s after a call."""
-    for _ in range(MAX_IDLE_STEPS):
-        before = time.process_time()
-        time.sleep(IDLE_STEP_SECONDS)
-        if time.process_time() - before < IDLE_STEP_SECONDS / 4:
-            return
+def _progress() -> Progress:
+    """Cells on standard error, if that is a terminal; drawn between measurements alone."""
+    console = Console(stderr=True, highlight=False)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        auto_refresh=False,
+        speed_estimate_period=3600,
+        disable=not console.is_terminal,
+    )
 
 
 def _some_of(known: Sequence[str] | dict[str, Any], has_none: bool) -> Callable[[str], Any]:

@@ -37,6 +37,7 @@ class MetaSchedule(Peer):
 
     name = "metaschedule"
     formats = ("float32",)
+    num_forms = 1
 
     def _start(self, cpus: list[int]) -> bool:
         pin_pool(cpus)

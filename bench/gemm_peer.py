@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from bench.gemm_contest import Contestant, Problem, fill_random, fill_random_bytes
+from bench.gemm_contest import (
+    SLOW_SECONDS,
+    Contestant,
+    Problem,
+    fill_random,
+    fill_random_bytes,
+)
 from platforms.memory import Arena
 
-TRIAL_SECONDS = 0.03  # of each setting of a peer, to pick the best for an M
+TRIAL_SECONDS = 0.015  # of each setting of a peer in a round, to pick the best for an M
+TRIAL_ROUNDS = 3
 WARM_SECONDS = 0.3  # long beside the clock ticks in which threads' times are counted
 
 
@@ -28,16 +36,16 @@ class Peer(Contestant):
     """A library with threads of its own, called from one thread; they are pinned as ours are.
 
     Its weights are on huge pages too. `_settings` offers the ways to call it with some M; the
-    fastest one for that M takes part. `formats` names the weight formats it multiplies.
+    fastest one for that M takes part. `formats` names the weight formats it multiplies, `num_forms`
+    says how often it holds the weights, its own packed forms among them.
     """
 
     formats: ClassVar[tuple[str, ...]]
+    num_forms: ClassVar[int]
 
     def __init__(self, problem: Problem, cpus: Sequence[int]) -> None:
         super().__init__(problem)
-        layout = problem.layout
-        item = np.dtype(np.int8) if problem.format.is_quantized else layout.value_dtype
-        shape = (problem.num_copies, layout.n, layout.k)
+        shape, item = _plain_weights(problem)
         self._arena = Arena(math.prod(shape) * item.itemsize, self.name)
         self._weights = self._arena.array(shape, item)
         if problem.format.is_quantized:
@@ -49,8 +57,14 @@ class Peer(Contestant):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
         self.is_pinned: bool = self._thread.submit(self._start, list(cpus)).result()
 
-    def prepare(self, num_rows: int) -> None:
-        self._thread.submit(self._choose, num_rows).result()
+    @classmethod
+    def needed_bytes(cls, problem: Problem) -> int:
+        """Memory for the weights of `problem`, at most."""
+        shape, item = _plain_weights(problem)
+        return math.prod(shape) * item.itemsize * cls.num_forms
+
+    def prepare(self, num_rows: int) -> float:
+        return self._thread.submit(self._choose, num_rows).result()
 
     def seconds(self, num_calls: int) -> float:
         return self._thread.submit(self._timed, num_calls).result()
@@ -76,18 +90,42 @@ class Peer(Contestant):
             self._call(self._next_copy())
         return time.perf_counter() - started
 
-    def _choose(self, num_rows: int) -> None:
+    def _choose(self, num_rows: int) -> float:
+        """Let the settings take turns, and keep the fastest; its seconds per call.
+
+        In every round they are compared with the fastest of that round.
+        """
         self._call = None  # its packed weights need not outlive it
-        self.trials = {}
-        calls = {}
-        for setting, call in self._settings(num_rows):
-            self._call = call
-            once = min(self._timed(1), self._timed(1))
-            num_calls = math.ceil(TRIAL_SECONDS / once)
-            seconds = self._timed(num_calls) / num_calls if num_calls > 1 else once
-            self.trials[setting], calls[setting] = seconds, call
-        self.setting = min(self.trials, key=lambda name: self.trials[name])
+        calls = dict(self._settings(num_rows))
+        rounds = [self._round(calls, dict.fromkeys(calls, 1))]
+        if min(rounds[0].values()) < SLOW_SECONDS:
+            once = self._round(calls, dict.fromkeys(calls, 1))  # the first one was cold
+            num_calls = {name: max(1, round(TRIAL_SECONDS / t)) for name, t in once.items()}
+            rounds = [self._round(calls, num_calls) for _ in range(TRIAL_ROUNDS)]
+        slowness = {
+            name: statistics.median(times[name] / min(times.values()) for times in rounds)
+            for name in calls
+        }
+        self.trials = {name: statistics.median(t[name] for t in rounds) for name in calls}
+        self.setting = min(slowness, key=lambda name: slowness[name])
         self._call = calls[self.setting]
+        return self.trials[self.setting]
+
+    def _round(
+        self, calls: dict[str, Callable[[int], object]], num_calls: dict[str, int]
+    ) -> dict[str, float]:
+        """Seconds per call of every setting."""
+        seconds = {}
+        for name, self._call in calls.items():
+            seconds[name] = self._timed(num_calls[name]) / num_calls[name]
+        return seconds
+
+
+def _plain_weights(problem: Problem) -> tuple[tuple[int, int, int], np.dtype[Any]]:
+    """Shape and type of the copies of a weight matrix before a peer packs them."""
+    layout = problem.layout
+    item = np.dtype(np.int8) if problem.format.is_quantized else layout.value_dtype
+    return (problem.num_copies, layout.n, layout.k), item
 
 
 def pin_workers(cpus: Sequence[int], work: Callable[[], object]) -> bool:

@@ -23,6 +23,7 @@ class OpenBlas(Peer):
 
     name = "openblas"
     formats = ("float32",)
+    num_forms = 1
 
     def _start(self, cpus: list[int]) -> bool:
         self._x = random_activations(self.problem)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.gemm_contest import Problem
-from schedules.meters import Meter
 
-PEER_FIELDS = ("peer", "peer_setting", "peer_gflops", "ratio")  # of a cell: its better peer's
+PEER_FIELDS = (
+    "peer",
+    "peer_setting",
+    "peer_gflops",
+    "ratio",
+    "ratio_quartiles",
+)  # of a cell: its better peer's
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class PeerTimes:
 
 @dataclass(frozen=True)
 class CellTimes:
-    """Seconds per call of one cell, round by round: ours and each peer's."""
+    """Round by round of one cell: seconds of a call, ours and each peer's, and the limits."""
 
     model: str
     role: str
@@ -36,6 +41,8 @@ class CellTimes:
     problem: Problem
     ours: tuple[float, ...]
     peers: dict[str, PeerTimes]
+    read_gbps: tuple[float, ...]
+    peak_gflops: tuple[float, ...]
 
     @property
     def flops(self) -> int:
@@ -43,23 +50,20 @@ class CellTimes:
         return 2 * self.m * self.problem.layout.n * self.problem.layout.k
 
 
-def rows_of(
-    cells: Sequence[CellTimes], read: Meter, peaks: Mapping[str, Meter]
-) -> list[dict[str, Any]]:
-    """A row of the result for every cell."""
-    return [cell_row(c, read.median, peaks[c.problem.format.name].median) for c in cells]
-
-
-def cell_row(cell: CellTimes, read_gbps: float, peak_gflops: float) -> dict[str, Any]:
+def cell_row(cell: CellTimes) -> dict[str, Any]:
     """Rates of the median call, beside the nearer limit and the fastest peer.
 
     limit_ratio is the larger part of a limit that was reached: weights read once at the read
-    bandwidth, or operations at the peak. A ratio over a peer is the median over the rounds.
+    bandwidth, or operations at the peak. It and a ratio over a peer are medians over the rounds of
+    what was measured in one round.
     """
     layout = cell.problem.layout
     seconds = statistics.median(cell.ours)
-    gflops, gbps = cell.flops / seconds / 1e9, cell.problem.weight_bytes / seconds / 1e9
-    of_read, of_peak = gbps / read_gbps, gflops / peak_gflops
+    weight_gb = cell.problem.weight_bytes / 1e9
+    of_read, of_peak = (
+        statistics.median(amount / a / b for a, b in zip(cell.ours, limits, strict=True))
+        for amount, limits in ((weight_gb, cell.read_gbps), (cell.flops / 1e9, cell.peak_gflops))
+    )
     row: dict[str, Any] = {
         "model": cell.model,
         "role": cell.role,
@@ -67,45 +71,61 @@ def cell_row(cell: CellTimes, read_gbps: float, peak_gflops: float) -> dict[str,
         "m": cell.m,
         "n": layout.n,
         "k": layout.k,
-        "ours_gflops": gflops,
-        "ours_gbps": gbps,
+        "ours_gflops": cell.flops / seconds / 1e9,
+        "ours_gbps": weight_gb / seconds,
         "limit": "read" if of_read >= of_peak else "peak",
         "limit_ratio": max(of_read, of_peak),
+        "read_gbps": statistics.median(cell.read_gbps),
+        "read_gbps_best": max(cell.read_gbps),
+        "peak_gflops": statistics.median(cell.peak_gflops),
+        "peak_gflops_best": max(cell.peak_gflops),
         "rounds": len(cell.ours),
         **dict.fromkeys(PEER_FIELDS),
     }
-    peers: list[dict[str, Any]] = [
-        {
-            "peer": name,
-            "peer_setting": peer.setting,
-            "peer_gflops": cell.flops / statistics.median(peer.seconds) / 1e9,
-            "ratio": statistics.median(b / a for a, b in zip(cell.ours, peer.seconds, strict=True)),
-            "trial_gflops": {name: cell.flops / t / 1e9 for name, t in peer.trials.items()},
-        }
-        for name, peer in cell.peers.items()
-    ]
-    best = min(peers, key=lambda peer: peer["ratio"], default=row)
+    peers = [_peer_row(name, peer, cell) for name, peer in cell.peers.items()]
+    best = min(peers, key=lambda peer: float(peer["ratio"]), default=row)
     return row | {name: best[name] for name in PEER_FIELDS} | {"peers": peers}
 
 
-def summary_of(
-    cells: list[dict[str, Any]], read: Meter, peaks: Mapping[str, Meter]
-) -> dict[str, Any]:
-    """The measured part of the result: limits, cells, and what they come to for each dtype."""
+def _peer_row(name: str, peer: PeerTimes, cell: CellTimes) -> dict[str, Any]:
+    """A peer's rate and how many times as long as ours it took."""
+    ratios = sorted(b / a for a, b in zip(cell.ours, peer.seconds, strict=True))
+    quarter = len(ratios) // 4
     return {
-        "limits": {
-            "read_gbps": read.median,
-            "read_gbps_best": read.best,
-            "peak_gflops": {dtype: peak.median for dtype, peak in peaks.items()},
-            "peak_gflops_best": {dtype: peak.best for dtype, peak in peaks.items()},
-        },
-        "cells": cells,
-        "summary": {dtype: _dtype_summary(cells, dtype) for dtype in peaks},
+        "peer": name,
+        "peer_setting": peer.setting,
+        "peer_gflops": cell.flops / statistics.median(peer.seconds) / 1e9,
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": [ratios[quarter], ratios[-1 - quarter]],
+        "trial_gflops": {setting: cell.flops / t / 1e9 for setting, t in peer.trials.items()},
     }
 
 
-def _dtype_summary(cells: Sequence[dict[str, Any]], dtype: str) -> dict[str, Any]:
-    compared = [c for c in cells if c["dtype"] == dtype and c["ratio"] is not None]
+def summary_of(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The measured part of the result: limits, cells, and what they come to for each dtype."""
+    by_dtype: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        by_dtype.setdefault(cell["dtype"], []).append(cell)
+    return {
+        "limits": {
+            "read_gbps": statistics.median(c["read_gbps"] for c in cells),
+            "read_gbps_best": max(c["read_gbps_best"] for c in cells),
+            "peak_gflops": {
+                dtype: statistics.median(c["peak_gflops"] for c in of_dtype)
+                for dtype, of_dtype in by_dtype.items()
+            },
+            "peak_gflops_best": {
+                dtype: max(c["peak_gflops_best"] for c in of_dtype)
+                for dtype, of_dtype in by_dtype.items()
+            },
+        },
+        "cells": list(cells),
+        "summary": {dtype: _dtype_summary(of_dtype) for dtype, of_dtype in by_dtype.items()},
+    }
+
+
+def _dtype_summary(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    compared = [c for c in cells if c["ratio"] is not None]
     if not compared:
         return {"geomean_ratio": None, "worst": None, "num_cells": 0, "num_behind": 0}
     return {

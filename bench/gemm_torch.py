@@ -54,6 +54,7 @@ class OneDnn(TorchPeer):
 
     name = "onednn"
     formats = ("bfloat16", "float32")
+    num_forms = 3
 
     def _prepare(self) -> None:
         dtype = getattr(self._torch, self.problem.format.dtype)
@@ -96,6 +97,7 @@ class OneDnnInt8(TorchPeer):
 
     name = "onednn"
     formats = ("int8 x int8",)
+    num_forms = 3
 
     def _prepare(self) -> None:
         torch = self._torch
@@ -138,6 +140,7 @@ class TorchInt8Weights(TorchPeer):
 
     name = "onednn"
     formats = ("int8 x float",)
+    num_forms = 1
 
     def _prepare(self) -> None:
         self._rows = self._shared(self._weights, self._torch.int8)
@@ -158,6 +161,7 @@ class TorchInt4(TorchPeer):
 
     name = "onednn"
     formats = ("int4-g32 x int8",)
+    num_forms = 6  # one copy at a time is widened to int32 before it is packed
 
     def _prepare(self) -> None:
         torch, layout = self._torch, self.problem.layout

@@ -2,31 +2,26 @@
 
 import importlib.util
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import bench.gemm
+import bench.gemm_matrix
 import bench.gemm_peer
 import bench.gemm_picture
-from bench.gemm import FORMATS, Selection, take_turns
-from bench.gemm_contest import Contestant, Problem
-from bench.gemm_peer import pin_workers
-from bench.gemm_peers import PEERS
+import bench.gemm_shapes
+import bench.gemm_turns
+from bench.gemm_matrix import Cores, Matrix
 from bench.gemm_plans import DECODE_ROWS, tiles_of
-from bench.gemm_summary import CellTimes, PeerTimes, cell_row, show, summary_of
+from bench.gemm_shapes import FORMATS
 from codegen.gemm_program import GemmProgram
 from codegen.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, TileRanges, WeightFormat
 from platforms.isa import select_isa
 from sandwich.cli import main
 from sandwich.models.presets import preset
-from schedules.meters import PeakMeter, ReadMeter
 from schedules.plan import default_plans
 
 TINY = ["bench", "gemm", "--models", "tiny", "--repeats", "2", "--cell-seconds", "0"]
@@ -35,15 +30,15 @@ TINY = ["bench", "gemm", "--models", "tiny", "--repeats", "2", "--cell-seconds",
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model, meters and turns of microseconds; the figures mean nothing."""
-    monkeypatch.setattr(bench.gemm, "ReadMeter", partial(ReadMeter, nbytes=1 << 20))
-    monkeypatch.setattr(bench.gemm, "PeakMeter", partial(PeakMeter, num_turns=10))
+    monkeypatch.setattr(bench.gemm, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(bench.gemm, "PEAK_TURNS", 10)
     monkeypatch.setattr(bench.gemm, "last_level_cache_bytes", lambda machine: 0)
-    monkeypatch.setattr(bench.gemm, "MIN_LLC_BYTES", 1 << 14)
-    monkeypatch.setattr(bench.gemm, "SAMPLE_SECONDS", 0.0)
-    monkeypatch.setitem(bench.gemm.SHAPES, "tiny", preset("tiny").shape(1))
+    monkeypatch.setattr(bench.gemm_matrix, "MIN_LLC_BYTES", 1 << 14)
+    monkeypatch.setattr(bench.gemm_turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setitem(bench.gemm_shapes.SHAPES, "tiny", preset("tiny").shape(1))
     monkeypatch.setattr(bench.gemm_peer, "TRIAL_SECONDS", 0.0)
     monkeypatch.setattr(bench.gemm_peer, "WARM_SECONDS", 0.05)
-    monkeypatch.setattr(bench.gemm, "IDLE_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(bench.gemm_turns, "IDLE_STEP_SECONDS", 0.0)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
@@ -142,12 +137,10 @@ def test_a_wrong_result_ends_the_benchmark(
     assert "the float32 GEMM of 3 x 64 x 64 is wrong" in capsys.readouterr().err
 
 
-def matrix(max_rows: int, llc_bytes: int = 0) -> bench.gemm.Matrix:
+def matrix(max_rows: int, llc_bytes: int = 0, peers: tuple[str, ...] = ()) -> Matrix:
     isa = select_isa()
     layout = PanelLayout(64, 64, WeightFormat("float32"), 2 * isa.lanes, isa.lanes)
-    selection = Selection((), (), (), (1, max_rows), (), 1, 0.0)
-    cores = bench.gemm.Cores(isa.name, (0,), llc_bytes)
-    return bench.gemm.Matrix("tiny", "o", layout, (), selection, cores)
+    return Matrix("tiny", "o", layout, (1, max_rows), peers, Cores(isa.name, (0,), llc_bytes))
 
 
 A, B, C, D = (GemmTile(mr) for mr in (1, 2, 3, 4))
@@ -178,98 +171,86 @@ def test_the_copies_of_a_matrix_exceed_the_caches(llc_bytes: int, num_copies: in
     assert matrix(1, llc_bytes).problem().num_copies == num_copies  # of 16 KiB
 
 
-class Fake(Contestant):
-    """Writes down when it was called."""
+def test_a_matrix_says_how_much_memory_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        available = 1 << 20
 
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name, self._log = name, log  # type: ignore[misc]
-
-    def prepare(self, num_rows: int) -> None:
-        pass
-
-    def seconds(self, num_calls: int) -> float:
-        self._log.append(self.name)
-        return 1.0
-
-    def close(self) -> None:
-        pass
+    monkeypatch.setattr(bench.gemm_matrix.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(bench.gemm_matrix, "MIN_LLC_BYTES", 1 << 20)
+    assert matrix(1).missing_bytes() > 3 << 20  # four times the caches
+    assert matrix(1, peers=("openblas",)).missing_bytes() > 7 << 20
+    Memory.available = 1 << 30
+    assert matrix(1).missing_bytes() == 0
 
 
-@pytest.mark.parametrize(("cell_seconds", "num_rounds"), [(0.0, 2), (1e9, 3)])
-def test_turns_alternate_until_the_rounds_or_the_time_are_over(
-    cell_seconds: float, num_rounds: int
+def test_a_matrix_that_memory_does_not_hold_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    log: list[str] = []
-    selection = Selection((), (), (), (1,), (), 3, cell_seconds)
-    times = take_turns([Fake("a", log), Fake("b", log)], [], selection)
-    assert times == {"a": [1.0] * num_rounds, "b": [1.0] * num_rounds}
-    assert "".join(log) == "ab" + "abbaab"[: 2 * num_rounds]
+    monkeypatch.setattr(Matrix, "missing_bytes", lambda self: 3 << 30 if self.role == "down" else 0)
+    file = tmp_path / "gemm.json"
+    selection = ["--m", "1", "--dtypes", "fp32", "--peers", "none", "--json", str(file)]
+    assert main([*TINY, *selection, "--roles", "down"]) == 0
+    assert not file.exists()
+    assert main([*TINY, *selection, "--roles", "o,down"]) == 0
+    assert [c["role"] for c in json.loads(file.read_text())["cells"]] == ["o"]
+    assert "left out: it needs 3.2 GB more memory than is free" in capsys.readouterr().err
 
 
-def cell(m: int, **peers: tuple[float, ...]) -> CellTimes:
-    problem = Problem(PanelLayout(1000, 500, WeightFormat("bfloat16"), 64, 16), 1, m)
-    rivals = {
-        name: PeerTimes("packed", times, {"packed": times[0]}) for name, times in peers.items()
-    }
-    return CellTimes("tiny", "o", m, problem, (0.001, 0.002, 0.004), rivals)
+def measured(file: Path) -> list[tuple[str, int, float]]:
+    cells = json.loads(file.read_text())["cells"]
+    return [(c["role"], c["m"], c["ours_gflops"]) for c in cells]
 
 
-def test_a_row_has_the_nearer_limit_and_the_better_peer() -> None:
-    row = cell_row(cell(4, slow=(0.01,) * 3, fast=(0.001, 0.004, 0.004)), 2.0, 1000.0)
-    assert row["ours_gflops"] == pytest.approx(2 * 4 * 1000 * 500 / 0.002 / 1e9)
-    assert row["ours_gbps"] == pytest.approx(1000 * 500 * 2 / 0.002 / 1e9)
-    assert (row["limit"], row["limit_ratio"]) == ("read", pytest.approx(0.25))
-    assert (row["peer"], row["ratio"]) == ("fast", 1.0)  # of 1, 2, 1
-    assert [p["ratio"] for p in row["peers"]] == [5.0, 1.0]
-    assert cell_row(cell(4), 2.0, 4.0)["limit"] == "peak"
-
-
-class Limit:
-    """A meter that was read."""
-
-    median = best = 10.0
-
-
-def result_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    limit: Any = Limit()
-    machine = {"cpu_model": "a CPU", "cpus": [0, 1], "isa": "avx2"}
-    return {"machine": machine, **summary_of(cells, limit, {"bfloat16": limit})}
-
-
-def test_the_summary_names_the_mean_and_the_worst_cell() -> None:
-    cells = [
-        cell_row(cell(m, fast=(seconds,) * 3), 2.0, 9.0) for m, seconds in ((1, 0.001), (2, 0.004))
-    ]
-    summary = result_of(cells)["summary"]["bfloat16"]
-    assert summary["geomean_ratio"] == pytest.approx(1.0)
-    assert (summary["num_behind"], summary["worst"]["m"]) == (1, 1)
-
-
-def test_the_table_and_the_picture_show_cells_without_a_peer_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_run_keeps_its_cells_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from rich.console import Console
+    file = tmp_path / "gemm.json"
+    command = [*TINY, "--dtypes", "fp32", "--peers", "none", "--m", "1,3", "--json", str(file)]
+    run, num_runs = GemmProgram.run, 0
 
-    result = result_of([cell_row(cell(1), 2.0, 9.0), cell_row(cell(8, fast=(0.1,) * 3), 2.0, 9.0)])
-    show(result, Console(width=80))
-    assert "fast packed" in capsys.readouterr().out
-    pytest.importorskip("matplotlib")
-    bench.gemm_picture.draw(result, str(tmp_path / "a.png"))
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    def interrupted(self: GemmProgram, num_rows: int, copy: int) -> None:
+        if num_rows == 3:
+            raise KeyboardInterrupt
+        run(self, num_rows, copy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GemmProgram, "run", interrupted)
+        assert main([*command, "--roles", "o"]) == 130
+    first = measured(file)
+    assert [key[:2] for key in first] == [("o", 1)]
+
+    def counted(self: GemmProgram, num_rows: int, copy: int) -> None:
+        nonlocal num_runs
+        num_runs += 1
+        assert self.spec.layout.k != 64 or num_rows == 3  # of `o`, one cell was missing
+        run(self, num_rows, copy)
+
+    monkeypatch.setattr(GemmProgram, "run", counted)
+    assert main([*command, "--roles", "down,o", "--resume"]) == 0
+    done = measured(file)
+    assert [key[:2] for key in done] == [("o", 1), ("o", 3), ("down", 1), ("down", 3)]
+    assert done[0] == first[0]
+    num_runs = 0
+    assert main([*command, "--roles", "o", "--resume"]) == 0
+    assert num_runs == 0
+    assert measured(file) == done
 
 
-@pytest.mark.parametrize("num_cpus", [1, 2])
-def test_threads_are_pinned_only_if_there_is_one_for_each_cpu(
-    monkeypatch: pytest.MonkeyPatch, num_cpus: int
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "name it with --json"),
+        ("{", "is no result of `sandwich bench gemm`"),
+        ('{"cells": [{"dtype": "float32"}], "machine": {}, "tuning": {}}', "is no result of"),
+        ('{"cells": [], "machine": {"isa": "none"}, "tuning": {}}', "was measured elsewhere"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, text: str
 ) -> None:
-    pinned: list[set[int]] = []
-    monkeypatch.setattr(os, "sched_setaffinity", lambda tid, cpus: pinned.append(cpus))
-    with ThreadPoolExecutor(1) as one_thread:
-        done = one_thread.submit(pin_workers, [4, 5][:num_cpus], lambda: sum(range(10000)))
-    assert done.result() == (num_cpus == 1)
-    assert pinned == ([{4}] if num_cpus == 1 else [])
-
-
-def test_every_format_has_a_peer() -> None:
-    found = {name for peers in PEERS.values() for peer in peers for name in peer.formats}
-    assert found == {weights.name for weights in FORMATS.values()}
+    file = tmp_path / "gemm.json"
+    if content is not None:
+        file.write_text(content)
+    assert main([*TINY, "--resume", *(["--json", str(file)] if content else [])]) == 2
+    assert text in capsys.readouterr().err
+    assert content is None or file.read_text() == content
