@@ -1,10 +1,11 @@
 """The GEMM loop nest, once for all ISAs and formats: C[m, n] = sum over k of A[m, k] * W[n, k].
 
 W is packed in N-panels (codegen.panels.PanelLayout), A is row-major. A core owns whole panels (loop
-jr) or, if the tile says so, a part of M in them; inside a panel, K is cut in blocks of KC (pc), the
-panel in tiles of NV vectors, M in register tiles of MR rows (ir) and one exact tail slice for M mod
-MR. What happens in a register tile is in codegen.register_tile. Every output element has one order
-of additions, for every M, tile and plan, so a row's result never depends on the rows beside it.
+jr) or, if the tile says so, a part of M in them, and goes through cells of a panel by all rows or a
+block of them (codegen.walk). In a cell, K is cut in blocks of KC (pc), the panel in tiles of NV
+vectors, the rows in register tiles of MR (ir) and one exact tail slice for M mod MR. What happens
+in a register tile is in codegen.register_tile. Every output element has one order of additions, for
+every M, tile and plan, so a row's result never depends on the rows beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from codegen.panels import PanelLayout
 from codegen.parallel import split
 from codegen.register_tile import Activations, FloatTile, Place, RegisterTile, Weights
 from codegen.spec import GemmTile, TileRanges, WeightFormat
+from codegen.walk import Share, walk
 from codegen.widened_tile import WidenedTile, Widening, alloc_widened
 
 # epilogue(row, panel, columns, vectors): stores the part of one row that a register tile has;
@@ -95,6 +97,13 @@ def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, 
     ]
 
 
+def block_rows(layout: PanelLayout, height: int) -> int:
+    """Rows of a block where register tiles of `height` rows are walked through in blocks: twice as
+    many as a panel has columns (benchmark: docs/tuning.md, order of the C tiles).
+    """
+    return max(2 * layout.panel // height, 1) * height
+
+
 def row_parts(tile: GemmTile, num_cores: int) -> int:
     """Parts that M is cut in on so many cores: those of the tile, or one if they do not divide."""
     return 1 if num_cores % tile.row_parts else tile.row_parts
@@ -108,31 +117,27 @@ class _Nest:
     tile: GemmTile
 
     @property
-    def num_k_blocks(self) -> int:
-        return self.gemm.layout.num_k_blocks(self.tile.kc)
+    def height(self) -> int:
+        """Rows that are not parted: of a register tile, or of a block of AMX."""
+        gemm = self.gemm
+        return BLOCK_ROWS if has_tiles(gemm.kit.isa, gemm.layout.format) else self.tile.mr
 
     def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
         layout, parts = self.gemm.layout, row_parts(self.tile, num_cores)
         begin, end = split(core // parts, num_cores // parts, layout.num_panels)
-        rows = self._rows(core, parts, num_rows)
-        scratch = self._alloc_widened()
-        tail_width = layout.n_padded - (layout.num_panels - 1) * layout.panel
-        num_full = layout.num_panels - (tail_width != layout.panel)
-        with T.serial(begin, T.min(end, num_full)) as panel:
-            self._panel(panel, layout.panel // layout.lanes, *rows, scratch)
-        if num_full < layout.num_panels:
-            with T.If(T.And(end == layout.num_panels, begin < end)), T.Then():
-                self._panel(end - 1, tail_width // layout.lanes, *rows, scratch)
+        share = Share(begin, end, *self._rows(core, parts, num_rows))
+        # every part and block of rows but the last is of whole register tiles
+        tails = {num_rows % self.tile.mr} if isinstance(num_rows, int) else range(self.tile.mr)
+        cell = _Cell(self.gemm, self.tile, sorted({*tails} - {0}), self._alloc_widened())
+        walk(self.tile.order, share, block_rows(layout, self.height), cell.emit)
 
     def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
         """First row and number of rows of `core`: whole register tiles, but for the last part."""
         if parts == 1:
             return 0, num_rows
-        gemm = self.gemm
-        height = BLOCK_ROWS if has_tiles(gemm.kit.isa, gemm.layout.format) else self.tile.mr
-        begin, end = split(core % parts, parts, (num_rows + height - 1) // height)
-        first = T.bind(begin * height)
-        return first, T.bind(T.min(end * height, num_rows) - first)
+        begin, end = split(core % parts, parts, (num_rows + self.height - 1) // self.height)
+        first = T.bind(begin * self.height)
+        return first, T.bind(T.min(end * self.height, num_rows) - first)
 
     def _alloc_widened(self) -> Expr | None:
         """The scratch for widened weights, if the tile asks for one and the format needs it."""
@@ -141,45 +146,66 @@ class _Nest:
             return None
         return alloc_widened(gemm.kit, gemm.layout, self.tile)
 
-    def _panel(
-        self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr, widened: Expr | None
-    ) -> None:
-        if has_tiles(self.gemm.kit.isa, self.gemm.layout.format):
-            self._panel_of_blocks(panel, num_vectors, first, num_rows)
+
+@dataclass(frozen=True)
+class _Cell:
+    """The loops inside a cell of C: one panel by some rows, whose remainder after whole register
+    tiles is one of `tails`. widened: a scratch for the weights of a K block.
+    """
+
+    gemm: Gemm
+    tile: GemmTile
+    tails: Sequence[int]
+    widened: Expr | None
+
+    @property
+    def num_k_blocks(self) -> int:
+        return self.gemm.layout.num_k_blocks(self.tile.kc)
+
+    def emit(self, panel: Expr, first: Expr, num_rows: Expr) -> None:
+        """Rows [first, first + num_rows) of a panel, which is as wide as all or the last one."""
+        gemm, layout = self.gemm, self.gemm.layout
+        emit = self._blocks if has_tiles(gemm.kit.isa, layout.format) else self._tiles
+        num_full, rest = divmod(layout.n_padded, layout.panel)
+        whole, last = layout.panel // layout.lanes, rest // layout.lanes
+        if not (num_full and rest):
+            emit(panel, whole if num_full else last, first, num_rows)
             return
-        mr = self.tile.mr
+        with T.If(panel < num_full):
+            with T.Then():
+                emit(panel, whole, first, num_rows)
+            with T.Else():
+                emit(panel, last, first, num_rows)
+
+    def _tiles(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
+        """In register tiles."""
+        gemm, mr = self.gemm, self.tile.mr
         with T.serial(0, self.num_k_blocks) as k_block:
-            if widened is not None:
+            if self.widened is not None:
                 whole = Place(panel, num_vectors, range(num_vectors), 0, 0)
-                gemm = self.gemm
                 codes = Widening(gemm.kit, gemm.layout, self.tile, gemm.w, whole)
-                codes.to_scratch(k_block, widened)
-            for columns in column_tiles(num_vectors, self.tile.nv, self.gemm.in_halves):
+                codes.to_scratch(k_block, self.widened)
+            for columns in column_tiles(num_vectors, self.tile.nv, gemm.in_halves):
 
                 def tile(row: Expr, rows: int, columns: Sequence[int] = columns) -> None:
-                    place = Place(panel, num_vectors, columns, row, rows)
-                    self._tile(place, k_block, widened)
+                    self._tile(Place(panel, num_vectors, columns, row, rows), k_block)
 
                 with T.serial(0, num_rows // mr) as tile_row:
                     tile(first + tile_row * mr, mr)
-                if isinstance(num_rows, int):
-                    if num_rows % mr:
-                        tile(first + num_rows - num_rows % mr, num_rows % mr)
-                    continue
-                tail = T.bind(num_rows % mr)
-                for rows in range(1, mr):
+                tail = T.bind(T.cast(num_rows % mr, "int32"))
+                for rows in self.tails:
                     with T.If(tail == rows), T.Then():
                         tile(first + num_rows - rows, rows)
 
-    def _tile(self, place: Place, k_block: Expr, widened: Expr | None) -> None:
+    def _tile(self, place: Place, k_block: Expr) -> None:
         """A register tile over one K block."""
-        tile = self._make(place, widened)
+        tile = self._make(place)
         self._begin(tile, k_block)
         tile.multiply(k_block)
         self._end(tile, k_block)
 
-    def _panel_of_blocks(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
-        """The same in blocks of AMX, which take the remainder of M as it comes."""
+    def _blocks(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
+        """In blocks of AMX, which take the remainder of the rows as it comes."""
         gemm, scratch = self.gemm, alloc_scratch()
         with (
             T.serial(0, self.num_k_blocks) as k_block,
@@ -200,11 +226,11 @@ class _Nest:
                     block.take(i, tile, k_block)
                     self._end(tile, k_block)
 
-    def _make(self, place: Place, widened: Expr | None = None) -> RegisterTile:
+    def _make(self, place: Place) -> RegisterTile:
         gemm = self.gemm
-        if widened is not None:
+        if self.widened is not None:
             return WidenedTile(
-                gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch=widened
+                gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch=self.widened
             )
         arithmetic = arithmetic_of(gemm.layout.format)
         return arithmetic(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place)

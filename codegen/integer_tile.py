@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from codegen.kit import Expr, T
 from codegen.operands import code_offset
-from codegen.register_tile import Accumulators, RegisterTile
+from codegen.register_tile import Accumulators, IntegerChains, RegisterTile
 
 FLIP_SIGNS = -0x7F7F7F80  # 0x80808080: u8 codes minus 128 are s8
 
@@ -22,7 +22,7 @@ class IntegerTile(RegisterTile):
     def __init__(self, *args: Expr) -> None:
         super().__init__(*args)
         shape = (self.place.rows, len(self.place.columns))
-        self._sums = Accumulators(self.kit, *shape, dtype="int32")
+        self._sums = IntegerChains(self.kit, *shape, self.tile.chains)
 
     def _start(self, group: Expr) -> None:
         """Set the integer sums to the bias of `group`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from codegen.kit import CACHE_LINE_BYTES, Expr, Kit, T
 from codegen.panels import PanelLayout
@@ -238,6 +239,35 @@ class Accumulators:
         for i in range(self._rows):
             scalars = a(i)
             self.update(i, b, lambda acc, vector, a=scalars: self._kit.mac(acc, a, vector))
+
+
+class IntegerChains:
+    """A register tile of int32 sums in several sets that products go to in turn: a sum of few is
+    not kept waiting by its own latency, and integers are exact in any order.
+    """
+
+    def __init__(self, kit: Kit, rows: int, num_vectors: int, chains: int) -> None:
+        self._zero = T.broadcast(T.int32(0), kit.lanes)
+        self._sets = [Accumulators(kit, rows, num_vectors, "int32") for _ in range(chains)]
+        self._turns = [cycle(self._sets) for _ in range(rows)]
+
+    def load(self, value: Callable[[int, int], Expr]) -> None:
+        """Set every sum (i, j) to `value(i, j)`."""
+        first, *others = self._sets
+        first.load(value)
+        for other in others:
+            other.load(lambda i, j: self._zero)
+
+    def row(self, i: int) -> list[Expr]:
+        """The sums of row i."""
+        total, *others = (sums.row(i) for sums in self._sets)
+        for other in others:
+            total = [a + b for a, b in zip(total, other, strict=True)]
+        return total
+
+    def update(self, i: int, vectors: Sequence[Expr], combine: Callable[..., Expr]) -> None:
+        """Set each vector j of row i of the next set to combine(itself, vectors[j])."""
+        next(self._turns[i]).update(i, vectors, combine)
 
 
 def k_loop(

@@ -111,6 +111,20 @@ class WeightFormat:
         return f"{self.dtype}{group}{zeros} x {self.activations}"
 
 
+_LOWEST = {
+    "mr": 1,
+    "kc": 0,
+    "k_unroll": 1,
+    "prefetch_bytes": 0,
+    "nv": 0,
+    "block_prefetch": 0,
+    "row_parts": 1,
+    "chains": 1,
+}
+# How a core goes through its part of C (codegen.walk).
+LOOP_ORDERS = ("panels", "rows", "curve")
+
+
 @dataclass(frozen=True)
 class GemmTile:
     """The schedule of a GEMM for a range of rows; ValueError for impossible sizes.
@@ -122,7 +136,10 @@ class GemmTile:
     block of a panel at a time, instead of once for each register tile. block_prefetch: row tiles
     that share the prefetch of the next K block into L2, 0 for none; two blocks must fit there.
     row_parts: parts of M that different cores take; the cores are a grid of these parts and groups
-    of panels. Taken as one where it does not divide the cores.
+    of panels. Taken as one where it does not divide the cores. order: of LOOP_ORDERS, how a core
+    goes through its part of C. chains: sets of sums of a register tile, which products of integers
+    go to in turn and which are added at the end, so that few sums do not wait for each other; taken
+    as one for floats, whose additions have one order.
     """
 
     mr: int
@@ -133,15 +150,18 @@ class GemmTile:
     is_widened: bool = False
     block_prefetch: int = 0
     row_parts: int = 1
+    order: str = "panels"
+    chains: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("mr", "kc", "k_unroll", "prefetch_bytes", "nv", "block_prefetch", "row_parts"):
-            low = 1 if name in ("mr", "k_unroll", "row_parts") else 0
+        for name, low in _LOWEST.items():
             value = getattr(self, name)
             if type(value) is not int or value < low:
                 raise ValueError(f"{name} is {value!r}; it is a whole number from {low} on")
         if type(self.is_widened) is not bool:
             raise ValueError(f"is_widened is {self.is_widened!r}; it is True or False")
+        if self.order not in LOOP_ORDERS:
+            raise ValueError(f"order is {self.order!r}; it is one of {LOOP_ORDERS}")
 
 
 # The tiles of a GEMM by its number of rows: (most rows, tile) in ascending order. The first that

@@ -165,7 +165,7 @@ def test_widened_products_equal_numpy_for_every_number_of_rows(
 EVERY_TILE = {
     "row-by-row": GemmTile(mr=1, k_unroll=2),
     "column-tiles": GemmTile(mr=2, kc=64, nv=3, k_unroll=9, block_prefetch=2),
-    "k-blocks": GemmTile(mr=2, kc=128, k_unroll=4, is_widened=True),
+    "k-blocks": GemmTile(mr=2, kc=128, k_unroll=4, is_widened=True, chains=2),
 }
 INVARIANT = [
     WeightFormat("int8", "int8"),
@@ -187,6 +187,18 @@ def test_a_row_is_the_same_to_the_last_bit_for_every_tile_and_number_of_cores(
         results[name] = case.run(MOST_ROWS)
     first = results["row-by-row"]
     assert [name for name, other in results.items() if not same_bits(first, other)] == []
+
+
+@each_format([INTEGER_FORMATS[i] for i in (0, 1, 5)])
+def test_chains_of_integer_sums_change_no_bit(isa: str, weights: WeightFormat) -> None:
+    """Turns of the K loop and its remainder are no multiple of the chains."""
+    results = []
+    for chains in (1, 3):
+        tile = GemmTile(mr=MR, kc=128, k_unroll=4, nv=1, chains=chains)
+        case = make(isa, weights, panel_of(isa) + 3, 203, ((1, tile),))
+        results.append(case.run(MOST_ROWS))
+    agrees(case, results[1], truth(case))
+    assert same_bits(*results)
 
 
 @pytest.mark.parametrize("weights", INVARIANT, ids=lambda weights: weights.name)

@@ -8,6 +8,7 @@ import pytest
 
 from codegen.arrays import bf16_from_float32
 from codegen.compile import pin_pool
+from codegen.gemm import block_rows
 from codegen.gemm_program import GemmProgram, GemmSpec
 from codegen.panels import PackedMatrix, PanelLayout
 from codegen.reference import gemm
@@ -97,6 +98,35 @@ def test_parts_of_the_rows_on_different_cores_give_the_same_bits(num_cores: int)
         for program, _ in programs:
             program.run(m, 1)
         np.testing.assert_array_equal(programs[0][1], programs[1][1])
+
+
+@pytest.mark.parametrize(
+    ("isa", "kc"),
+    [(ISAS[1], 16), *(pytest.param(isa, 0, marks=pytest.mark.slow) for isa in ISAS)],
+)
+def test_every_order_of_the_tiles_gives_the_same_bits(isa: str, kc: int) -> None:
+    """Five panels, the last of one vector, and up to three blocks of rows for each part of M."""
+    lanes, k = isa_row(isa).lanes, 40
+    layout = PanelLayout(9 * lanes - 3, k, WeightFormat("float32"), 2 * lanes, lanes)
+    height = block_rows(layout, 2)
+    max_rows = 4 * height + 2
+    x = np.random.default_rng(4).standard_normal((max_rows, k), np.float32)
+    weights = np.random.default_rng(5).standard_normal((1, layout.n, k), np.float32)
+    results = {}
+    pin_pool([0, 0], is_pinned=False)
+    for order, parts in (("panels", 1), ("rows", 1), ("curve", 1), ("curve", 2)):
+        tile = GemmTile(mr=2, kc=kc, order=order, row_parts=parts)
+        program, out = make(GemmSpec(isa, layout, 1, 2, max_rows, ((1, tile),)), weights)
+        program.write_a(x)
+        for m in (0, 1, height, height + 1, max_rows):
+            out[:] = np.nan
+            program.run(m, 0)
+            assert np.isnan(out[m:]).all()
+            expected = results.setdefault(m, out.copy())
+            np.testing.assert_array_equal(out, expected, err_msg=f"{order} {parts} {m}")
+    np.testing.assert_allclose(
+        results[max_rows][:, : layout.n], x @ weights[0].T, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_two_cores_share_the_panels() -> None:
