@@ -173,7 +173,7 @@ class Trials:
     ) -> Iterator[PlanTime]:
         """Every case on every set of cores."""
         shape, dtype = self.layout.shape, self.layout.dtype
-        rates = self.calibration.rates(self.machine, self.layout.weights.name)
+        rates = self.calibration.rates(self.machine, self.layout.weights)
         most = max(case.num_cached for case in cases)
         bench = StepBench(self.machine, preset(self.model), self.layout, dtype, most)
         with closing(bench):
@@ -189,7 +189,9 @@ class Trials:
 
     def _candidates(self, rates: MachineRates, count: int) -> list[Candidate]:
         """The default, and the best predictions of both phases."""
-        found = candidates(TopoTree.of(self.machine, groups=self.calibration.groups))
+        found = candidates(
+            TopoTree.of(self.machine, groups=self.calibration.groups_of(self.machine))
+        )
         plans = default_plans(self.machine.isa_row, found[0].cpus, self.layout.shape.group_size)
         query_tile = plans.prefill.query_tile
         search = PlanSearch(

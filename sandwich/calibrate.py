@@ -15,12 +15,15 @@ from typing import Final
 from codegen.layout import ModelLayout
 from codegen.spec import Phase
 from platforms.machine import Machine
+from sandwich.config import QUANTIZATIONS, EngineConfig
 from sandwich.models.presets import preset
+from sandwich.quantization import weight_formats
 from sandwich.step_bench import MAX_SEQS, MAX_TOKENS, StepBench, StepTimer
 from schedules.calibration import Calibration, ProgramRates
 from schedules.cost import StepCase
 from schedules.kernel_fit import TimedStep, program_rates
 from schedules.plan import default_plans, panel_width
+from schedules.records import current_generator
 from schedules.topology_meters import (
     Track,
     barrier_times,
@@ -32,6 +35,7 @@ from schedules.topology_meters import (
 from schedules.topotree import TopoTree
 
 DTYPES: Final = ("bfloat16", "float32")
+WEIGHTS: Final = (("float32", "none"), *(("bfloat16", name) for name in QUANTIZATIONS))
 NUM_SAMPLES: Final = 5
 CONTEXTS: Final = (64, 512)  # keys of each sequence in decode
 # One layer of a shape whose four query heads to a KV head and 64 values to a head are common; with
@@ -55,6 +59,7 @@ def calibrate(machine: Machine, cache_dir: Path, track: Track) -> Calibration:
     return Calibration(
         fingerprint=machine.fingerprint,
         isa=machine.isa,
+        generator=current_generator(),
         cpus=tuple(sorted(tree.cpus)),
         reads=tuple(read_rates(machine, sets, track)),
         barriers=tuple(barrier_times(machine, sets, track)),
@@ -77,13 +82,15 @@ def _all_programs(
 ) -> Iterator[ProgramRates]:
     isa = machine.isa_row
     shape = PROBE_MODEL.shape(PROBE_MODEL.max_position_embeddings)
-    plans = default_plans(isa, (cpu,), shape.group_size)
-    for dtype in DTYPES:
-        layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa))
+    for dtype, quantization in WEIGHTS:
+        formats = weight_formats(EngineConfig(quantization=quantization), dtype)
+        both = formats.layers, formats.lm_head
+        plans = default_plans(isa, (cpu,), shape.group_size, *both)
+        layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa), *both)
         bench = StepBench(machine, PROBE_MODEL, layout, dtype, MAX_SEQS * max(CONTEXTS))
         with closing(bench), bench.on(plans, cache_dir, has_timers=True) as timer:
             for phase in Phase:
-                cases = track(probe_cases(phase), f"{dtype} {phase.value}")
+                cases = track(probe_cases(phase), f"{formats.layers.name} {phase.value}")
                 steps = [_timed(timer, case) for case in cases]
                 yield program_rates(layout, dtype, plans.prefill.query_tile, steps)
 

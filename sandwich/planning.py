@@ -84,7 +84,7 @@ def make_plans(
         shape, dtype, isa.lanes, panel_width(isa), formats.layers, formats.lm_head
     )
     calibration = load_calibration(config.cache_dir, machine)
-    tree = TopoTree.of(machine, groups=calibration.groups if calibration else ())
+    tree = TopoTree.of(machine, groups=calibration.groups_of(machine) if calibration else ())
     found = _core_sets(config.cpu_bind, machine, tree)
     plans = default_plans(isa, found[0].cpus, shape.group_size, formats.layers, formats.lm_head)
     query_tile = plans.prefill.query_tile
@@ -189,8 +189,8 @@ def _resolve_dtype(dtype: str, model: ModelConfig) -> str:
 def _rates(machine: Machine, layout: ModelLayout, calibration: Calibration | None) -> MachineRates:
     """Measured, or else estimated."""
     if calibration is None:
-        return estimated_rates(machine, layout.weights.name)
-    return calibration.rates(machine, layout.weights.name)
+        return estimated_rates(machine, layout.weights)
+    return calibration.rates(machine, layout.weights)
 
 
 def _core_sets(cpu_bind: str, machine: Machine, tree: TopoTree) -> tuple[Candidate, ...]:

@@ -16,14 +16,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from codegen.spec import Phase
+from codegen.spec import Phase, WeightFormat
 from platforms.machine import Machine
 from platforms.record import RecordError, from_record, to_record
 from platforms.sysfs import CpuList
 from schedules.cost import Seats
 from schedules.rates import Curve, KernelRates, MachineRates, estimated_rates
+from schedules.records import current_generator
 
-VERSION: Final = 1  # of the file; another one is measured again
+VERSION: Final = 2  # of the file; another one is measured again
 MIN_GAP: Final = 1.4  # between the line times within a group and those beyond it
 _log = logging.getLogger(__name__)
 
@@ -85,9 +86,9 @@ class LineTime:
 
 @dataclass(frozen=True)
 class ProgramRates:
-    """What the kernels of a phase's program reach on one core, for weights of `dtype`."""
+    """What the kernels of a phase's program reach on one core. weights: as `kernel_kind` says."""
 
-    dtype: str
+    weights: str
     phase: str
     kernels: KernelRates
     launch_us: float
@@ -95,10 +96,13 @@ class ProgramRates:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All that was measured of a machine. cpus: one of each core that was measured, ascending."""
+    """All that was measured of a machine. cpus: one of each core that was measured, ascending.
+    generator: digest of the sources that the measured kernels were generated from.
+    """
 
     fingerprint: str
     isa: str
+    generator: str
     cpus: CpuList
     reads: tuple[ReadRate, ...]
     barriers: tuple[BarrierTime, ...]
@@ -111,9 +115,13 @@ class Calibration:
         """The CPUs by the groups that their cache lines show; one group if there is no such gap."""
         return line_groups(self.cpus, self.lines)
 
-    def rates(self, machine: Machine, dtype: str) -> MachineRates:
+    def groups_of(self, machine: Machine) -> tuple[tuple[int, ...], ...]:
+        """The groups, if all CPUs that `machine` may use were measured; else none."""
+        return self.groups if set(machine.usable_cpus()) <= set(self.cpus) else ()
+
+    def rates(self, machine: Machine, weights: WeightFormat) -> MachineRates:
         """The rates of the cost model; what was not measured stays an estimate."""
-        return _Fit(self, machine, dtype).rates()
+        return _Fit(self, machine, weights).rates()
 
     def render(self) -> list[str]:
         """Lines for people."""
@@ -134,6 +142,11 @@ class Calibration:
             "groups": [f"{len(self.groups)} by cache line times"] if times else [],
         }
         return [f"{name:<14}{', '.join(texts)}" for name, texts in shown.items() if texts]
+
+
+def kernel_kind(weights: WeightFormat) -> str:
+    """The formats whose kernels are taken to be equally fast: they differ in their groups alone."""
+    return replace(weights, group=0).name
 
 
 def line_groups(cpus: Sequence[int], lines: Sequence[LineTime]) -> tuple[tuple[int, ...], ...]:
@@ -163,10 +176,10 @@ class _Fit:
 
     calibration: Calibration
     machine: Machine
-    dtype: str
+    weights: WeightFormat
 
     def rates(self) -> MachineRates:
-        found, estimate = self.calibration, estimated_rates(self.machine, self.dtype)
+        found, estimate = self.calibration, estimated_rates(self.machine, self.weights)
         local = [read for read in found.reads if not read.is_remote]
         in_group = {
             float(r.cores.cores_per_group): r.gbps for r in local if r.cores.groups_per_node == 1
@@ -192,9 +205,11 @@ class _Fit:
         return Curve(tuple((float(n), by_core[n] / by_core[1]) for n in sorted(by_core)))
 
     def _peaks(self) -> list[PeakRate]:
-        """Of the dtype, or of any if it was not measured."""
+        """Of the type of the weights, or else of the first type that was measured."""
         peaks = self.calibration.peaks
-        return [p for p in peaks if p.dtype == self.dtype] or list(peaks[:1])
+        types = [p.dtype for p in peaks]
+        wanted = self.weights.dtype if self.weights.dtype in types else next(iter(types), "")
+        return [p for p in peaks if p.dtype == wanted]
 
     def _line_times(self) -> dict[str, Any]:
         topology = self.machine.topology
@@ -213,8 +228,8 @@ class _Fit:
 
     def _kernels(self, estimate: MachineRates) -> dict[str, Any]:
         measured = self.calibration.programs
-        programs = {p.phase: p for p in measured if p.dtype == "bfloat16"}  # the next best
-        programs |= {p.phase: p for p in measured if p.dtype == self.dtype}
+        kind = kernel_kind(self.weights)
+        programs = {p.phase: p for p in measured if p.weights == kind}
         if set(programs) != set(Phase):
             return {}
         return {
@@ -265,6 +280,9 @@ def load_calibration(folder: Path, machine: Machine) -> Calibration | None:
         assert isinstance(calibration, Calibration)
         if (calibration.fingerprint, calibration.isa) != (machine.fingerprint, machine.isa):
             raise RecordError("calibration.fingerprint: is of another machine")
+        num_measured, num_usable = len(calibration.cpus), len(machine.usable_cpus())
+        if num_measured < num_usable:
+            raise RecordError(f"{num_measured} cores were measured, {num_usable} may be used now")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -274,4 +292,10 @@ def load_calibration(folder: Path, machine: Machine) -> Calibration | None:
             error,
         )
         return None
+    if calibration.generator != current_generator():
+        _log.warning(
+            "the calibration %s is of the kernels of another version; `sandwich probe --measure` "
+            "renews it",
+            path,
+        )
     return calibration

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codegen.layout import ModelLayout
-from schedules.calibration import ProgramRates
+from schedules.calibration import ProgramRates, kernel_kind
 from schedules.cost import Operator, StepCase, operators
 from schedules.rates import Curve, KernelRates
 
@@ -70,7 +70,7 @@ def program_rates(
     )
     launch = [step.native_ns - sum(step.operator_ns.values()) for step in steps]
     return ProgramRates(
-        layout.weights.name, phase, kernels, max(0.0, statistics.median(launch)) / 1e3
+        kernel_kind(layout.weights), phase, kernels, max(0.0, statistics.median(launch)) / 1e3
     )
 
 

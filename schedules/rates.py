@@ -10,7 +10,8 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
-from codegen.spec import Phase
+from codegen.spec import Phase, WeightFormat
+from platforms.isa import IsaRow
 from platforms.machine import Machine
 
 
@@ -126,6 +127,7 @@ _PARTS = (
     _Part(r"Xeon.* Gold 61", 6, 2666, 2.7, 12),
     _Part(r"Xeon.* Platinum 82", 6, 2933, 2.6, 12),
     _Part(r"Xeon.* Platinum 83", 8, 3200, 2.9, 13),
+    _Part(r"Xeon.* Platinum 84", 8, 4800, 2.6, 13),
     _Part(r"EPYC 7..2\b|EPYC 7H12", 8, 3200, 3.0, 20, group_gbps=23.5),
     _Part(r"EPYC 9..5\b", 12, 6000, 3.7, 33, group_gbps=64),
     _Part(r"AMD EPYC$", 12, 4800, 3.7, 33, group_gbps=60, num_fma_units=1),  # a guest on Zen 4
@@ -158,8 +160,8 @@ BARRIER_LINES = 1.0  # arrivals at one point follow each other
 BARRIER_BASE_US = 0.1
 
 
-def estimated_rates(machine: Machine, dtype: str) -> MachineRates:
-    """The rates of a machine on which nothing was measured, for weights of `dtype`."""
+def estimated_rates(machine: Machine, weights: WeightFormat) -> MachineRates:
+    """The rates of a machine on which nothing was measured."""
     part = next((p for p in _PARTS if re.search(p.pattern, machine.cpu_model)), None)
     socket = machine.topology.sockets[0]
     groups = list(machine.topology.groups())
@@ -173,7 +175,7 @@ def estimated_rates(machine: Machine, dtype: str) -> MachineRates:
     node_gbps = socket_gbps / len(socket.nodes)
     group_gbps = part.group_gbps if part and part.group_gbps else node_gbps
     is_mesh = max(len(llc.cores) for llc in groups) > SMALL_GROUP
-    kernels = _estimated_kernels(machine, dtype, ghz, num_fma_units)
+    kernels = _estimated_kernels(machine.isa_row, weights, ghz * num_fma_units, ghz)
     return MachineRates(
         prefill=kernels,
         decode=kernels,
@@ -198,18 +200,33 @@ def saturating(core_gbps: float, group_gbps: float) -> Curve:
     return Curve(((1, core_gbps), (enough, group_gbps)))
 
 
-def _estimated_kernels(machine: Machine, dtype: str, ghz: float, num_fma_units: int) -> KernelRates:
-    isa = machine.isa_row
-    macs = isa.lanes * num_fma_units * (2 if isa.has_bf16_dot and dtype == "bfloat16" else 1)
-    peak = 2 * macs * ghz
-    points = tuple((float(rows), peak * fraction) for rows, fraction in GEMM_FRACTIONS)
-    vectors_per_ns = isa.lanes * ghz
+def _estimated_kernels(
+    isa: IsaRow, weights: WeightFormat, vectors_per_ns: float, ghz: float
+) -> KernelRates:
+    """vectors_per_ns: of fp32 multiply-adds that one core begins."""
+    fp32 = 2 * isa.lanes * vectors_per_ns
+    points = tuple(
+        (float(rows), fp32 * _macs_per_lane(isa, weights) * fraction)
+        for rows, fraction in GEMM_FRACTIONS
+    )
+    has_pairs = isa.has_bf16_dot and weights.dtype != "float32"  # of keys and values
+    values_per_ns = isa.lanes * ghz
     return KernelRates(
         gemm_gflops=Curve(points),
-        attention_gflops=peak * ATTENTION_FRACTION,
+        attention_gflops=fp32 * (2 if has_pairs else 1) * ATTENTION_FRACTION,
         attention_unit_us=ATTENTION_UNIT_US,
         embed_ns=EMBED_CYCLES / ghz,
-        norm_ns=NORM_CYCLES / vectors_per_ns,
-        rope_ns=ROPE_CYCLES / vectors_per_ns,
-        argmax_ns=ARGMAX_CYCLES / vectors_per_ns,
+        norm_ns=NORM_CYCLES / values_per_ns,
+        rope_ns=ROPE_CYCLES / values_per_ns,
+        argmax_ns=ARGMAX_CYCLES / values_per_ns,
     )
+
+
+def _macs_per_lane(isa: IsaRow, weights: WeightFormat) -> int:
+    """Multiply-adds of a vector unit for one of fp32: dot products of two or four, or tiles, which
+    do eight times as many (Intel's optimization manual, chapter on AMX).
+    """
+    tiles = 8 if isa.has_amx else 1
+    if weights.has_int8_activations:
+        return 4 * tiles if isa.has_u8_dot else 1
+    return 2 * tiles if isa.has_bf16_dot and weights.dtype != "float32" else 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from codegen.spec import WeightFormat
 from platforms.machine import Machine
 from platforms.machines import load_machine, recorded_machines
 from platforms.probe import probe
@@ -107,9 +108,9 @@ def test_a_cpu_that_is_offline_cannot_be_named() -> None:
         make_plans(EngineConfig(cpu_bind="100"), replace(machine, limits=limits), preset("tiny"))
 
 
-def dear_barriers(machine: Machine, dtype: str) -> MachineRates:
+def dear_barriers(machine: Machine, weights: WeightFormat) -> MachineRates:
     """Rates with which decode does better alone, and prefill does not."""
-    return replace(estimated_rates(machine, dtype), barrier_base_us=20.0)
+    return replace(estimated_rates(machine, weights), barrier_base_us=20.0)
 
 
 @pytest.mark.skipif(len(probe().usable_cpus()) != 2, reason="needs a machine of two cores")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from codegen.spec import Phase
+from codegen.spec import Phase, WeightFormat
 from platforms.machine import Machine
 from platforms.machines import load_machine
 from platforms.probe import probe
@@ -30,6 +30,7 @@ from schedules.calibration import (
 )
 from schedules.cost import StepCase
 from schedules.rates import estimated_rates
+from schedules.records import current_generator
 from schedules.topotree import Candidate
 
 Run = Callable[..., Any]
@@ -37,10 +38,11 @@ Run = Callable[..., Any]
 
 def measured(machine: Machine, lines: tuple[LineTime, ...] = ()) -> Calibration:
     """A calibration with a bandwidth that no estimate has."""
-    kernels = estimated_rates(machine, "bfloat16").decode
+    kernels = estimated_rates(machine, WeightFormat("bfloat16")).decode
     return Calibration(
         fingerprint=machine.fingerprint,
         isa=machine.isa,
+        generator=current_generator(),
         cpus=machine.usable_cpus(),
         reads=(ReadRate(CoreSet(1, 1, 1), False, 7.5),),
         barriers=(),

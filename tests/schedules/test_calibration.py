@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.spec import Phase
+from codegen.spec import Phase, WeightFormat
 from platforms.machines import load_machine
 from schedules.calibration import (
     BarrierTime,
@@ -23,16 +23,19 @@ from schedules.calibration import (
     ProgramRates,
     ReadRate,
     calibration_file,
+    kernel_kind,
     line_groups,
     load_calibration,
     save_calibration,
 )
 from schedules.rates import Curve, estimated_rates
+from schedules.records import current_generator
 from schedules.topology_meters import ALL_PAIRS, line_pairs, measured_sets
 from schedules.topotree import Level, TopoTree, candidates
 
 ROME = load_machine("epyc-7h12-2s")
-KERNELS = estimated_rates(ROME, "bfloat16").prefill
+W8A8 = WeightFormat("int8", activations="int8")
+KERNELS = estimated_rates(ROME, WeightFormat("bfloat16")).prefill
 
 
 def times(
@@ -107,6 +110,7 @@ def calibration() -> Calibration:
     return Calibration(
         fingerprint=ROME.fingerprint,
         isa=ROME.isa,
+        generator=current_generator(),
         cpus=tuple(range(128)),
         reads=(
             ReadRate(one, False, 18.0),
@@ -126,7 +130,7 @@ def calibration() -> Calibration:
 
 
 def test_rates_are_those_that_were_measured() -> None:
-    rates = calibration().rates(ROME, "bfloat16")
+    rates = calibration().rates(ROME, WeightFormat("bfloat16"))
     assert rates.is_measured
     assert rates.group_gbps == Curve(((1.0, 18.0), (4.0, 25.0)))
     assert (rates.node_gbps, rates.link_gbps) == (140.0, 60.0)
@@ -140,7 +144,7 @@ def test_rates_are_those_that_were_measured() -> None:
 
 def test_barriers_are_fitted_to_all_that_were_measured() -> None:
     found = calibration()
-    rates = found.rates(ROME, "bfloat16")
+    rates = found.rates(ROME, WeightFormat("bfloat16"))
     shapes = [barrier.cores.seats.barrier_us(rates) for barrier in found.barriers]
     assert shapes[0] < shapes[1]
     assert shapes[1] == pytest.approx(4.0, rel=0.1)
@@ -150,10 +154,50 @@ def test_what_was_not_measured_stays_an_estimate() -> None:
     empty = replace(
         calibration(), reads=(), barriers=(), peaks=(), lines=(), programs=(), cpus=(0,)
     )
-    assert empty.rates(ROME, "float32") == replace(
-        estimated_rates(ROME, "float32"), is_measured=True
+    assert empty.rates(ROME, WeightFormat("float32")) == replace(
+        estimated_rates(ROME, WeightFormat("float32")), is_measured=True
     )
-    assert calibration().rates(ROME, "int8 x int8").decode.embed_ns == 9.0  # those of bfloat16
+    measured = calibration().rates(ROME, W8A8)
+    assert measured.decode == estimated_rates(ROME, W8A8).decode
+    assert measured.busy_speed.at(128) == pytest.approx(75 / 90)  # of bfloat16, as good as any
+
+
+def test_formats_that_differ_in_their_groups_have_the_same_kernels() -> None:
+    groups = [replace(W8A8, group=group) for group in (0, 32, 128)]
+    assert {kernel_kind(weights) for weights in groups} == {"int8 x int8"}
+    assert kernel_kind(WeightFormat("int8")) != kernel_kind(W8A8)
+    program = ProgramRates("int8 x int8", "prefill", replace(KERNELS, norm_ns=7.0), 1.0)
+    found = replace(calibration(), programs=(program, replace(program, phase="decode")))
+    for weights in groups:
+        assert found.rates(ROME, weights).decode.norm_ns == 7.0
+
+
+def test_groups_are_found_only_where_all_usable_cores_were_measured() -> None:
+    found = calibration()
+    assert len(found.groups_of(ROME)) == 32
+    few = replace(found, cpus=found.cpus[:4], lines=found.lines[:1])
+    assert few.groups_of(ROME) == ()
+
+
+def test_a_calibration_of_fewer_cores_than_may_be_used_is_not_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = calibration()
+    save_calibration(tmp_path, ROME, replace(found, cpus=found.cpus[:64]))
+    assert load_calibration(tmp_path, ROME) is None
+    assert "64 cores were measured, 128 may be used now" in caplog.text
+
+
+def test_a_calibration_of_other_kernels_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_calibration(tmp_path, ROME, calibration())
+    assert load_calibration(tmp_path, ROME) is not None
+    assert not caplog.records
+    found = replace(calibration(), generator="0" * 12)
+    save_calibration(tmp_path, ROME, found)
+    assert load_calibration(tmp_path, ROME) == found
+    assert "`sandwich probe --measure` renews it" in caplog.text
 
 
 def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
@@ -168,8 +212,8 @@ def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
     [
         lambda text: text[:-20],
         lambda text: "[]",
-        lambda text: text.replace('"version": 1', '"version": 0'),
-        lambda text: text.replace('"version": 1,', ""),
+        lambda text: text.replace('"version": 2', '"version": 1'),
+        lambda text: text.replace('"version": 2,', ""),
         lambda text: text.replace(ROME.fingerprint, "0" * 12),
         lambda text: text.replace('"gbps": 18.0', '"gbps": "much"'),
     ],

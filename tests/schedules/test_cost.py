@@ -211,7 +211,7 @@ def test_more_tokens_longer_contexts_and_slower_parts_never_take_less_time(
     machine = load_machine(name)
     candidate = data.draw(st.sampled_from(candidates(TopoTree.of(machine))))
     seats = Seats.of(machine, candidate.groups)
-    rates = estimated_rates(machine, "bfloat16")
+    rates = estimated_rates(machine, WeightFormat("bfloat16"))
 
     def total(step: Step, with_rates: MachineRates = rates) -> float:
         return cost(operators(LAYOUT, "bfloat16", step), seats, with_rates).total_us
@@ -227,7 +227,7 @@ def test_more_tokens_longer_contexts_and_slower_parts_never_take_less_time(
 
 def best(name: str, step: Step, **changes: Any) -> Candidate:
     machine = load_machine(name)
-    rates = replace(estimated_rates(machine, "bfloat16"), **changes)
+    rates = replace(estimated_rates(machine, WeightFormat("bfloat16")), **changes)
     ops = operators(LAYOUT, "bfloat16", step)
     home = frozenset(node.node_id for node in machine.topology.nodes())
     return min(
@@ -255,16 +255,36 @@ def test_a_long_prefill_takes_all_cores(name: str) -> None:
     assert best(name, PREFILL).name.startswith("all ")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dot_products_double_the_arithmetic_where_there_are_any(dtype: str) -> None:
-    factor = 2 if dtype == "bfloat16" else 1
+@pytest.mark.parametrize(
+    ("weights", "factor"),
+    [
+        (WeightFormat("float32"), 1),
+        (WeightFormat("bfloat16"), 2),
+        (WeightFormat("int8"), 2),  # widened to bf16
+        (WeightFormat("int8", activations="int8"), 4),
+        (WeightFormat("int4", activations="int8", group=32), 4),
+    ],
+)
+def test_dot_products_multiply_the_arithmetic_where_there_are_any(
+    weights: WeightFormat, factor: int
+) -> None:
     turin, rome = load_machine("epyc-9655"), load_machine("epyc-7h12-2s")
-    base = estimated_rates(turin, "float32").prefill.gemm_gflops.most
-    assert estimated_rates(turin, dtype).prefill.gemm_gflops.most == factor * base
-    assert estimated_rates(rome, dtype) == estimated_rates(rome, "float32")
+    base = estimated_rates(turin, WeightFormat("float32")).prefill.gemm_gflops.most
+    found = estimated_rates(turin, weights).prefill
+    assert found.gemm_gflops.most == factor * base
+    assert found.attention_gflops <= base  # keys and values stay floats
+    assert estimated_rates(rome, weights) == estimated_rates(rome, WeightFormat("float32"))
+
+
+def test_tiles_do_eight_times_as_much_as_dot_products() -> None:
+    turin, bf16 = load_machine("epyc-9655"), WeightFormat("bfloat16")
+    tiled = estimated_rates(replace(turin, isa="amx"), bf16).decode
+    plain = estimated_rates(turin, bf16).decode
+    assert tiled.gemm_gflops.most == 8 * plain.gemm_gflops.most
+    assert tiled.attention_gflops == plain.attention_gflops
 
 
 def test_a_processor_that_is_not_known_is_taken_to_need_all_its_cores() -> None:
     machine = replace(load_machine("graviton3"), cpu_model="ARM 0x99:0x001")
-    rates = estimated_rates(machine, "bfloat16")
+    rates = estimated_rates(machine, WeightFormat("bfloat16"))
     assert rates.node_gbps == pytest.approx(64 * rates.core_gbps)

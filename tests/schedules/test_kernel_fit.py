@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from codegen.layout import ModelLayout
-from codegen.spec import Phase
+from codegen.spec import Phase, WeightFormat
 from platforms.machines import load_machine
 from sandwich.calibrate import PROBE_MODEL, probe_cases
 from schedules.cost import StepCase, operators
@@ -17,7 +17,7 @@ from schedules.rates import Curve, KernelRates, estimated_rates
 LAYOUT = ModelLayout.build(PROBE_MODEL.shape(2048), "bfloat16", 16, 64)
 QUERY_TILE = 4
 TRUTH = replace(
-    estimated_rates(load_machine("epyc-guest"), "bfloat16").prefill,
+    estimated_rates(load_machine("epyc-guest"), WeightFormat("bfloat16")).prefill,
     gemm_gflops=Curve(((1.0, 40.0), (32.0, 180.0), (512.0, 200.0))),
     attention_gflops=70.0,
     attention_unit_us=0.6,
@@ -35,7 +35,7 @@ def timed(case: StepCase, rates: KernelRates, launch_ns: float = 9000.0) -> Time
 def test_the_fit_finds_the_rates_that_made_the_times(phase: Phase) -> None:
     steps = [timed(case, TRUTH) for case in probe_cases(phase)]
     found = program_rates(LAYOUT, "bfloat16", QUERY_TILE, steps)
-    assert (found.dtype, found.phase) == ("bfloat16", phase)
+    assert (found.weights, found.phase) == ("bfloat16", phase)
     assert found.launch_us == pytest.approx(9.0)
     kernels = found.kernels
     assert kernels.attention_gflops == pytest.approx(70.0)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from codegen.layout import ModelLayout
+from codegen.spec import WeightFormat
 from platforms.machines import load_machine, recorded_machines
 from sandwich.models.presets import preset
 from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan, MixedPlanError
@@ -89,7 +90,7 @@ def space_on(name: str, **changes: Any) -> MixedSpace:
         panel_width(machine.isa_row),
     )
     cores = candidates(TopoTree.of(machine))[0]
-    rates = estimated_rates(machine, "bfloat16")
+    rates = estimated_rates(machine, WeightFormat("bfloat16"))
     space = MixedSpace(machine, cores, cores, layout, "bfloat16", 4, rates, 512, 512, MixedLoad())
     return replace(space, **changes)
 

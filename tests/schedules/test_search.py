@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from codegen.layout import ModelLayout
-from codegen.spec import Phase
+from codegen.spec import Phase, WeightFormat
 from platforms.machine import Machine
 from platforms.machines import load_machine, recorded_machines
 from platforms.sysfs import format_cpu_list
@@ -41,7 +41,7 @@ def search_space(
     isa = machine.isa_row
     layout = ModelLayout.build(shape, "bfloat16", isa.lanes, panel_width(isa))
     found = candidates(TopoTree.of(machine))
-    rates = rates or estimated_rates(machine, "bfloat16")
+    rates = rates or estimated_rates(machine, WeightFormat("bfloat16"))
     return PlanSearch(machine, found, layout, "bfloat16", 4, rates)
 
 
@@ -54,7 +54,8 @@ def search_on(
 
 
 GRAVITON = load_machine("graviton3")
-DEAR_LINES = (GRAVITON, replace(estimated_rates(GRAVITON, "bfloat16"), group_line_ns=200.0))
+BF16 = WeightFormat("bfloat16")
+DEAR_LINES = (GRAVITON, replace(estimated_rates(GRAVITON, BF16), group_line_ns=200.0))
 
 
 def golden_record(result: SearchResult) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def test_fewer_cores_are_chosen_where_barriers_among_all_cost_more() -> None:
 def test_prefill_is_rated_with_the_memory_on_the_nodes_of_decode() -> None:
     """One node reads half of it through the link; decode on one node would have it all there."""
     machine = load_machine("epyc-7h12-2s")
-    rates = estimated_rates(machine, "bfloat16")
+    rates = estimated_rates(machine, WeightFormat("bfloat16"))
     fast, slow = (search_on(machine, rates=replace(rates, link_gbps=gbps)) for gbps in (50.0, 0.1))
 
     def one_node(choice: PhaseChoice) -> float:
@@ -153,7 +154,7 @@ def test_prefill_is_rated_with_the_memory_on_the_nodes_of_decode() -> None:
 def test_the_plans_get_the_cores_that_were_chosen_and_keep_the_rest() -> None:
     machine = load_machine("epyc-9655")
     crowded = Curve(((1, 33.0), (2, 64.0), (8, 30.0)))
-    rates = replace(estimated_rates(machine, "bfloat16"), group_gbps=crowded)
+    rates = replace(estimated_rates(machine, WeightFormat("bfloat16")), group_gbps=crowded)
     result = search_on(machine, rates=rates)
     plans = default_plans(machine.isa_row, machine.usable_cpus(), group_size=4)
     applied = result.applied_to(plans, machine)
@@ -252,7 +253,7 @@ def test_replicas_are_rated_where_there_are_several_nodes() -> None:
 
 def test_replicas_win_where_nodes_are_far_from_each_other() -> None:
     machine = load_machine("epyc-7h12-2s")
-    far = replace(estimated_rates(machine, "bfloat16"), far_line_ns=50_000.0)
+    far = replace(estimated_rates(machine, WeightFormat("bfloat16")), far_line_ns=50_000.0)
     found = search_on(machine, rates=far).replicas
     assert found
     assert max(step.gain for step in found.steps) > 0.1
@@ -273,7 +274,7 @@ def test_cpus_that_the_user_names_are_the_only_choice_and_keep_their_order() -> 
     assert named.groups == ((4, 5), (0, 1), (64,))
     shape = preset("tiny").shape(512)
     layout = ModelLayout.build(shape, "float32", 8, 16)
-    rates = estimated_rates(machine, "float32")
+    rates = estimated_rates(machine, WeightFormat("float32"))
     result = PlanSearch(machine, (named,), layout, "float32", 4, rates).run()
     for choice in (result.prefill, result.decode):
         assert choice.chosen.candidate == named
