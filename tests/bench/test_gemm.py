@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 import bench.gemm
@@ -175,7 +176,7 @@ def test_a_matrix_says_how_much_memory_it_lacks(monkeypatch: pytest.MonkeyPatch)
     class Memory:
         available = 1 << 20
 
-    monkeypatch.setattr(bench.gemm_matrix.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
     monkeypatch.setattr(bench.gemm_matrix, "MIN_LLC_BYTES", 1 << 20)
     assert matrix(1).missing_bytes() > 3 << 20  # four times the caches
     assert matrix(1, peers=("openblas",)).missing_bytes() > 7 << 20
