@@ -19,6 +19,7 @@ os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
 
 import tvm
 import tvm_ffi_orcjit
+from tvm import s_tir, tirx
 
 from platforms.isa import IsaRow
 
@@ -28,18 +29,35 @@ _log = logging.getLogger(__name__)
 # modes that take a count alone use no more than half of the CPUs and pin the caller to the first.
 _ONE_CPU_EACH, _ALL_CPUS_EACH = -2, -3
 
-# Our buffers are shaped by hand and never shrink, and what kernels use twice they bind to a name;
-# these passes take most of the compile time to find that out. LLVM shares what is left.
-_DISABLED_PASSES = ["s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim"]
+# What a kernel written with codegen.kit needs of TVM's fifty passes, in their order. The others are
+# for devices, bf16 arithmetic, blocks, annotated loops and subexpressions without a name, of which
+# there are none here: they change nothing, and take most of the time to find that out.
+_PASSES = (
+    s_tir.transform.CanonicalizeLoop(),
+    s_tir.transform.StmtSimplify(),
+    s_tir.transform.LowerOpaqueBlock(),
+    tirx.transform.FlattenBuffer(),
+    tirx.transform.NarrowDataType(32),
+    tirx.transform.StorageRewrite(),
+    tirx.transform.StmtSimplify(),
+    s_tir.transform.RewriteUnsafeSelect(),
+    tirx.transform.AnnotateEntryFunc(),
+    tirx.transform.MakePackedAPI(),
+    tirx.transform.LowerTVMBuiltin(),
+    tirx.transform.LowerIntrin(),
+)
 
 
 def lower(prim_func: Any, isa: IsaRow) -> Any:
     """The runtime module of one PrimFunc for `isa`; its inspect_source("ll" | "asm") shows the
     code.
     """
+    target = tvm.target.Target(isa.llvm_target())
+    target = target.with_host(target)
+    passes = [tirx.transform.BindTarget(target), *_PASSES]
     module = tvm.IRModule({prim_func.attrs["global_symbol"]: prim_func})
-    with tvm.transform.PassContext(disabled_pass=_DISABLED_PASSES):
-        return tvm.compile(module, target=tvm.target.Target(isa.llvm_target())).mod
+    module = tvm.transform.Sequential(passes)(module)
+    return tvm.get_global_func("target.build.llvm")(module, target)
 
 
 def object_code(module: Any) -> bytes:
