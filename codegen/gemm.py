@@ -19,7 +19,7 @@ from codegen.kit import Expr, Kit, T
 from codegen.panels import PanelLayout
 from codegen.parallel import split
 from codegen.register_tile import Activations, FloatTile, Place, RegisterTile, Weights
-from codegen.spec import GemmTile, TileRanges, WeightFormat
+from codegen.spec import BLOCK_ASPECT, GemmTile, TileRanges, WeightFormat
 from codegen.walk import Share, walk
 from codegen.widened_tile import WidenedTile, Widening, alloc_widened
 
@@ -98,10 +98,8 @@ def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, 
 
 
 def block_rows(layout: PanelLayout, height: int) -> int:
-    """Rows of a block where register tiles of `height` rows are walked through in blocks: twice as
-    many as a panel has columns (benchmark: docs/tuning.md, order of the C tiles).
-    """
-    return max(2 * layout.panel // height, 1) * height
+    """Rows of a block, whole register tiles of `height` rows."""
+    return max(BLOCK_ASPECT * layout.panel // height, 1) * height
 
 
 def row_parts(tile: GemmTile, num_cores: int) -> int:

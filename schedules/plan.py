@@ -120,9 +120,8 @@ class Plan:
             f"{_ranges_text(ranges)} ({', '.join(roles)})" for ranges, roles in groups.items()
         )
         cpus = format_cpu_list(self.cpus)
-        return (
-            f"{self.phase.value:<8} cores {cpus}  tiles {tiles}  {self.query_tile} queries a pass"
-        )
+        queries = "1 query" if self.query_tile == 1 else f"{self.query_tile} queries"
+        return f"{self.phase.value:<8} cores {cpus}  tiles {tiles}  {queries} a pass"
 
 
 def _ranges_of(entries: list[dict[str, Any]]) -> TileRanges:
@@ -152,6 +151,10 @@ def tile_text(tile: GemmTile) -> str:
         parts.append(f"K blocks prefetched by {tile.block_prefetch}")
     if tile.row_parts > 1:
         parts.append(f"{tile.row_parts} parts of rows")
+    if tile.order != "panels":
+        parts.append(f"in order of {'rows' if tile.order == 'rows' else 'a curve'}")
+    if tile.chains > 1:
+        parts.append(f"{tile.chains} chains of sums")
     if tile.is_widened:
         parts.append("widened once")
     return ", ".join(parts)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from codegen.panels import PanelLayout
-from codegen.spec import GemmTile
+from codegen.spec import BLOCK_ASPECT, LOOP_ORDERS, GemmTile
 from platforms.isa import IsaRow
 
 MAX_MR = 24
@@ -19,12 +19,17 @@ K_UNROLLS = (1, 2, 4, 8, 16)
 K_BLOCKS = (512, 1024, 2048, 4096, 8192)
 PREFETCHES = (0, 512, 1024, 2048, 4096, 8192)
 BLOCK_PREFETCHES = (0, 1, 2, 3, 4)
+BLOCK_PREFETCH_ROWS = 64  # beyond them multiplying a K block takes far longer than reading the next
+CHAINS = (1, 2, 4)
+# Dimensions where no value is nearer than another.
+_UNORDERED = ("prefetch_bytes", "block_prefetch", "order")
 # Multiply-adds in the code of a nest, beyond which compiling takes seconds.
 MAX_CODE = 4000
 # The prior's core: multiply-adds that start in a cycle, cycles until one is done, loads in a cycle.
 # Every core with wide vectors is near enough to this to rank tiles by it.
 _MACS, _LATENCY, _LOADS = 1.0, 5.0, 2.0
 _TURN = 1.0  # cycles of a turn of the K loop beside its multiply-adds
+_WIDEN, _STORE = 2.0, 1.0  # cycles for a vector of weights that floats meet, and for keeping it
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class TileSpace:
         """
         weights = self.layout.format
         nv = self.width(tile)
-        sums = min(tile.mr, self.rows) * nv * (2 if weights.group else 1)
+        sums = min(tile.mr, self.rows) * nv * (tile.chains + (weights.group > 0))
         is_direct = (
             tile.is_widened
             or weights.dtype == "float32"
@@ -80,7 +85,11 @@ class TileSpace:
             return False
         if tile.k_unroll > min(layout.block_words(tile.kc), layout.group_words):
             return False
-        if tile.is_widened and not self.can_widen:
+        if tile.is_widened and not (self.can_widen and self.rows > tile.mr):
+            return False
+        if tile.chains > 1 and not self._has_chains(tile):
+            return False
+        if tile.order != "panels" and not self._has_order(tile):
             return False
         if tile.row_parts > 1 and (
             self.num_cores % tile.row_parts or self.rows < tile.mr * tile.row_parts
@@ -99,6 +108,41 @@ class TileSpace:
         weights = self.layout.format
         return weights.is_quantized and not weights.has_int8_activations
 
+    @property
+    def _act_bytes(self) -> int:
+        """Bytes of a value of A."""
+        weights = self.layout.format
+        if weights.has_int8_activations:
+            return 1
+        return 2 if weights.dtype != "float32" and self.isa.has_bf16_dot else 4
+
+    def _has_chains(self, tile: GemmTile) -> bool:
+        """Whether more chains can matter: half as many sums would wait for each other, and there
+        are products for all of them in a turn of the K loop.
+        """
+        weights = self.layout.format
+        sums = min(tile.mr, self.rows) * self.width(tile) * tile.chains
+        words = self.layout.group_words if weights.group else tile.k_unroll
+        per_word = 2 if weights.dtype == "int4" else 1
+        return (
+            weights.has_int8_activations
+            and sums < 2 * _LATENCY * _MACS
+            and tile.chains <= words * per_word
+        )
+
+    def _has_order(self, tile: GemmTile) -> bool:
+        """Whether the order of the tiles can matter: several blocks of rows and panels, and A does
+        not stay in the cache. What is done once for a panel and all rows would be done again.
+        """
+        layout = self.layout
+        a_bytes = self.rows * layout.k * self._act_bytes
+        return (
+            self.rows > BLOCK_ASPECT * layout.panel
+            and layout.num_panels > self.num_cores
+            and not (tile.is_widened or tile.block_prefetch)
+            and (not self.l2_bytes or a_bytes > self.l2_bytes // 2)
+        )
+
     def _fits_cache(self, tile: GemmTile) -> bool:
         """Whether the K block of a panel stays in L2 until the last row has used it, and the next
         one beside it if it is prefetched.
@@ -116,7 +160,10 @@ class TileSpace:
         cycles = 0.0
         for count, height in heights:
             macs, loads = height * nv / _MACS, (height + nv) / _LOADS
-            cycles += count * tiles * (max(macs, loads, _LATENCY) + _TURN / tile.k_unroll)
+            busy = max(macs, loads, _LATENCY / tile.chains)
+            unpacked = nv * _WIDEN if self.can_widen and not tile.is_widened else 0.0
+            cycles += count * tiles * (busy + unpacked + _TURN / tile.k_unroll)
+        cycles += self.num_vectors * (_WIDEN + _STORE) * tile.is_widened
         blocks = self.layout.num_k_blocks(tile.kc)
         spilled = 2 * self.rows * self.num_vectors / _LOADS  # partial sums out and in again
         return cycles + (blocks - 1) * spilled / self.layout.block_words(tile.kc)
@@ -135,14 +182,33 @@ class TileSpace:
         """Register tiles with every K unroll, the likeliest first; blocks of K as the cache wants
         them, and no prefetch.
         """
-        found = [
-            tile
-            for mr in range(1, min(MAX_MR, self.rows) + 1)
-            for nv in self._widths()
-            for k_unroll in K_UNROLLS
-            if self.is_legal(tile := self._blocked(mr, nv, k_unroll))
+        values = self._dimensions()
+        kernels = [
+            GemmTile(mr, 0, k_unroll, 0, nv, is_widened, chains=chains)
+            for mr in values["mr"]
+            for nv in reversed(values["nv"])
+            for k_unroll in values["k_unroll"]
+            for is_widened in values["is_widened"]
+            for chains in values["chains"]
         ]
+        found = [tile for kernel in kernels if self.is_legal(tile := self._blocked(kernel))]
         return sorted(found, key=self.cost)
+
+    def _dimensions(self) -> dict[str, tuple[Any, ...]]:
+        """The values of every dimension that can matter here, the ones to try first in front."""
+        is_integer = self.layout.format.has_int8_activations
+        return {
+            "is_widened": (False, True) if self.can_widen else (False,),
+            "row_parts": self._row_parts(),
+            "order": LOOP_ORDERS,
+            "block_prefetch": BLOCK_PREFETCHES if self.rows <= BLOCK_PREFETCH_ROWS else (0,),
+            "prefetch_bytes": PREFETCHES,
+            "chains": CHAINS if is_integer else (1,),
+            "k_unroll": K_UNROLLS,
+            "kc": (*(kc for kc in K_BLOCKS if kc < self.layout.k), 0),
+            "mr": tuple(range(1, min(MAX_MR, self.rows) + 1)),
+            "nv": (*(nv for nv in (1, 2, 3) if nv < self.num_vectors), 0),
+        }
 
     def _row_parts(self) -> tuple[int, ...]:
         """Parts of M; more than one only where cores would have no panel, or unequally many."""
@@ -150,34 +216,29 @@ class TileSpace:
             return (1,)
         return tuple(n for n in range(1, self.num_cores + 1) if self.num_cores % n == 0)
 
-    def _widths(self) -> list[int]:
-        """Values of nv; the whole panel is 0."""
-        return [0, *(nv for nv in (3, 2, 1) if nv < self.num_vectors)]
-
-    def _blocked(self, mr: int, nv: int, k_unroll: int) -> GemmTile:
-        """A register tile with the largest K block that stays in the cache."""
-        tiles = [GemmTile(mr, kc, k_unroll, 0, nv) for kc in (0, *reversed(K_BLOCKS))]
-        return next((tile for tile in tiles if self.is_legal(tile)), tiles[0])
+    def _blocked(self, tile: GemmTile) -> GemmTile:
+        """The tile with the largest K block that makes it legal, or as it is if none does."""
+        tiles = [replace(tile, kc=kc) for kc in (0, *reversed(K_BLOCKS))]
+        return next((tile for tile in tiles if self.is_legal(tile)), tile)
 
     def moves(self, tile: GemmTile) -> list[GemmTile]:
-        """The legal tiles one step away in one dimension, those that matter most first."""
+        """The legal tiles one step away in one dimension, those that matter most first; prefetching
+        the next K block comes and goes with the blocks.
+        """
         around: list[GemmTile] = []
-        dimensions: tuple[tuple[str, tuple[int, ...]], ...] = (
-            ("is_widened", (False, True)),
-            ("row_parts", self._row_parts()),
-            ("block_prefetch", BLOCK_PREFETCHES),
-            ("prefetch_bytes", PREFETCHES),
-            ("k_unroll", K_UNROLLS),
-            ("kc", (*(kc for kc in K_BLOCKS if kc < self.layout.k), 0)),
-            ("mr", tuple(range(1, min(MAX_MR, self.rows) + 1))),
-            ("nv", (*reversed(self._widths()[1:]), 0)),
-        )
-        for field, values in dimensions:
-            # what a prefetch distance does is not monotonous: any of them is one step away
-            near = values if "prefetch" in field else _beside(getattr(tile, field), values)
+        for field, values in self._dimensions().items():
+            near = values if field in _UNORDERED else _beside(getattr(tile, field), values)
             changes: list[dict[str, Any]] = [{field: value} for value in near]
-            around += [replace(tile, **change) for change in changes]
-        return [move for move in around if move != tile and self.is_legal(move)]
+            around += [self._with_next_block(replace(tile, **change), field) for change in changes]
+        return [move for move in dict.fromkeys(around) if move != tile and self.is_legal(move)]
+
+    def _with_next_block(self, move: GemmTile, field: str) -> GemmTile:
+        """A move that would prefetch the next K block where there is none cuts K for it, or, if the
+        blocks are what it changes, prefetches none.
+        """
+        if not move.block_prefetch or self.layout.num_k_blocks(move.kc) > 1:
+            return move
+        return replace(move, block_prefetch=0) if field == "kc" else self._blocked(move)
 
 
 def _beside(value: int, values: tuple[int, ...]) -> Iterator[int]:

@@ -13,7 +13,7 @@ from codegen.panels import PanelLayout
 from codegen.spec import GemmTile
 
 PANELS_PER_CORE = 16  # of a trial's slice: long beside the launch, short beside a whole GEMM
-MIN_PANELS_PER_CORE = 2
+MIN_PANELS_PER_CORE = 4  # the order of tiles shows only with some
 CORE_FLOPS = 1.5e9  # of one call on one core, at most, if that leaves enough panels
 RESIDENT_BYTES = 256 << 10  # of the weights that a cache-resident trial reads, at most
 

@@ -283,10 +283,9 @@ class _TaskTuner:
         while moves and not self._is_late(0.85):
             some, moves = moves[:NUM_MOVES], moves[NUM_MOVES:]
             times = self._compare([best, *some])
-            challengers = sorted(some, key=lambda tile: _gain(times[tile], times[best]))[::-1]
-            for tile in challengers[:1]:
-                if _gain(times[tile], times[best]) > MIN_GAIN and self._is_confirmed(tile, best):
-                    return tile, statistics.median(times[tile])
+            tile = max(some, key=lambda tile: _gain(times[tile], times[best]))
+            if _gain(times[tile], times[best]) > MIN_GAIN and self._is_confirmed(tile, best):
+                return tile, statistics.median(times[tile])
         return None
 
     def _is_confirmed(self, tile: GemmTile, best: GemmTile) -> bool:

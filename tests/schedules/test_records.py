@@ -1,5 +1,6 @@
 """Tuned records survive files, damage and transport, and the nearest one answers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ def test_records_come_back_from_a_file_in_their_order(machine: Machine, tmp_path
     assert read_records(path) == [first, second]
 
 
+def test_a_record_from_before_a_dimension_was_made_has_its_default(machine: Machine) -> None:
+    record = record_of(machine)
+    line = json.loads(record.to_line())
+    del line["tile"]["order"], line["tile"]["chains"]
+    assert TuningRecord.from_line(json.dumps(line)) == record
+
+
 def test_a_file_that_is_not_there_has_no_records(tmp_path: Path) -> None:
     assert read_records(tmp_path / FILE_NAME) == []
 
@@ -62,6 +70,8 @@ def test_a_file_that_is_not_there_has_no_records(tmp_path: Path) -> None:
     [
         ('"mr": 4', '"mr": 0'),
         ('"mr": 4', '"mr": "4"'),
+        ('"order": "panels"', '"order": "any"'),
+        ('"chains": 1', '"chains": 0'),
         ('"rows": 4', '"rows": 0'),
         ('"gbps": 20.0', '"gbps": NaN'),
         ('"speedup": 1.1', '"speedup": -1'),

@@ -5,10 +5,11 @@ from dataclasses import fields, replace
 import pytest
 
 from codegen.panels import PanelLayout
-from codegen.spec import GemmTile, WeightFormat
+from codegen.spec import LOOP_ORDERS, GemmTile, WeightFormat
 from platforms.isa import IsaRow, isa_row
 from schedules.plan import default_plans, panel_width
-from schedules.space import TileSpace
+from schedules.space import BLOCK_PREFETCHES, K_UNROLLS, PREFETCHES, TileSpace
+from schedules.tuner import NUM_KERNELS
 
 FORMATS = [
     WeightFormat("float32"),
@@ -86,11 +87,35 @@ def test_groups_hold_whole_turns_of_the_k_loop() -> None:
 def test_moves_change_one_field_and_never_stay() -> None:
     tile = GemmTile(8, 1024, 4, 2048, 2)
     moves = space_of().moves(tile)
-    for move in moves:
-        names = [field.name for field in fields(tile)]
-        assert sum(getattr(move, name) != getattr(tile, name) for name in names) == 1
+    assert all(len(changes(tile, move)) == 1 for move in moves)
+    assert len(set(moves)) == len(moves)
     changed = {move.mr for move in moves}, {move.kc for move in moves}
     assert changed == ({7, 8, 9}, {0, 512, 1024})
+
+
+def changes(tile: GemmTile, move: GemmTile) -> set[str]:
+    """The fields in which `move` differs."""
+    names = [field.name for field in fields(tile)]
+    return {name for name in names if getattr(move, name) != getattr(tile, name)}
+
+
+def reached(space: TileSpace, start: GemmTile, steps: int = 6) -> set[GemmTile]:
+    """All tiles that so many moves lead to, where MR and NV stay."""
+    found = {start}
+    for _ in range(steps):
+        near = (move for tile in found for move in space.moves(tile))
+        found |= {move for move in near if changes(start, move).isdisjoint({"mr", "nv"})}
+    return found
+
+
+def test_the_prefetch_of_k_blocks_comes_and_goes_with_the_blocks() -> None:
+    space = space_of(rows=8)
+    whole, cut = GemmTile(4), GemmTile(4, 1024, block_prefetch=2)
+    assert cut in space.moves(whole)
+    assert {move.block_prefetch for move in space.moves(cut)} == {0, 1, 2, 3, 4}
+    far = replace(space, layout=replace(space.layout, k=512))
+    assert not any(move.block_prefetch for move in far.moves(whole))
+    assert all(move.block_prefetch == 0 for move in space_of(rows=512).moves(GemmTile(6)))
 
 
 def test_the_next_k_block_is_prefetched_only_where_there_is_one_and_both_fit() -> None:
@@ -109,6 +134,50 @@ def test_only_quantised_weights_that_meet_floats_are_widened() -> None:
     assert widening.is_legal(tile)
     assert tile in widening.moves(GemmTile(4))
     assert not any(space_of(weights=weights).is_legal(tile) for weights in FORMATS)
+    assert not replace(widening, rows=4).is_legal(tile)  # there is nothing to do once
+
+
+def test_the_fast_start_has_tiles_of_both_ways_to_widen() -> None:
+    kernels = space_of(weights=WeightFormat("int8"), rows=8).micro_kernels()[:NUM_KERNELS]
+    assert {kernel.is_widened for kernel in kernels} == {False, True}
+
+
+def test_the_order_of_the_tiles_is_tried_where_a_does_not_stay_in_the_cache() -> None:
+    tile = GemmTile(6, 1024)
+    assert {move.order for move in space_of(rows=512).moves(tile)} == set(LOOP_ORDERS)
+    for rows, k in ((128, 8192), (200, 1024)):  # one block of rows; 400 KiB of A
+        assert {move.order for move in space_of(rows=rows, k=k).moves(tile)} == {"panels"}
+    for held in (replace(tile, block_prefetch=1), GemmTile(6, 1024, is_widened=True)):
+        assert not space_of(rows=512).is_legal(replace(held, order="curve"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "tile", "chains"),
+    [
+        (FORMATS[2], GemmTile(1, 0, 4, nv=1), {1, 2}),
+        (FORMATS[2], GemmTile(1, 0, 4, nv=1, chains=2), {1, 2, 4}),
+        (FORMATS[2], GemmTile(1, 0, 4), {1, 2}),
+        (FORMATS[2], GemmTile(1, 0, 1), {1}),  # one product in a turn
+        (FORMATS[2], GemmTile(2, 0, 4), {1}),  # sums enough
+        (FORMATS[3], GemmTile(1, 0, 1), {1, 2}),  # eight products in a group
+        (FORMATS[1], GemmTile(1, 0, 4, nv=1), {1}),  # additions of floats have one order
+    ],
+)
+def test_chains_are_tried_where_few_integer_sums_wait(
+    weights: WeightFormat, tile: GemmTile, chains: set[int]
+) -> None:
+    assert {move.chains for move in space_of(weights=weights).moves(tile)} == chains
+
+
+def test_moves_reach_every_value_of_every_dimension() -> None:
+    """K is short and the rows are few, so that few moves go far."""
+    deep = reached(space_of(rows=8, k=2048), GemmTile(4, k_unroll=4), steps=3)
+    assert {tile.block_prefetch for tile in deep} == set(BLOCK_PREFETCHES)
+    assert {tile.k_unroll for tile in deep} == set(K_UNROLLS)
+    assert {tile.prefetch_bytes for tile in deep} == set(PREFETCHES)
+    assert {tile.kc for tile in deep} == {0, 512, 1024}
+    widened = reached(space_of(weights=WeightFormat("int8"), rows=200), GemmTile(4), steps=1)
+    assert {tile.is_widened for tile in widened} == {False, True}
 
 
 @pytest.mark.parametrize(("num_cores", "parts"), [(2, {1}), (48, {1, 2}), (1, {1})])

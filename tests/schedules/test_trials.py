@@ -64,7 +64,7 @@ def test_a_wrong_kernel_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None
         (1, 2, 32),  # 16 for each core
         (1, 4, 64),
         (512, 2, 22),  # as many as the time of one call allows
-        (4096, 2, 4),  # two at least
+        (4096, 2, 8),  # four at least
     ],
 )
 def test_a_slice_is_cut_to_some_panels_for_each_core(

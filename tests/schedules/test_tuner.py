@@ -31,6 +31,7 @@ def cost_of(tile: GemmTile) -> float:
         + abs(tile.k_unroll - BEST.k_unroll) / 16
         + abs(tile.prefetch_bytes - BEST.prefetch_bytes) / 16384
         + abs((tile.nv or 4) - BEST.nv) / 4
+        + abs(tile.block_prefetch - BEST.block_prefetch)
     )
     return 1e-3 * (1 + 0.5 * distance)
 
