@@ -26,12 +26,16 @@ _EDGES: Final = {Level.SOCKET: "#999999", Level.NODE: "#b4bfcc", Level.GROUP: "#
 
 @dataclass(frozen=True)
 class Use:
-    """What cores are used for: a stripe in each of `cpus`. text: for the legend, one line."""
+    """What cores are used for: a stripe in each of `cpus`. text: for the legend, one line.
+
+    row: of the stripe in a core, from the top; uses of different cores may share one.
+    """
 
     name: str
     cpus: frozenset[int]
     colour: str
     text: str
+    row: int
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,10 @@ def plan_picture(title: str, tree: TopoTree, uses: Sequence[Use], notes: Sequenc
         shapes.append(Box(MARGIN, y - 11, CELL_WIDTH, STRIPE, use.colour, radius=2))
         shapes.append(Label(MARGIN + CELL_WIDTH + 8, y - 1, use.name, size=13, is_bold=True))
         shapes.append(Label(MARGIN + CELL_WIDTH + 78, y - 1, use.text, size=13))
-    y += 22
-    shapes.append(Box(MARGIN, y - 11, CELL_WIDTH, STRIPE, UNUSED, radius=2))
-    shapes.append(Label(MARGIN + CELL_WIDTH + 8, y - 1, "not used", size=13, fill=FAINT))
+    if set(tree.cpus) - set.intersection(*_cpus_of_rows(uses)):
+        y += 22
+        shapes.append(Box(MARGIN, y - 11, CELL_WIDTH, STRIPE, UNUSED, radius=2))
+        shapes.append(Label(MARGIN + CELL_WIDTH + 8, y - 1, "not used", size=13, fill=FAINT))
     y += 16
     longest = max([len(title) * 1.3, *(len(n) for n in notes), *(len(u.text) + 12 for u in uses)])
     width = max(MIN_WIDTH, body.width + 2 * MARGIN, longest * 7.3 + 2 * MARGIN)
@@ -96,23 +101,33 @@ class _Painter:
         return _Block(width, height, (frame, label, *inner.at(PAD, HEAD)))
 
     def _core(self, cpu: int) -> _Block:
-        names = ", ".join(use.name for use in self.uses if cpu in use.cpus) or "not used"
+        found = {use.row: use for use in self.uses if cpu in use.cpus}
+        names = ", ".join(use.name for use in found.values()) or "not used"
+        num_rows = len(_cpus_of_rows(self.uses))
         stripes = [
             Box(
                 0,
-                i * STRIPE,
+                row * STRIPE,
                 CELL_WIDTH,
                 STRIPE,
-                use.colour if cpu in use.cpus else UNUSED,
+                found[row].colour if row in found else UNUSED,
                 stroke="#ffffff",
                 radius=2,
                 title=f"CPU {cpu}: {names}",
             )
-            for i, use in enumerate(self.uses)
+            for row in range(num_rows)
         ]
-        top = len(self.uses) * STRIPE
+        top = num_rows * STRIPE
         number = Label(CELL_WIDTH / 2, top + 9, str(cpu), size=8.5, fill=FAINT, anchor="middle")
         return _Block(CELL_WIDTH, top + NUMBER_HEIGHT, (*stripes, number))
+
+
+def _cpus_of_rows(uses: Sequence[Use]) -> list[set[int]]:
+    """The CPUs that have a colour, by row of stripes."""
+    rows: dict[int, set[int]] = {}
+    for use in uses:
+        rows.setdefault(use.row, set()).update(use.cpus)
+    return [rows[row] for row in sorted(rows)]
 
 
 def _name(tree: TopoTree) -> str:
