@@ -13,9 +13,7 @@ from codegen.spec import Phase
 from schedules.cost import StepCase, StepCost
 from schedules.topotree import Candidate
 
-MIN_GAIN: Final = (
-    0.02  # of a step's time, below which fewer cores are not worth leaving the default
-)
+MIN_GAIN: Final = 0.02  # of a step's time; for less than that the default is not left
 NUM_RUNNERS_UP: Final = 3
 NUM_MEASURED: Final = 4  # candidates of a phase, the default among them
 MIN_SPREAD: Final = 1.25  # between the numbers of cores of candidates that are measured
@@ -207,8 +205,8 @@ def _no_gain(default: Prediction, ranked: Sequence[Prediction]) -> str:
     if not others:
         return f"{share}, and there is no other set of cores"
     change = others[0].predicted_us / cost.total_us - 1
-    comparison = "longer" if change >= 0 else f"less, under the {100 * MIN_GAIN:.0f} % that count"
-    return (
-        f"{share}, and the best smaller set ({others[0].candidate.name}) takes "
-        f"{100 * abs(change):.1f} % {comparison}"
-    )
+    best = f"the best smaller set ({others[0].candidate.name})"
+    if abs(change) < 0.0005:
+        return f"{share}, and {best} takes as long"
+    comparison = "longer" if change > 0 else f"less, under the {100 * MIN_GAIN:.0f} % that count"
+    return f"{share}, and {best} takes {100 * abs(change):.1f} % {comparison}"

@@ -87,8 +87,8 @@ class MixedPlan:
             MixedMode.TURNS: f"{chunk}, then a decode step",
             MixedMode.RIDE: f"{chunk} and every decoding sequence's next in one step",
             MixedMode.CORUN: (
-                f"{chunk} on cores {format_cpu_list(self.prefill_cpus)} while decode runs on "
-                f"{format_cpu_list(self.decode_cpus)}"
+                f"{chunk} on {len(self.prefill_cpus)} cores while decode runs on "
+                f"{len(self.decode_cpus)} others, {format_cpu_list(self.decode_cpus)}"
             ),
         }
         return f"{'mixed':<8} {self.mode}: {what[self.mode]}"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from platforms.sysfs import format_cpu_list
 from schedules.mixed import MixedMode, MixedPlan, MixedPlanError
 from schedules.mixed_cost import MixedPrediction, MixedSpace, milliseconds
 
@@ -74,8 +75,8 @@ def choose_mixed(
         by_mode.setdefault(prediction.plan.mode, []).append(prediction)
     if mode is not None and mode not in by_mode:
         raise MixedPlanError(
-            f"{mode} needs an LLC group with two cores, but prefill runs on "
-            f"{[list(group) for group in space.prefill.groups]}; choose turns or ride"
+            f"{mode} needs an LLC group with two cores, but prefill has one in each, CPUs "
+            f"{format_cpu_list(space.prefill.cpus)}; choose turns or ride"
         )
     bests = [_best(found, limit_us) for found in by_mode.values()]
     first = _best(bests if mode is None else [p for p in bests if p.plan.mode is mode], limit_us)
@@ -105,10 +106,17 @@ def _reason(
     tpot = f"its TPOT of {milliseconds(chosen.tpot_us)}"
     if chosen.tpot_us > limit_us:
         return f"no mode keeps {bound}, and {tpot} is the shortest"
-    rivals = [
-        f"{p.plan.mode} {milliseconds(p.request_us)}"
-        + ("" if p.tpot_us <= limit_us else f" at a TPOT of {milliseconds(p.tpot_us)}")
-        for p in others
-    ]
+    rivals = ", ".join(_rival(p, chosen, limit_us) for p in others)
     request = f"a request takes {milliseconds(chosen.request_us)}"
-    return f"{tpot} keeps {bound} and {request} ({', '.join(rivals)})"
+    return f"{tpot} keeps {bound} and {request} ({rivals})"
+
+
+def _rival(other: MixedPrediction, chosen: MixedPrediction, limit_us: float) -> str:
+    """What a request takes in another mode, and why that is not enough where it is less."""
+    text = f"{other.plan.mode} {milliseconds(other.request_us)}"
+    if other.tpot_us > limit_us:
+        return f"{text} at a TPOT of {milliseconds(other.tpot_us)}"
+    if other.request_us < chosen.request_us:
+        first, own = milliseconds(other.ttft_us), milliseconds(chosen.ttft_us)
+        return f"{text} with the first token after {first} instead of {own}"
+    return text

@@ -64,7 +64,7 @@ class MixedPrediction:
     def render(self) -> str:
         """For people, without the plan."""
         tpot, ttft, request = map(milliseconds, (self.tpot_us, self.ttft_us, self.request_us))
-        text = f"TPOT {tpot}, TTFT {ttft}, {request} each predicted"
+        text = f"TPOT {tpot}, TTFT {ttft}, a request in {request} predicted"
         if self.measured_us is None:
             return text
         return f"{text}, TPOT {milliseconds(self.measured_us)} measured"

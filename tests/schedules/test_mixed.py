@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from itertools import chain
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_a_plan_says_what_it_does() -> None:
     assert TAKE_TURNS.render() == "mixed    turns: whole prompt steps, then a decode step"
     ride = MixedPlan(MixedMode.RIDE, 32).render()
     assert ride.endswith("32 prompt tokens and every decoding sequence's next in one step")
-    assert CORUN.render().endswith("on cores 0-1,4-5 while decode runs on 2,6")
+    assert CORUN.render().endswith("on 4 cores while decode runs on 2 others, 2,6")
 
 
 def test_the_plans_side_by_side_keep_their_groups_and_lose_the_others_cores() -> None:
@@ -144,6 +145,23 @@ def test_a_mode_that_is_asked_for_is_chosen_with_its_best_chunk(mode: MixedMode)
     assert of_mode(choose_mixed(space, 80.0), mode).request_us == choice.chosen.request_us
 
 
+def test_a_mode_that_takes_a_little_less_and_is_not_chosen_is_explained() -> None:
+    space = space_on("kubernetes-pod")
+    every = [replace(p, tpot_us=1e3) for p in space.predictions()]
+    ride, corun = (
+        replace(next(p for p in every if p.plan.mode is mode), request_us=us, ttft_us=ttft)
+        for mode, us, ttft in ((MixedMode.RIDE, 100e3, 20e3), (MixedMode.CORUN, 99e3, 60e3))
+    )
+
+    class TwoPlans(MixedSpace):
+        def predictions(self) -> Iterator[MixedPrediction]:
+            return iter((ride, corun))
+
+    choice = choose_mixed(TwoPlans(**{f.name: getattr(space, f.name) for f in fields(space)}))
+    assert choice.plan.mode is MixedMode.RIDE
+    assert "corun 99 ms with the first token after 60 ms instead of 20 ms" in choice.plan.reason
+
+
 def test_a_tight_target_shortens_the_chunks() -> None:
     space = space_on("epyc-guest")
     loose, tight = (choose_mixed(space, ms, MixedMode.TURNS) for ms in (2000.0, 150.0))
@@ -154,7 +172,7 @@ def test_a_tight_target_shortens_the_chunks() -> None:
 def test_a_single_core_cannot_co_run() -> None:
     space = space_on("epyc-guest", prefill=Candidate("one", (0,), ((0,),)))
     assert choose_mixed(space).plan.mode is not MixedMode.CORUN
-    with pytest.raises(MixedPlanError, match="two cores"):
+    with pytest.raises(MixedPlanError, match=r"one in each, CPUs 0; choose turns or ride"):
         choose_mixed(space, mode=MixedMode.CORUN)
 
 
