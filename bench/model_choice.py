@@ -9,7 +9,7 @@ import argparse
 from dataclasses import replace
 
 from sandwich.cli.options import add_model_argument, build_config
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.config import EMBEDDED_NAME, ConfigError, EngineConfig
 
 
 def add_model_choice(
@@ -19,17 +19,18 @@ def add_model_choice(
 
     Returns the group for the benchmark's other flags.
     """
-    add_model_argument(parser)
+    add_model_argument(parser, f"--random {default}" if default else EMBEDDED_NAME)
     group = parser.add_argument_group("benchmark")
-    without = f"; without this and a MODEL, {default}" if default else ": llama-3.2-1b, ..."
     group.add_argument(
-        "--random", metavar="NAME", help=f"a published shape with random weights{without}"
+        "--random",
+        metavar="NAME",
+        help="a published shape with random weights, in place of MODEL: llama-3.2-1b, ...",
     )
     return group
 
 
 def chosen_config(args: argparse.Namespace, default: str | None = None) -> EngineConfig:
-    """The engine's configuration, with the model that the flags name. ConfigError for two of them."""
+    """The engine's configuration, with the model that the flags name; ConfigError for two."""
     if args.random and args.model:
         raise ConfigError(f"give a model or --random, not both: {args.model!r}, {args.random!r}")
     config = build_config(EngineConfig, args)

@@ -111,7 +111,7 @@ def isa_row(name: str) -> IsaRow:
         if row.name == name:
             return row
     known = ", ".join(row.name for row in ISA_TABLE)
-    raise IsaError(f"unknown ISA {name!r}; set {ISA_VARIABLE} to one of auto, {known}")
+    raise IsaError(f"unknown ISA {name!r}; --isa or {ISA_VARIABLE} is one of auto, {known}")
 
 
 def runnable_isas(flags: Iterable[str], arch: str) -> tuple[IsaRow, ...]:

@@ -45,7 +45,10 @@ class MemoryBudget:
         pool_bytes: of explicit huge pages that will be taken; they are not among the available.
         """
         process_bytes = psutil.Process().memory_info().rss
-        reachable = process_bytes + limits.memory_available_bytes + pool_bytes
+        reachable = process_bytes + limits.memory_available_bytes
+        if limits.memory_limit_bytes is not None:
+            reachable = min(reachable, limits.memory_limit_bytes)
+        reachable += pool_bytes  # which no limit of memory counts
         if memory_limit is not None and memory_limit <= reachable:
             return MemoryBudget(memory_limit, LIMIT_FLAG, process_bytes)
         source = "available to this process"

@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from codegen.layout import DEFAULT_BLOCK_SIZE, ModelLayout
 from codegen.spec import ModelShape
 from platforms.machine import Machine
 from platforms.memory import HUGE_PAGE_BYTES
-from platforms.sysfs import parse_cpu_list
+from platforms.sysfs import format_cpu_list, parse_cpu_list
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.specs import beside_specs, program_specs, step_bytes
@@ -39,7 +39,7 @@ from schedules.search import (
     SearchResult,
     on_candidate,
 )
-from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
+from schedules.topotree import Candidate, TopoTree, candidates, named_candidate, refined
 from schedules.tuned_plans import render_origins, tuned_plans
 
 MIXED_BATCH: Final = 4  # sequences that decode in the load that mixed plans are rated with
@@ -84,8 +84,9 @@ def make_plans(
         shape, dtype, isa.lanes, panel_width(isa), formats.layers, formats.lm_head
     )
     calibration = load_calibration(config.cache_dir, machine)
-    tree = TopoTree.of(machine, groups=calibration.groups_of(machine) if calibration else ())
-    found = _core_sets(config.cpu_bind, machine, tree)
+    hidden_groups = calibration.groups_of(machine) if calibration else ()
+    tree = TopoTree.of(machine, groups=hidden_groups)
+    found = _core_sets(config.cpu_bind, machine, tree, hidden_groups)
     plans = default_plans(isa, found[0].cpus, shape.group_size, formats.layers, formats.lm_head)
     query_tile = plans.prefill.query_tile
     rates = _rates(machine, layout, calibration)
@@ -118,6 +119,7 @@ def make_plans(
     result = replace(
         result,
         mixed=mixed,
+        hidden_groups=hidden_groups,
         replicas=space.replicas(tree, result) if config.cpu_bind == "auto" else None,
     )
     plans, origins = tuned_plans(result.applied_to(plans, machine), layout, records)
@@ -193,16 +195,47 @@ def _rates(machine: Machine, layout: ModelLayout, calibration: Calibration | Non
     return calibration.rates(machine, layout.weights)
 
 
-def _core_sets(cpu_bind: str, machine: Machine, tree: TopoTree) -> tuple[Candidate, ...]:
+def _core_sets(
+    cpu_bind: str, machine: Machine, tree: TopoTree, hidden_groups: Sequence[Sequence[int]]
+) -> tuple[Candidate, ...]:
     """The sets of CPUs to choose from, all first; only one if the user names the CPUs."""
     if cpu_bind in ("auto", "nobind"):
         return candidates(tree)
-    named = tuple(cpu for part in cpu_bind.split("|") for cpu in parse_cpu_list(part))
-    allowed = sorted(set(machine.limits.affinity) & set(machine.topology.cpus))
-    strange = sorted(set(named) - set(allowed))
-    if strange:
+    topology = refined(machine.topology, hidden_groups)
+    return (named_candidate(f"--cpu-bind {cpu_bind}", topology, _named_cpus(cpu_bind, machine)),)
+
+
+def _named_cpus(cpu_bind: str, machine: Machine) -> tuple[int, ...]:
+    """The CPUs of lists like 0-31|32-63, each once; ConfigError for one that may not be used.
+
+    More of them than the quota has cores' time, and siblings of one core, are the user's decision,
+    with a warning.
+    """
+    try:
+        named = dict.fromkeys(cpu for part in cpu_bind.split("|") for cpu in parse_cpu_list(part))
+    except ValueError as error:
+        raise ConfigError(f"--cpu-bind: {error}") from error
+    limits = machine.limits
+    allowed = set(limits.affinity) & set(machine.topology.cpus)
+    allowed &= set(limits.cpuset or allowed)
+    if strange := sorted(set(named) - allowed):
         raise ConfigError(
             f"--cpu-bind names CPU {strange[0]}, which this process may not use; "
-            f"it may use {allowed}"
+            f"it may use {format_cpu_list(allowed)}"
         )
-    return (named_candidate(f"--cpu-bind {cpu_bind}", machine, tuple(dict.fromkeys(named))),)
+    if limits.cpu_quota is not None and len(named) > limits.cpu_quota:
+        _log.warning(
+            "--cpu-bind names %d CPUs, but the CPU quota is %g cores: the kernel will stop all of "
+            "them for a part of every period; name fewer, or raise %s",
+            len(named),
+            limits.cpu_quota,
+            limits.cgroup.cpu_quota_source,
+        )
+    shared = [both for c in machine.topology.cores() if len(both := set(c.cpus) & set(named)) > 1]
+    if shared:
+        _log.warning(
+            "--cpu-bind names CPUs that share a core (%s): they share its vector units too, and "
+            "one of each is mostly as fast",
+            format_cpu_list(shared[0]),
+        )
+    return tuple(named)

@@ -65,7 +65,7 @@ class Canvas:
             case ".png":
                 self._write_png(path)
             case _:
-                raise PictureError(f"{path} ends in neither .svg nor .png")
+                raise PictureError("a picture is an .svg or a .png file")
 
     def svg(self) -> str:
         """The picture as an SVG document."""

@@ -20,7 +20,7 @@ from schedules.mixed_choice import MixedChoice
 from schedules.plan import PlanPair
 from schedules.rates import MachineRates
 from schedules.replicas import ReplicaRating, Replicas
-from schedules.topotree import Candidate, TopoTree, core_groups
+from schedules.topotree import Candidate, TopoTree, core_groups, counted
 
 PREFILL_TOKENS: Final = 512  # of the prompt that prefill is rated with
 DECODE_CONTEXT: Final = 1024  # keys of the one sequence that decode is rated with
@@ -47,6 +47,7 @@ class SearchResult:
     rates: MachineRates
     mixed: MixedChoice | None = None  # None: nobody has chosen yet
     replicas: Replicas | None = None  # None: the machine has one NUMA node
+    hidden_groups: tuple[tuple[int, ...], ...] = ()  # CPUs by LLC group, if sysfs hides those
 
     def applied_to(self, plans: PlanPair, machine: Machine) -> PlanPair:
         """The plans on the cores of `machine` that were chosen."""
@@ -81,7 +82,7 @@ class SearchResult:
         rated = f"{self.prefill.case.name}, {self.decode.case.name}"
         source = "measured" if self.rates.is_measured else "assumed "
         return [
-            f"rated    {rated}, {len(self.decode.ranked)} sets of cores",
+            f"rated    {rated}, {counted(len(self.decode.ranked), 'set')} of cores",
             f"{source} {self.rates.render()}",
             *self.prefill.render(),
             *self.decode.render(),

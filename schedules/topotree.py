@@ -198,9 +198,9 @@ def candidates(tree: TopoTree) -> tuple[Candidate, ...]:
     return tuple(found.values())
 
 
-def named_candidate(name: str, machine: Machine, cpus: Sequence[int]) -> Candidate:
+def named_candidate(name: str, topology: Topology, cpus: Sequence[int]) -> Candidate:
     """These CPUs in the order given, each of which must be online."""
-    home = {cpu: llc.cpus[0] for llc in machine.topology.groups() for cpu in llc.cpus}
+    home = {cpu: llc.cpus[0] for llc in topology.groups() for cpu in llc.cpus}
     return Candidate(name, tuple(cpus), tuple(tuple(g) for _, g in groupby(cpus, home.__getitem__)))
 
 

@@ -36,4 +36,9 @@ def load_machine(name_or_path: str) -> Machine:
             f"machine {name_or_path!r} is neither a recorded one nor a readable file; give a file "
             f"that `sandwich probe --json` wrote, or one of {', '.join(names)}"
         ) from error
-    return Machine.from_json(text)
+    try:
+        return Machine.from_json(text)
+    except RecordError as error:
+        raise RecordError(
+            f"{path}: {error}; give a file that `sandwich probe --json` wrote"
+        ) from error

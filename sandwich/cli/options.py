@@ -30,13 +30,16 @@ class _Group(Protocol):
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action: ...
 
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
+def add_model_argument(
+    parser: argparse.ArgumentParser, default: str = EMBEDDED_NAME, more: str = ""
+) -> None:
+    """MODEL. default: what its absence means; more: what else it may be, with a comma behind."""
     parser.add_argument(
         _MODEL,
         nargs="?",
         metavar="MODEL",
-        help="a folder in the Hugging Face layout, a hub id (ORGANISATION/NAME), or "
-        f"{EMBEDDED_NAME!r}, the small model in the package (default: {EMBEDDED_NAME})",
+        help=f"a folder in the Hugging Face layout, a hub id (ORGANISATION/NAME), {more}or "
+        f"{EMBEDDED_NAME!r}, the small model in the package (default: {default})",
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_argument(parser)
+    add_model_argument(parser, more="a published shape (llama-3.2-1b, ...) ")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--simulate",
@@ -93,7 +93,8 @@ def _tree(machine: Machine, result: SearchResult) -> list[str]:
     from schedules.topotree import TopoTree, render
 
     uses = {c.phase.value: c.chosen.candidate.cpus for c in (result.prefill, result.decode)}
-    tree = TopoTree.of(machine, sorted({*machine.usable_cpus(), *chain(*uses.values())}))
+    cpus = sorted({*machine.usable_cpus(), *chain(*uses.values())})
+    tree = TopoTree.of(machine, cpus, result.hidden_groups)
     return render(tree, uses)
 
 
@@ -122,7 +123,14 @@ def model_config(model: str) -> ModelConfig:
     from sandwich.models.config import ModelConfig
     from sandwich.models.presets import PRESETS, preset
 
-    return preset(model) if model in PRESETS else ModelConfig.from_folder(resolve_model(model))
+    if model in PRESETS:
+        return preset(model)
+    try:
+        return ModelConfig.from_folder(resolve_model(model))
+    except ConfigError as error:
+        if "/" in model:
+            raise
+        raise ConfigError(f"{error}; published shapes are {', '.join(PRESETS)}") from error
 
 
 def _memory_record(memory: MemoryPlan) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandwich.config import SANDWICH_CACHE_DIR, SANDWICH_ISA, ConfigError
@@ -38,6 +39,11 @@ def main(args: argparse.Namespace) -> None:
 
     if args.measure and args.root != "/":
         raise ConfigError(f"--measure runs on this machine; leave out --root {args.root}")
+    if not Path(args.root, "proc/cpuinfo").is_file():
+        raise ConfigError(
+            f"--root {args.root}: there is no proc/cpuinfo below it; give the folder that holds "
+            "the recorded proc and sys"
+        )
     machine = probe(args.root, args.isa)
     cache_dir = SANDWICH_CACHE_DIR.read()
     found = _measure(machine) if args.measure else load_calibration(cache_dir, machine)

@@ -15,6 +15,7 @@ from codegen.spec import WeightFormat
 from platforms.machine import Machine
 from platforms.machines import load_machine, recorded_machines
 from platforms.probe import probe
+from platforms.sysfs import format_cpu_list
 from sandwich.build import build_engine
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.models.presets import preset
@@ -81,7 +82,10 @@ def test_a_machine_from_a_file_is_planned_for_and_its_isa_may_be_forced(
     [
         (["--simulate", "pdp-11"], "epyc-7h12-2s"),
         (["--simulate", "graviton3", "--isa", "avx2"], "needs x86_64"),
-        (["--simulate", "graviton3", "--cpu-bind", "64"], "CPU 64"),
+        (["--simulate", "graviton3", "--cpu-bind", "64"], "CPU 64, which this process may not"),
+        (["--simulate", "graviton3", "--cpu-bind", "64"], "it may use 0-63"),
+        (["--simulate", "kubernetes-pod", "--cpu-bind", "2-8"], "it may use 2-7,10-15"),
+        (["--simulate", "graviton3", "--cpu-bind", "3-1"], "--cpu-bind: CPU list '3-1'"),
         (["--simulate", "graviton3", "--measure"], "cannot be timed on graviton3"),
     ],
 )
@@ -99,6 +103,27 @@ def test_cpus_that_the_user_names_serve_both_phases() -> None:
     plans, _, result = make_plans(config, machine, preset("llama-3.2-1b"))
     assert plans.prefill.cpus == plans.decode.cpus == (8, 9, 0, 1)
     assert result.decode.chosen.candidate.groups == ((8, 9), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "warning"),
+    [("2-7", "the CPU quota is 5.5 cores"), ("3,11", "share a core (3,11)"), ("2-6", "")],
+)
+def test_named_cpus_that_would_slow_each_other_down_are_warned_about(
+    caplog: pytest.LogCaptureFixture, cpus: str, warning: str
+) -> None:
+    machine = load_machine("kubernetes-pod")
+    with caplog.at_level("WARNING", "sandwich.planning"):
+        plans, _, _ = make_plans(EngineConfig(cpu_bind=cpus), machine, preset("tiny"))
+    assert format_cpu_list(plans.decode.cpus) == cpus  # it is the user who decides
+    assert warning in caplog.text
+    assert bool(caplog.records) == bool(warning)
+
+
+def test_a_model_that_is_not_there_is_refused_with_the_shapes_that_are(run: Run) -> None:
+    _, err = run("plan", "llama-3.2-2b", code=2)
+    assert "neither a folder nor a hub id" in err
+    assert "llama-3.2-1b" in err
 
 
 def test_a_cpu_that_is_offline_cannot_be_named() -> None:

@@ -15,6 +15,7 @@ from codegen.spec import Phase, WeightFormat
 from platforms.machine import Machine
 from platforms.machines import load_machine
 from platforms.probe import probe
+from platforms.sysfs import format_cpu_list
 from sandwich.config import EngineConfig
 from sandwich.errors import MemoryLimitError
 from sandwich.models.presets import preset
@@ -72,6 +73,11 @@ def test_another_machine_cannot_be_measured(run: Run, tmp_path: Path) -> None:
     assert "--measure runs on this machine" in err
 
 
+def test_a_folder_without_a_recorded_machine_is_refused(run: Run, tmp_path: Path) -> None:
+    _, err = run("probe", "--root", str(tmp_path), code=2)
+    assert "no proc/cpuinfo" in err
+
+
 def test_plans_are_made_with_what_was_measured(tmp_path: Path) -> None:
     machine = load_machine("epyc-guest")
     config = EngineConfig(model="llama-3.2-1b", cache_dir=tmp_path)
@@ -101,6 +107,25 @@ def test_groups_that_only_line_times_show_are_candidates(tmp_path: Path) -> None
         p.candidate for p in found[1].prefill.ranked if len(p.candidate.cpus) == len(cpus)
     )
     assert everything.groups == (cpus[:2], cpus[2:])
+    assert found[1].hidden_groups == everything.groups
+    named = replace(config, cpu_bind=format_cpu_list(cpus))
+    _, _, result = make_plans(named, machine, preset("tiny"))
+    assert result.decode.chosen.candidate.groups == everything.groups
+
+
+def test_the_tree_and_the_picture_show_groups_that_only_line_times_show(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = load_machine("kubernetes-pod")
+    cpus = machine.usable_cpus()
+    lines = tuple(LineTime(a, b, 90.0 if a < 4 <= b else 20.0) for a in cpus for b in cpus if a < b)
+    monkeypatch.setenv("SANDWICH_CACHE_DIR", str(tmp_path))
+    save_calibration(tmp_path, machine, measured(machine, lines))
+    picture = tmp_path / "plan.svg"
+    flags = ("--simulate", "kubernetes-pod", "--draw", str(picture))
+    tree = run("plan", "tiny", *flags).out.splitlines()[-2:]
+    assert [line.split()[2] for line in tree] == ["2-3", "4-6"]
+    assert "LLC: 2 cores" in picture.read_text()
 
 
 class Timer:

@@ -220,7 +220,7 @@ def test_a_measured_gain_that_is_too_small_leaves_the_default() -> None:
 
 def test_a_machine_with_one_set_of_cores_says_so_after_measuring() -> None:
     machine = load_machine("epyc-guest")
-    space = replace(search_space(machine), found=(named_candidate("one", machine, (1,)),))
+    space = replace(search_space(machine), found=(named_candidate("one", machine.topology, (1,)),))
     result = space.run(lambda case, candidate: 7.0)
     assert result.prefill.chosen.measured_us == 7.0
     assert result.prefill.reason.endswith("no other set of cores came near in the prediction")
@@ -270,7 +270,7 @@ def test_every_symmetric_candidate_is_rated_in_both_phases(name: str) -> None:
 
 def test_cpus_that_the_user_names_are_the_only_choice_and_keep_their_order() -> None:
     machine = load_machine("epyc-7h12-2s")
-    named = named_candidate("named", machine, (4, 5, 0, 1, 64))
+    named = named_candidate("named", machine.topology, (4, 5, 0, 1, 64))
     assert named.groups == ((4, 5), (0, 1), (64,))
     shape = preset("tiny").shape(512)
     layout = ModelLayout.build(shape, "float32", 8, 16)
