@@ -46,11 +46,11 @@ MIXED_BATCH: Final = 4  # sequences that decode in the load that mixed plans are
 
 
 class StepTimes(Protocol):
-    """Microseconds of real steps: of a case on a candidate, and from token to token while a prompt
-    is prefilled under a mixed plan.
+    """Microseconds of real steps: of a case on a candidate with the memory on the nodes of another,
+    and from token to token while a prompt is prefilled under a mixed plan.
     """
 
-    def __call__(self, case: StepCase, candidate: Candidate) -> float: ...
+    def __call__(self, case: StepCase, candidate: Candidate, home: Candidate) -> float: ...
 
     def mixed_us(self, plans: PlanPair, load: MixedLoad) -> float: ...
 

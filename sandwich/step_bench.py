@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -200,10 +200,11 @@ class CandidateTimer:
     plans_on: Callable[[Candidate], PlanPair]
     cache_dir: Path
 
-    def __call__(self, case: StepCase, candidate: Candidate) -> float:
-        """A step of one phase."""
+    def __call__(self, case: StepCase, candidate: Candidate, home: Candidate) -> float:
+        """A step of one phase, with weights and KV cache where `home` wants them to decode."""
         _log.info("timing %s on %s", case.name, candidate.name)
-        with self.bench.on(self.plans_on(candidate), self.cache_dir) as timer:
+        plans = replace(self.plans_on(candidate), decode=self.plans_on(home).decode)
+        with self.bench.on(plans, self.cache_dir) as timer:
             return 1e6 * _shortest(lambda: timer.seconds(case))
 
     def mixed_us(self, plans: PlanPair, load: MixedLoad) -> float:

@@ -19,8 +19,9 @@ NUM_MEASURED: Final = 4  # candidates of a phase, the default among them
 MIN_SPREAD: Final = 1.25  # between the numbers of cores of candidates that are measured
 WORTH_MEASURING: Final = 1.25  # times the shortest prediction; beyond the model is believed
 
-# Runs a case on a candidate and returns the microseconds of one step.
-MeasureStep = Callable[[StepCase, Candidate], float]
+# Runs a case on a candidate and returns the microseconds of one step. Weights and KV cache lie on
+# the nodes of the second candidate, the one that decodes.
+MeasureStep = Callable[[StepCase, Candidate, Candidate], float]
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,18 @@ class PhaseChoice:
         reason = _gain(chosen, default) if has_gain else _no_gain(default, ranked)
         return PhaseChoice(case.phase, case, chosen, ranked, reason)
 
-    def measured(self, default: Candidate, measure: MeasureStep) -> PhaseChoice:
-        """The choice among the best few and `default` by what a real step takes on them."""
+    def measured(
+        self, default: Candidate, measure: MeasureStep, home: Candidate | None = None
+    ) -> PhaseChoice:
+        """The choice among the best few and `default` by what a real step takes on them.
+
+        home: the candidate that decodes; None where that is the one that is timed.
+        """
         few = self._worth_measuring(default)
-        times = {id(p): replace(p, measured_us=measure(self.case, p.candidate)) for p in few}
+        times = {
+            id(p): replace(p, measured_us=measure(self.case, p.candidate, home or p.candidate))
+            for p in few
+        }
         ranked = tuple(times.get(id(p), p) for p in self.ranked)
         by_time = sorted(times.values(), key=_measured_us)
         (kept,) = (p for p in by_time if p.candidate == default)

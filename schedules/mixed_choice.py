@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from platforms.sysfs import format_cpu_list
+from schedules.choice import milliseconds
 from schedules.mixed import MixedMode, MixedPlan, MixedPlanError
-from schedules.mixed_cost import MixedPrediction, MixedSpace, milliseconds
+from schedules.mixed_cost import MixedPrediction, MixedSpace
 
 DEFAULT_TPOT_MS: Final = 250.0  # without a target: four tokens a second, a fast reader's pace
 MIN_GAIN: Final = 0.02  # of a request's time, below which the shorter TTFT decides

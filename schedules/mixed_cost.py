@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from codegen.layout import ModelLayout
 from platforms.machine import Machine
+from schedules.choice import milliseconds
 from schedules.cost import Seats, Step, operators, step_cost
 from schedules.mixed import MixedMode, MixedPlan
 from schedules.rates import MachineRates
@@ -74,7 +75,7 @@ class MixedPrediction:
 class MixedSpace:
     """What there is to choose from and the model that rates it.
 
-    prefill, decode: the cores of the phases' own plans; weights and KV cache lie on prefill's
+    prefill, decode: the cores of the phases' own plans; weights and KV cache lie on decode's
     nodes. query_tile: tokens of a prompt that share a pass over its keys. max_chunk_tokens: most
     prompt tokens of a step. max_step_tokens: most token rows of a step.
     """
@@ -179,7 +180,7 @@ class MixedSpace:
 
     @cached_property
     def _home(self) -> frozenset[int]:
-        return frozenset(Seats.of(self.machine, self.prefill.groups).nodes)
+        return frozenset(Seats.of(self.machine, self.decode.groups).nodes)
 
     def _step_us(self, step: Step, groups: Groups) -> float:
         seats = Seats.of(self.machine, groups)
@@ -220,9 +221,3 @@ def _splits(groups: Groups) -> Iterator[tuple[Groups, Groups]]:
         decode = [group[:cut] for group, cut in zip(groups, cuts, strict=True)]
         prefill = [group[cut:] for group, cut in zip(groups, cuts, strict=True)]
         yield prefill, [group for group in decode if group]
-
-
-def milliseconds(microseconds: float) -> str:
-    """For people, with its unit."""
-    value = microseconds / 1000
-    return f"{value:.3g} ms" if value < 1000 else f"{value:.0f} ms"

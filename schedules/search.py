@@ -113,9 +113,10 @@ class PlanSearch:
         own = [frozenset(seat.nodes) for seat in seats]
         batches = [StepCase(Phase.DECODE, batch, context) for batch in (1, *OTHER_BATCHES)]
         decode = self._choose(batches, seats, own, measure)
-        home = own[self.found.index(decode.chosen.candidate)]
+        decoding = decode.chosen.candidate
+        home = own[self.found.index(decoding)]
         prompts = [StepCase(Phase.PREFILL, n) for n in (prompt, *OTHER_PROMPTS) if n <= prompt]
-        prefill = self._choose(prompts, seats, [home] * len(seats), measure)
+        prefill = self._choose(prompts, seats, [home] * len(seats), measure, decoding)
         return SearchResult(prefill, decode, self.rates)
 
     def replicas(self, tree: TopoTree, result: SearchResult) -> Replicas | None:
@@ -132,11 +133,12 @@ class PlanSearch:
         seats: Sequence[Seats],
         memory: Sequence[frozenset[int]],
         measure: MeasureStep | None,
+        home: Candidate | None = None,
     ) -> PhaseChoice:
         """The first case decides; the others are rated on what was chosen."""
         choice = PhaseChoice.of(cases[0], self._predict(cases[0], seats, memory))
         if measure is not None:
-            choice = choice.measured(self.found[0], measure)
+            choice = choice.measured(self.found[0], measure, home)
         at = self.found.index(choice.chosen.candidate)
         others = []
         for case in cases[1:]:

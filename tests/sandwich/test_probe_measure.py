@@ -147,7 +147,7 @@ class Timer:
         def __init__(self, timer: Timer) -> None:
             self.timer = timer
 
-        def __call__(self, case: StepCase, candidate: Candidate) -> float:
+        def __call__(self, case: StepCase, candidate: Candidate, home: Candidate) -> float:
             assert self.timer.plans_on(candidate).of(case.phase).cpus == candidate.cpus
             self.timer.events.append(case.phase.value)
             return 1000.0 / len(candidate.cpus)

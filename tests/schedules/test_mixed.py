@@ -176,6 +176,17 @@ def test_a_single_core_cannot_co_run() -> None:
         choose_mixed(space, mode=MixedMode.CORUN)
 
 
+def test_prefill_reads_from_the_nodes_of_decode() -> None:
+    name = "epyc-7h12-2s"
+    one_node = next(c for c in candidates(TopoTree.of(load_machine(name))) if c.name == "one node")
+    wide = space_on(name, load=MixedLoad(prompt=16))
+    near, far = (
+        min(p.ttft_us for p in space.predictions() if p.plan.mode is MixedMode.TURNS)
+        for space in (wide, replace(wide, decode=one_node))
+    )
+    assert far > 1.2 * near
+
+
 def test_riding_costs_less_than_taking_turns_as_weights_are_read_once() -> None:
     choice = choose_mixed(space_on("epyc-7h12-2s"))
     ride, turns = (of_mode(choice, mode) for mode in (MixedMode.RIDE, MixedMode.TURNS))

@@ -179,9 +179,11 @@ class Stopwatch:
         }
         self.factor = factor
         self.timed: list[tuple[Phase, str]] = []
+        self.homes: dict[tuple[Phase, str], str] = {}
 
-    def __call__(self, case: StepCase, candidate: Candidate) -> float:
+    def __call__(self, case: StepCase, candidate: Candidate, home: Candidate) -> float:
         self.timed.append((case.phase, candidate.name))
+        self.homes[case.phase, candidate.name] = home.name
         return self.predicted[case.phase, candidate.name] * self.factor(candidate)
 
 
@@ -194,6 +196,8 @@ def test_real_steps_decide_between_the_best_few() -> None:
     assert "measured" in decode.reason
     assert decode.to_json()["measured_us"] == round(decode.chosen.measured_us or 0, 1)
     assert decode.runners_up[0].measured_us
+    for (phase, name), home in watch.homes.items():  # where the memory will lie
+        assert home == (name if phase is Phase.DECODE else decode.chosen.candidate.name)
 
 
 def test_the_default_is_always_timed_and_what_is_hopeless_never() -> None:
@@ -221,7 +225,7 @@ def test_a_measured_gain_that_is_too_small_leaves_the_default() -> None:
 def test_a_machine_with_one_set_of_cores_says_so_after_measuring() -> None:
     machine = load_machine("epyc-guest")
     space = replace(search_space(machine), found=(named_candidate("one", machine.topology, (1,)),))
-    result = space.run(lambda case, candidate: 7.0)
+    result = space.run(lambda case, candidate, home: 7.0)
     assert result.prefill.chosen.measured_us == 7.0
     assert result.prefill.reason.endswith("no other set of cores came near in the prediction")
 
