@@ -99,8 +99,11 @@ def select_cpus(
         remark = f"the quota is {cpu_quota:g} cores; more threads would be throttled"
         cores = cores[:count]
         _keep(steps, "quota", cores, remark)
-    if len(cores) >= _SERVER_CORE_FROM and not any(len(allowed & set(c.cpus)) > 1 for c in cores):
-        # SMT siblings of the workers' CPUs would do; where there are none, a core has to.
+    has_siblings = any(len(allowed & set(core.cpus)) > 1 for core in cores)
+    has_time = cpu_quota is None or cpu_quota - len(cores) >= 1
+    if len(cores) >= _SERVER_CORE_FROM and not (has_siblings and has_time):
+        # SMT siblings of the workers' CPUs would do, if the quota has time for them; else a core
+        # has to.
         _keep(steps, "server", cores[:-1], "a core is left for the server's own threads")
     return tuple(steps)
 

@@ -215,3 +215,13 @@ def test_a_core_is_left_to_the_server_where_there_are_many_and_no_siblings(
     steps = select_cpus(load_machine(name).topology, tuple(affinity), None, None)
     assert len(steps[-1].cpus) == num_used
     assert ("server" in steps[-1].remark) is (num_used % 2 == 1 and len(affinity) > 15)
+
+
+@pytest.mark.parametrize(
+    ("quota", "num_used"), [(15, 15), (32, 31), (32.9, 31), (64, 63), (128, 127), (129, 128)]
+)
+def test_a_core_is_left_to_the_server_where_the_quota_has_no_time_for_siblings(
+    quota: float, num_used: int
+) -> None:
+    rome = load_machine("epyc-7h12-2s").topology
+    assert len(select_cpus(rome, rome.cpus, None, quota)[-1].cpus) == num_used
