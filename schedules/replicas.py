@@ -56,12 +56,16 @@ class Replicas:
     alone_gain: float  # of a single sequence that decodes: negative, as one node serves it
 
     @property
+    def wins(self) -> tuple[ReplicaStep, ...]:
+        """The steps in which replicas do more."""
+        return tuple(step for step in self.steps if step.gain >= MIN_GAIN)
+
+    @property
     def reason(self) -> str:
         """When replicas would win; one sentence, without the full stop."""
-        wins = [step for step in self.steps if step.gain >= MIN_GAIN]
-        if not wins:
+        if not self.wins:
             return "one wide engine does as much in every step that was rated"
-        what = ", ".join(f"{100 * s.gain:.0f} % more in {s.case.name} each" for s in wins)
+        what = ", ".join(f"{100 * s.gain:.0f} % more in {s.case.name} each" for s in self.wins)
         return f"{what}, but a sequence alone decodes at {100 * (1 + self.alone_gain):.0f} % speed"
 
     def to_json(self) -> dict[str, Any]:
@@ -75,11 +79,11 @@ class Replicas:
 
     def render(self) -> list[str]:
         """Lines for people."""
-        sets = ", ".join(f"--cpu-bind {format_cpu_list(cpus)}" for cpus in self.cpus)
-        return [
-            f"replicas {len(self.cpus)} engines, one per node: {self.reason}",
-            f"{'':9}they would be servers of their own: {sets}",
-        ]
+        lines = [f"replicas {len(self.cpus)} engines, one per node: {self.reason}"]
+        if self.wins:
+            sets = ", ".join(f"--cpu-bind {format_cpu_list(cpus)}" for cpus in self.cpus)
+            lines.append(f"{'':9}they would be servers of their own: {sets}")
+        return lines
 
 
 @dataclass(frozen=True)
