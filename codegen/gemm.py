@@ -19,13 +19,14 @@ from codegen.kit import Expr, Kit, T
 from codegen.panels import PanelLayout
 from codegen.parallel import split
 from codegen.register_tile import Activations, FloatTile, Place, RegisterTile, Weights
+from codegen.rows import RowNumbers, rows_of_tiles
 from codegen.spec import BLOCK_ASPECT, GemmTile, TileRanges, WeightFormat
 from codegen.walk import Share, walk
 from codegen.widened_tile import WidenedTile, Widening, alloc_widened
 
 # epilogue(row, panel, columns, vectors): stores the part of one row that a register tile has;
 # vectors[j] belongs to vector columns[j] of the panel.
-Epilogue = Callable[[Expr, Expr, Sequence[int], Sequence[Expr]], None]
+Epilogue = Callable[[Expr, Expr, Sequence[Expr], Sequence[Expr]], None]
 
 
 @dataclass(frozen=True)
@@ -51,28 +52,24 @@ class Gemm:
 
         A Python number of rows gets no code for any other.
         """
-        (bound, tile), *larger = self.tiles
-        self._emit_from(bound, tile, larger, core, num_cores, num_rows)
+        is_fixed = isinstance(num_rows, int)
+        most = num_rows if is_fixed else int(self.a.words.shape[0])
+        numbers = rows_of_tiles(self.tiles, range(num_rows if is_fixed else 1, most + 1))
+        nests = [_Nest(self, tile, mine) for tile, mine in numbers.items()]
+        self._emit_one_of(nests, core, num_cores, num_rows)
 
-    def _emit_from(
-        self,
-        bound: int,
-        tile: GemmTile,
-        larger: Sequence[tuple[int, GemmTile]],
-        core: Expr,
-        num_cores: int,
-        num_rows: Expr,
+    def _emit_one_of(
+        self, nests: Sequence[_Nest], core: Expr, num_cores: int, num_rows: Expr
     ) -> None:
-        nest = _Nest(self, tile)
-        if not larger:
+        nest, *others = nests
+        if not others:
             nest.emit(core, num_cores, num_rows)
             return
-        with T.If(num_rows <= bound):
+        with T.If(nest.numbers.include(num_rows)):
             with T.Then():
                 nest.emit(core, num_cores, num_rows)
             with T.Else():
-                (next_bound, next_tile), *rest = larger
-                self._emit_from(next_bound, next_tile, rest, core, num_cores, num_rows)
+                self._emit_one_of(others, core, num_cores, num_rows)
 
 
 def arithmetic_of(weights: WeightFormat) -> type[RegisterTile]:
@@ -97,6 +94,22 @@ def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, 
     ]
 
 
+def column_runs(tiles: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], int, int]]:
+    """(first tile, step, number) for runs of tiles that are each the one before moved by `step`
+    vectors.
+    """
+    runs: list[tuple[Sequence[int], int, int]] = []
+    for tile in tiles:
+        if runs:
+            first, step, number = runs[-1]
+            step = step or tile[0] - first[0]
+            if [j + step * number for j in first] == [*tile]:
+                runs[-1] = first, step, number + 1
+                continue
+        runs.append((tile, 0, 1))
+    return runs
+
+
 def block_rows(layout: PanelLayout, height: int) -> int:
     """Rows of a block, whole register tiles of `height` rows."""
     return max(BLOCK_ASPECT * layout.panel // height, 1) * height
@@ -109,10 +122,11 @@ def row_parts(tile: GemmTile, num_cores: int) -> int:
 
 @dataclass(frozen=True)
 class _Nest:
-    """The loops of a GEMM with one tile."""
+    """The loops of a GEMM with one tile, for some numbers of rows."""
 
     gemm: Gemm
     tile: GemmTile
+    numbers: RowNumbers
 
     @property
     def height(self) -> int:
@@ -125,8 +139,7 @@ class _Nest:
         begin, end = split(core // parts, num_cores // parts, layout.num_panels)
         share = Share(begin, end, *self._rows(core, parts, num_rows))
         # every part and block of rows but the last is of whole register tiles
-        tails = {num_rows % self.tile.mr} if isinstance(num_rows, int) else range(self.tile.mr)
-        cell = _Cell(self.gemm, self.tile, sorted({*tails} - {0}), self._alloc_widened())
+        cell = _Cell(self.gemm, self.tile, self.numbers, self._alloc_widened())
         walk(self.tile.order, share, block_rows(layout, self.height), cell.emit)
 
     def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
@@ -148,12 +161,12 @@ class _Nest:
 @dataclass(frozen=True)
 class _Cell:
     """The loops inside a cell of C: one panel by some rows, whose remainder after whole register
-    tiles is one of `tails`. widened: a scratch for the weights of a K block.
+    tiles is that of one of `numbers`. widened: a scratch for the weights of a K block.
     """
 
     gemm: Gemm
     tile: GemmTile
-    tails: Sequence[int]
+    numbers: RowNumbers
     widened: Expr | None
 
     @property
@@ -183,17 +196,21 @@ class _Cell:
                 whole = Place(panel, num_vectors, range(num_vectors), 0, 0)
                 codes = Widening(gemm.kit, gemm.layout, self.tile, gemm.w, whole)
                 codes.to_scratch(k_block, self.widened)
-            for columns in column_tiles(num_vectors, self.tile.nv, gemm.in_halves):
+            tiles = column_tiles(num_vectors, self.tile.nv, gemm.in_halves)
+            for columns, step, number in column_runs(tiles):
+                with T.serial(0, number) as turn:
+                    place = Place(panel, num_vectors, columns, first, mr, turn * step)
+                    self._tiles_of_columns(place, num_rows, k_block)
 
-                def tile(row: Expr, rows: int, columns: Sequence[int] = columns) -> None:
-                    self._tile(Place(panel, num_vectors, columns, row, rows), k_block)
-
-                with T.serial(0, num_rows // mr) as tile_row:
-                    tile(first + tile_row * mr, mr)
-                tail = T.bind(T.cast(num_rows % mr, "int32"))
-                for rows in self.tails:
-                    with T.If(tail == rows), T.Then():
-                        tile(first + num_rows - rows, rows)
+    def _tiles_of_columns(self, place: Place, num_rows: Expr, k_block: Expr) -> None:
+        """Register tiles for `num_rows` rows like those of `place` and below it."""
+        if self.numbers.reach(place.rows):
+            with T.serial(0, num_rows // place.rows) as tile_row:
+                self._tile(replace(place, row=place.row + tile_row * place.rows), k_block)
+        tail = T.bind(T.cast(num_rows % place.rows, "int32"))
+        for rows in self.numbers.tails(place.rows):
+            with T.If(tail == rows), T.Then():
+                self._tile(replace(place, row=place.row + num_rows - rows, rows=rows), k_block)
 
     def _tile(self, place: Place, k_block: Expr) -> None:
         """A register tile over one K block."""
@@ -236,7 +253,7 @@ class _Cell:
     def _partial_at(self, place: Place, i: int, j: int) -> tuple[Expr, Expr]:
         """Where the partial sums of vector j of row i of a tile are."""
         layout = self.gemm.layout
-        return place.row + i, place.panel * layout.panel + place.columns[j] * layout.lanes
+        return place.row + i, place.panel * layout.panel + place.vectors[j] * layout.lanes
 
     def _begin(self, tile: RegisterTile, k_block: Expr) -> None:
         """Set the sums of a tile to those of the K block before, if there is one."""
@@ -258,7 +275,7 @@ class _Cell:
 
         def finish() -> None:
             for i in range(place.rows):
-                gemm.epilogue(place.row + i, place.panel, place.columns, tile.results(i))
+                gemm.epilogue(place.row + i, place.panel, place.vectors, tile.results(i))
 
         if self.num_k_blocks == 1:
             finish()

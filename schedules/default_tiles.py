@@ -7,6 +7,8 @@ nothing of plans.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from codegen.spec import GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import IsaRow
 
@@ -16,8 +18,10 @@ MANY_ROWS = 1 << 16  # the last range of a plan has no end in truth
 # several instructions need more still: their loops would spill.
 MOST_ROWS, FEW_ROWS, FEWEST_ROWS = 6, 5, 4
 K_BLOCK = 2048  # of a panel of 64 columns: 256 KiB in bf16, and twice that as float32
-# Of 7 or 8 rows, two equal tiles share the work of fetching the next K block, of which two must fit
-# L2: multiplying takes as long as reading here, and neither waits for the other.
+# From 7 to some dozens of rows multiplying takes as long as reading, and neither waits for the
+# other if tiles fetch the next K block while they multiply this one; two must fit L2. Up to 8 rows
+# are one tall tile of half a panel. The second of two tiles that share the work must not be short.
+TALL_ROWS, SHARED_ROWS = 8, 11
 PAIR_ROWS, PAIR_K_BLOCK = 4, 1024
 # Rows from which on it pays to widen a K block of weights once for all of them.
 WIDENED_ROWS = 128
@@ -44,8 +48,10 @@ def _plain(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
     if phase is Phase.PREFILL:
         return ((MANY_ROWS, GemmTile(rows, K_BLOCK, k_unroll=2)),)
     whole = GemmTile(rows, K_BLOCK, k_unroll=4)
-    pair = GemmTile(PAIR_ROWS, PAIR_K_BLOCK, k_unroll=4, block_prefetch=2)
-    return ((rows, whole), (2 * PAIR_ROWS, pair), (MANY_ROWS, whole))
+    tall = GemmTile(TALL_ROWS, PAIR_K_BLOCK, k_unroll=2, nv=2, block_prefetch=1)
+    alone = GemmTile(rows, PAIR_K_BLOCK, k_unroll=2, block_prefetch=1)
+    shared = replace(alone, block_prefetch=2)
+    return (rows, whole), (TALL_ROWS, tall), (SHARED_ROWS - 1, alone), (MANY_ROWS, shared)
 
 
 def _grouped(isa: IsaRow, phase: Phase) -> TileRanges:

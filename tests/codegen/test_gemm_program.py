@@ -17,7 +17,12 @@ from platforms.isa import isa_row, select_isa
 from platforms.memory import Arena, arena_nbytes
 
 ISAS = ["generic", select_isa(forced="auto").name]
-TILES = ((3, GemmTile(mr=2, k_unroll=4)), (7, GemmTile(mr=4, kc=16, k_unroll=2, nv=1)))
+# The remainders of the second range are 0 and 1 alone.
+TILES = (
+    (3, GemmTile(mr=2, k_unroll=4)),
+    (5, GemmTile(mr=4, kc=16, k_unroll=2, nv=1)),
+    (7, GemmTile(mr=3, kc=16, block_prefetch=2)),
+)
 MAX_ROWS = 9  # beyond the last range
 
 
