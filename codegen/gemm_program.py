@@ -134,7 +134,7 @@ def gemm_function(spec: GemmSpec) -> Any:
             for name, s in spec.arguments().items()
         }
 
-        def store(row: Expr, panel: Expr, columns: Sequence[int], vectors: Sequence[Expr]) -> None:
+        def store(row: Expr, panel: Expr, columns: Sequence[Expr], vectors: Sequence[Expr]) -> None:
             for j, vector in zip(columns, vectors, strict=True):
                 kit.store(b["out"], (row, panel * layout.panel + j * layout.lanes), vector)
 

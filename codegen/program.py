@@ -151,7 +151,7 @@ def _biased(
     ]
 
 
-def _first_columns(layout: PanelLayout, panel: Expr, columns: Sequence[int]) -> list[Expr]:
+def _first_columns(layout: PanelLayout, panel: Expr, columns: Sequence[Expr]) -> list[Expr]:
     """The first column of each vector of a panel."""
     return [panel * layout.panel + j * layout.lanes for j in columns]
 
@@ -160,7 +160,7 @@ def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogu
     """out = C + bias"""
     layout: PanelLayout = getattr(step.model, role)
 
-    def epilogue(row: Expr, panel: Expr, columns: Sequence[int], vectors: Sequence[Expr]) -> None:
+    def epilogue(row: Expr, panel: Expr, columns: Sequence[Expr], vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, panel, columns)
         for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
             step.kit.store(step.b[out], (row, column), vector)
@@ -172,7 +172,7 @@ def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
     """x += C + bias"""
     layout: PanelLayout = getattr(step.model, role)
 
-    def epilogue(row: Expr, panel: Expr, columns: Sequence[int], vectors: Sequence[Expr]) -> None:
+    def epilogue(row: Expr, panel: Expr, columns: Sequence[Expr], vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, panel, columns)
         for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
             before = step.kit.load(step.b["x"], row, column)
@@ -187,7 +187,7 @@ def silu_gate(step: Step, layer: Expr) -> Epilogue:
     """
     layout = step.model.gate_up
 
-    def epilogue(row: Expr, panel: Expr, columns: Sequence[int], vectors: Sequence[Expr]) -> None:
+    def epilogue(row: Expr, panel: Expr, columns: Sequence[Expr], vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, panel, columns)
         both = _biased(step, "gate_up", layer, at, vectors)
         half = len(both) // 2

@@ -47,7 +47,7 @@ class Weights:
 @dataclass(frozen=True)
 class Place:
     """Which part of the product a register tile is: `rows` rows from `row` on, and the vectors
-    `columns` of a panel of `num_vectors`.
+    `columns` of a panel of `num_vectors`, or those that lie `shift` vectors behind them.
     """
 
     panel: Expr
@@ -55,6 +55,12 @@ class Place:
     columns: Sequence[int]
     row: Expr
     rows: int
+    shift: Expr = 0
+
+    @property
+    def vectors(self) -> list[Expr]:
+        """The places of its vectors in the panel."""
+        return [self.shift + j for j in self.columns]
 
 
 class PanelReader:
@@ -65,11 +71,15 @@ class PanelReader:
     ) -> None:
         self.kit, self.layout, self.tile, self.w, self.place = kit, layout, tile, w, place
         self._width = place.num_vectors * kit.lanes
+        self._shift = place.shift * kit.lanes
         self._first_word = T.bind(self._first(layout.k_words))
 
     def _first(self, per_column: int) -> Expr:
-        """Index of the panel's first element in an array of `per_column` elements per column."""
-        return T.cast(self.place.panel, "int64") * (self.layout.panel * per_column)
+        """Index of the panel's first element in an array of `per_column` elements per column, or
+        of the vector that the place is shifted by.
+        """
+        panel = T.cast(self.place.panel, "int64") * (self.layout.panel * per_column)
+        return panel + T.cast(self._shift, "int64")
 
     def _words(self, k_word: Expr) -> list[Expr]:
         """The tile's weight vectors of one K word, with a prefetch of later ones."""

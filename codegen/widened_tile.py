@@ -153,6 +153,6 @@ class WidenedTile(RegisterTile):
 
     def _from_scratch(self, k_block: Expr, k_word: Expr, step: int) -> list[Expr]:
         first = k_block * self.layout.block_words(self.tile.kc)
-        at = T.bind(((k_word - first) * self._per_word + step) * self._width)
+        at = T.bind(((k_word - first) * self._per_word + step) * self._width + self._shift)
         lanes = self.kit.lanes
         return [T.bind(self.kit.load(self._scratch, at + j * lanes)) for j in self.place.columns]
