@@ -25,8 +25,9 @@ from codegen.spec import Phase
 from platforms.machine import Machine
 from platforms.probe import probe
 from sandwich.calibrate import DTYPES, calibrate
-from sandwich.config import SANDWICH_CACHE_DIR
+from sandwich.config import QUANTIZATIONS, SANDWICH_CACHE_DIR, EngineConfig
 from sandwich.models.presets import preset
+from sandwich.quantization import weight_formats
 from sandwich.step_bench import MAX_SEQS, MAX_TOKENS, StepBench, StepTimer
 from schedules.calibration import Calibration, load_calibration, save_calibration
 from schedules.cost import Seats, StepCase, operators, step_cost
@@ -115,6 +116,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DTYPES[0],
         help=f"type of weights and KV cache (default: {DTYPES[0]})",
     )
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default=QUANTIZATIONS[0],
+        help="how the weights are rounded (default: none)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the result to this file")
 
 
@@ -146,13 +153,21 @@ def main(args: argparse.Namespace) -> None:
         calibration = calibrate(machine, cache_dir, lambda items, what: items)
         save_calibration(cache_dir, machine, calibration)
     cases = [*args.prefill, *args.decode]
+    formats = weight_formats(EngineConfig(quantization=args.quantization), args.dtype)
     rows: list[PlanTime] = []
     for model in args.models.split(","):
         isa, shape = machine.isa_row, preset(model).shape(MAX_CONTEXT)
-        layout = ModelLayout.build(shape, args.dtype, isa.lanes, panel_width(isa))
+        layout = ModelLayout.build(
+            shape, args.dtype, isa.lanes, panel_width(isa), formats.layers, formats.lm_head
+        )
         trials = Trials(model, machine, layout, calibration, cache_dir)
         rows += trials.times(cases, args.candidates, args.repeats)
-    result = {"benchmark": "plans", **provenance(machine), **summary(rows)}
+    result = {
+        "benchmark": "plans",
+        **provenance(machine),
+        "weights": formats.layers.name,
+        **summary(rows),
+    }
     show(result, Console())
     if args.json:
         write_json(args.json, result)
@@ -172,15 +187,14 @@ class Trials:
         self, cases: Sequence[StepCase], num_candidates: int, num_repeats: int
     ) -> Iterator[PlanTime]:
         """Every case on every set of cores."""
-        shape, dtype = self.layout.shape, self.layout.dtype
+        dtype = self.layout.dtype
         rates = self.calibration.rates(self.machine, self.layout.weights)
         most = max(case.num_cached for case in cases)
         bench = StepBench(self.machine, preset(self.model), self.layout, dtype, most)
         with closing(bench):
             for candidate in self._candidates(rates, num_candidates):
                 Console(stderr=True).print(f"{self.model} on {candidate.name}")
-                plans = default_plans(self.machine.isa_row, candidate.cpus, shape.group_size)
-                plans = on_candidate(plans, self.machine, candidate)
+                plans = on_candidate(self._plans(candidate), self.machine, candidate)
                 with bench.on(plans, self.cache_dir) as timer:
                     trial = Trial(self.machine, self.layout, dtype, candidate, plans, rates, timer)
                     with closing(trial):
@@ -192,13 +206,19 @@ class Trials:
         found = candidates(
             TopoTree.of(self.machine, groups=self.calibration.groups_of(self.machine))
         )
-        plans = default_plans(self.machine.isa_row, found[0].cpus, self.layout.shape.group_size)
-        query_tile = plans.prefill.query_tile
+        query_tile = self._plans(found[0]).prefill.query_tile
         search = PlanSearch(
             self.machine, found, self.layout, self.layout.dtype, query_tile, rates
         ).run()
         best = [p.candidate for c in (search.prefill, search.decode) for p in c.ranked[:count]]
         return list(dict.fromkeys([found[0], *best]))
+
+    def _plans(self, candidate: Candidate) -> PlanPair:
+        """The default plans for the model's weights."""
+        layout = self.layout
+        heads = layout.shape.group_size
+        formats = layout.weights, layout.lm_head.format
+        return default_plans(self.machine.isa_row, candidate.cpus, heads, *formats)
 
 
 class Trial:
