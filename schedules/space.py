@@ -71,13 +71,16 @@ class TileSpace:
         )
         return sums + (nv + 1 if is_direct else 2 * nv + 2)
 
+    def _fits_registers(self, tile: GemmTile) -> bool:
+        return self.registers(tile) <= self.isa.num_vector_registers
+
     def is_legal(self, tile: GemmTile) -> bool:
         """Whether the tile fits: no spilled register, no K block beyond the cache, no endless code,
         and nothing that another tile already says.
         """
         layout = self.layout
         nv = self.width(tile)
-        if tile.mr > max(self.rows, 1) or self.registers(tile) > self.isa.num_vector_registers:
+        if tile.mr > max(self.rows, 1) or not self._fits_registers(tile):
             return False
         if tile.nv >= self.num_vectors or (self.in_halves and nv % 2):
             return False
@@ -134,10 +137,10 @@ class TileSpace:
         """Whether the order of the tiles can matter: several blocks of rows and panels, and A does
         not stay in the cache. What is done once for a panel and all rows would be done again.
         """
-        layout = self.layout
-        a_bytes = self.rows * layout.k * self._act_bytes
+        layout, rows = self.layout, self.rows // tile.row_parts
+        a_bytes = rows * layout.k * self._act_bytes
         return (
-            self.rows > BLOCK_ASPECT * layout.panel
+            rows > BLOCK_ASPECT * layout.panel
             and layout.num_panels > self.num_cores
             and not (tile.is_widened or tile.block_prefetch)
             and (not self.l2_bytes or a_bytes > self.l2_bytes // 2)
@@ -177,6 +180,16 @@ class TileSpace:
         return replace(
             tile, mr=mr, kc=kc, nv=nv, block_prefetch=tile.block_prefetch if is_cut else 0
         )
+
+    def in_pairs(self, tile: GemmTile) -> GemmTile:
+        """What a tile of an odd number of vectors comes to in halves: of one more, and of so few
+        rows that it fits the registers.
+        """
+        if not (self.in_halves and tile.nv % 2):
+            return tile
+        wide = replace(tile, nv=tile.nv + 1)
+        lower = (replace(wide, mr=mr) for mr in range(tile.mr, 1, -1))
+        return next(filter(self._fits_registers, lower), replace(wide, mr=1))
 
     def micro_kernels(self) -> list[GemmTile]:
         """Register tiles with every K unroll, the likeliest first; blocks of K as the cache wants

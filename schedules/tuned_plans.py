@@ -63,21 +63,22 @@ def tasks_of(
     phases: Sequence[Phase] = tuple(Phase),
     roles: Sequence[str] = GEMM_ROLES,
 ) -> list[Task]:
-    """What to tune for a model; GEMMs that come down to the same slice are one task.
+    """What to tune for a model; GEMMs that come down to the same slice are one task, unless one in
+    halves cannot start from the default.
 
     Where both phases have it, it starts from the default tile of decode.
     """
-    tasks: dict[tuple[PanelLayout, int, tuple[int, ...]], Task] = {}
+    tasks: dict[tuple[PanelLayout, int, tuple[int, ...], bool], Task] = {}
     for plan, role, rows in _decisions(plans, phases, roles):
         panels: PanelLayout = getattr(layout, role)
         part = slice_of(panels, rows, len(plan.cpus))
         repeats = 1 if role == _FEW_ROWS_ROLE else layout.shape.num_layers
         entry = (role, key_of(plan, panels, rows))
-        key = (part, rows, plan.cpus)
-        known = tasks.get(key)
-        if known is None:
-            space = _space(plan, role, part, rows, l2_bytes)
-            known = Task((), space, plan.cpus, tile_at(dict(plan.tiles)[role], rows), 0.0)
+        space = _space(plan, role, part, rows, l2_bytes)
+        default = tile_at(dict(plan.tiles)[role], rows)
+        start = space.in_pairs(default)
+        key = (part, rows, plan.cpus, start == default)
+        known = tasks.get(key, Task((), space, plan.cpus, start, 0.0))
         if entry not in known.roles:
             tasks[key] = replace(
                 known,
@@ -163,6 +164,8 @@ def _tuned_ranges(
 ) -> tuple[TileRanges, TileOrigin]:
     ranges: list[tuple[int, GemmTile]] = []
     origins = []
+    anything = _space(plan, role, panels, MANY_ROWS, l2_bytes=0)
+    default = tuple((most, anything.in_pairs(tile)) for most, tile in default)
     above = 0
     for most, rows in ranges_of(plan.phase, role):
         origin, pieces = "default", _between(default, above, most)

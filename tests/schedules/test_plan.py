@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges, WeightFormat
+from codegen.spec import GEMM_ROLES, LOOP_ORDERS, GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import ISA_TABLE, IsaRow
 from schedules.default_tiles import MANY_ROWS, default_tiles
 from schedules.plan import Plan, PlanError, PlanPair, default_plans, panel_width
@@ -27,6 +27,9 @@ gemm_tiles = st.builds(
     nv=st.integers(0, 4),
     is_widened=st.booleans(),
     block_prefetch=st.integers(0, 4),
+    row_parts=st.integers(1, 8),
+    order=st.sampled_from(LOOP_ORDERS),
+    chains=st.integers(1, 4),
 )
 tile_ranges = st.dictionaries(st.integers(1, 1 << 16), gemm_tiles, min_size=1, max_size=3).map(
     lambda by_rows: tuple(sorted(by_rows.items()))

@@ -191,5 +191,20 @@ def test_rows_are_parted_only_where_panels_cannot_be_shared_evenly(
     assert not replace(space, rows=8).is_legal(GemmTile(6, row_parts=2))
 
 
+@pytest.mark.parametrize(
+    ("weights", "tile", "pairs"),
+    [
+        (WeightFormat("int8"), GemmTile(8, nv=1), GemmTile(8, nv=2)),
+        (WeightFormat("int8", group=32), GemmTile(8, nv=1), GemmTile(6, nv=2)),  # twice the sums
+        (WeightFormat("int8", group=32), GemmTile(8, nv=2), GemmTile(8, nv=2)),
+    ],
+)
+def test_an_odd_tile_becomes_an_even_one_in_halves(
+    weights: WeightFormat, tile: GemmTile, pairs: GemmTile
+) -> None:
+    assert space_of(weights=weights, in_halves=True).in_pairs(tile) == pairs
+    assert space_of(weights=weights).in_pairs(tile) == tile
+
+
 def test_start_cuts_a_tile_to_the_problem() -> None:
     assert space_of(rows=4, k=1024).start(GemmTile(6, 2048, 8, 0, 4)) == GemmTile(4, 0, 8, 0, 0)

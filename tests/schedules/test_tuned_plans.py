@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from codegen.layout import ModelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase
+from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, WeightFormat
 from platforms.isa import isa_row
 from platforms.machines import load_machine
 from schedules.plan import PlanPair, default_plans, panel_width
@@ -79,6 +79,21 @@ def test_roles_of_one_slice_are_one_task_with_their_weights_together() -> None:
     assert sum(task.weight for task in tasks) == pytest.approx(1.0)
     assert roles["qkv", "o", "gate_up", "lm_head"].space.in_halves
     assert not roles["down",].space.in_halves
+
+
+def test_halves_are_a_task_of_their_own_where_the_default_is_odd() -> None:
+    weights = WeightFormat("int8", group=32)
+    layout = ModelLayout.build(SHAPE, "bfloat16", ISA.lanes, panel_width(ISA), weights)
+    plans = default_plans(ISA, (0, 1), SHAPE.group_size, weights)
+    roles = {
+        tuple(role for role, _ in task.roles): task.start
+        for task in tasks_of(plans, layout, 1 << 20, (Phase.DECODE,))
+        if task.rows == 8
+    }
+    assert roles["qkv", "o"].nv == 1
+    assert roles["gate_up",].nv == 2
+    ranges, _ = tuned_plans(plans, layout, RecordBook(MACHINE, []))
+    assert tile_at(dict(ranges.decode.tiles)["gate_up"], 8) == roles["gate_up",]
 
 
 def test_phases_and_roles_can_be_chosen() -> None:
