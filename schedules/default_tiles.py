@@ -69,12 +69,15 @@ def _grouped(isa: IsaRow, phase: Phase) -> TileRanges:
 
 
 def _widening(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
-    """Weights that are widened: a tall tile does it once for many rows."""
-    few = GemmTile(2, K_BLOCK, k_unroll=4)
+    """Weights that are widened: a tall tile does it once for many rows. It reads a panel vector by
+    vector, which memory answers slowly, so that the next K block is fetched, and few rows take
+    whole panels; groups have twice the sums.
+    """
+    few = GemmTile(2 if weights.group or not _has_32(isa) else PAIR_ROWS, K_BLOCK, k_unroll=4)
     rows = 8 if _has_32(isa) else FEW_ROWS
-    tall = GemmTile(rows, K_BLOCK, k_unroll=4, nv=1, block_prefetch=1)
+    tall = GemmTile(rows, PAIR_K_BLOCK, k_unroll=4, nv=1, block_prefetch=1)
     if phase is Phase.DECODE:
-        return ((2, few), (MANY_ROWS, tall))
+        return ((few.mr, few), (MANY_ROWS, tall))
     nv = (2 if _has_32(isa) else 1) if weights.group else 0
     mr = MOST_ROWS if _has_32(isa) else FEW_ROWS
     widened = GemmTile(mr, K_BLOCK, k_unroll=2, nv=nv, is_widened=True)
