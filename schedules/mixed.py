@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from platforms.sysfs import format_cpu_list
+from schedules.topotree import counted
 
 
 class MixedPlanError(ValueError):
@@ -87,8 +88,8 @@ class MixedPlan:
             MixedMode.TURNS: f"{chunk}, then a decode step",
             MixedMode.RIDE: f"{chunk} and every decoding sequence's next in one step",
             MixedMode.CORUN: (
-                f"{chunk} on {len(self.prefill_cpus)} cores while decode runs on "
-                f"{len(self.decode_cpus)} others, {format_cpu_list(self.decode_cpus)}"
+                f"{chunk} on {counted(len(self.prefill_cpus), 'core')} while decode runs on "
+                f"{counted(len(self.decode_cpus), 'core')}: {format_cpu_list(self.decode_cpus)}"
             ),
         }
         return f"{'mixed':<8} {self.mode}: {what[self.mode]}"

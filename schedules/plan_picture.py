@@ -66,7 +66,7 @@ def plan_picture(title: str, tree: TopoTree, uses: Sequence[Use], notes: Sequenc
         shapes.append(Box(MARGIN, y - 11, CELL_WIDTH, STRIPE, use.colour, radius=2))
         shapes.append(Label(MARGIN + CELL_WIDTH + 8, y - 1, use.name, size=13, is_bold=True))
         shapes.append(Label(MARGIN + CELL_WIDTH + 78, y - 1, use.text, size=13))
-    if set(tree.cpus) - set.intersection(*_cpus_of_rows(uses)):
+    if any(cpu not in row for row in _cpus_of_rows(uses) for cpu in tree.cpus):
         y += 22
         shapes.append(Box(MARGIN, y - 11, CELL_WIDTH, STRIPE, UNUSED, radius=2))
         shapes.append(Label(MARGIN + CELL_WIDTH + 8, y - 1, "not used", size=13, fill=FAINT))

@@ -58,7 +58,7 @@ def test_a_plan_says_what_it_does() -> None:
     assert TAKE_TURNS.render() == "mixed    turns: whole prompt steps, then a decode step"
     ride = MixedPlan(MixedMode.RIDE, 32).render()
     assert ride.endswith("32 prompt tokens and every decoding sequence's next in one step")
-    assert CORUN.render().endswith("on 4 cores while decode runs on 2 others, 2,6")
+    assert CORUN.render().endswith("on 4 cores while decode runs on 2 cores: 2,6")
 
 
 def test_the_plans_side_by_side_keep_their_groups_and_lose_the_others_cores() -> None:
