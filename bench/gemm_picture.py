@@ -14,7 +14,8 @@ from typing import Any
 from sandwich.config import ConfigError
 
 FORMATS = (".svg", ".png")
-COLOUR_LIMIT = 4.0  # ratios from 1/4 to 4 have different colours
+COLOUR_LIMIT = 2.0  # ratios from 1/2 to 2 have different colours
+CELL, NAMES, ROOFLINE, MARGIN = (0.52, 0.3), 3.2, (5.6, 3.6), 1.1  # inches, width before height
 OURS, PEER = "#1b6ca8", "#d1495b"
 
 
@@ -35,19 +36,20 @@ def draw(result: dict[str, Any], path: str) -> None:
 
     dtypes = list(result["summary"])
     by_dtype = [[c for c in result["cells"] if c["dtype"] == dtype] for dtype in dtypes]
-    rows = max(len(_matrices(cells)) for cells in by_dtype)
     columns = max(len(_all_m(cells)) for cells in by_dtype)
-    heat_height = 0.34 * rows + 0.6
-    figure = Figure(
-        figsize=((0.62 * columns + 3.4) * len(dtypes), heat_height + 5.6), layout="constrained"
-    )
+    width = CELL[0] * columns + NAMES
+    heights = [max(CELL[1] * len(_matrices(cells)) + MARGIN, ROOFLINE[1]) for cells in by_dtype]
+    figure = Figure(figsize=(width + ROOFLINE[0], sum(heights) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(
-        2, len(dtypes), squeeze=False, gridspec_kw={"height_ratios": (heat_height, 4.4)}
+        len(dtypes),
+        2,
+        squeeze=False,
+        gridspec_kw={"width_ratios": (width, ROOFLINE[0]), "height_ratios": heights},
     )
-    for column, (dtype, cells) in enumerate(zip(dtypes, by_dtype, strict=True)):
-        _heat_map(figure, axes[0, column], dtype, cells, result["summary"][dtype])
-        _roofline(axes[1, column], dtype, cells, result["limits"])
+    for row, (dtype, cells) in zip(axes, zip(dtypes, by_dtype, strict=True), strict=True):
+        _heat_map(figure, row[0], dtype, cells, result["summary"][dtype])
+        _roofline(row[1], dtype, cells, result["limits"])
     machine = result["machine"]
     figure.suptitle(
         f"GEMM on {machine['cpu_model']}, {len(machine['cpus'])} cores, {machine['isa']}"
@@ -87,8 +89,8 @@ def _heat_map(
     mean = summary["geomean_ratio"]
     title = f"{dtype}: not compared" if mean is None else f"{dtype}: {mean:.2f} x the better peer"
     axes.set_title(title, loc="left")
-    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=25)
-    bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/4", "1/2", "1", "2", "4"])
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=25, extend="both")
+    bar.set_ticks([-1, 0, 1], labels=["1/2", "1", "2"])
     bar.outline.set_visible(False)
 
 
@@ -131,11 +133,11 @@ def _roofline(
         ha="right",
         **text,
     )
-    middle = math.sqrt(ends[0] * best[0] / best[1])
+    high = 0.7 * min(best[0] / best[1], ends[1])
     axes.annotate(
         f"read {read:.0f} GB/s\n(best {best[1]:.0f})",
-        (middle, middle * best[1]),
-        (-6, 0),
+        (high, high * best[1]),
+        (-8, -4),
         ha="right",
         **text,
     )

@@ -125,11 +125,15 @@ def summary_of(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _dtype_summary(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """geomean_at_limit: the mean ratio of a kernel that reaches the nearer limit in every cell."""
     compared = [c for c in cells if c["ratio"] is not None]
     if not compared:
-        return {"geomean_ratio": None, "worst": None, "num_cells": 0, "num_behind": 0}
+        means = dict.fromkeys(("geomean_ratio", "geomean_at_limit"))
+        return {**means, "worst": None, "num_cells": 0, "num_behind": 0}
+    at_limit = [c["ratio"] / c["limit_ratio"] for c in compared]
     return {
         "geomean_ratio": statistics.geometric_mean(c["ratio"] for c in compared),
+        "geomean_at_limit": statistics.geometric_mean(at_limit),
         "worst": min(compared, key=lambda c: float(c["ratio"])),
         "num_cells": len(compared),
         "num_behind": sum(c["ratio"] < 1 for c in compared),
@@ -159,9 +163,9 @@ def summary_line(dtype: str, summary: dict[str, Any]) -> str:
     worst = summary["worst"]
     return (
         f"{dtype}: {summary['geomean_ratio']:.2f} x the better peer (geometric mean of "
-        f"{summary['num_cells']} cells), behind in {summary['num_behind']}; worst "
-        f"{worst['ratio']:.2f} x at {worst['model']} {worst['role']}, M {worst['m']} "
-        f"({worst['peer']})"
+        f"{summary['num_cells']} cells; {summary['geomean_at_limit']:.2f} x at the limits), behind "
+        f"in {summary['num_behind']}; worst {worst['ratio']:.2f} x at {worst['model']} "
+        f"{worst['role']}, M {worst['m']} ({worst['peer']})"
     )
 
 

@@ -130,6 +130,7 @@ def test_the_summary_names_the_mean_and_the_worst_cell() -> None:
     cells = [cell_row(cell(m, fast=(seconds,) * 3)) for m, seconds in ((1, 0.001), (2, 0.004))]
     summary = result_of(cells)["summary"]["bfloat16"]
     assert summary["geomean_ratio"] == pytest.approx(1.0)
+    assert summary["geomean_at_limit"] == pytest.approx(4.0)  # we reach a quarter of the limit
     assert (summary["num_behind"], summary["worst"]["m"]) == (1, 1)
 
 
