@@ -68,19 +68,23 @@ class TileSpace:
             tile.is_widened
             or weights.dtype == "float32"
             or (weights.dtype == "bfloat16" and self.isa.has_bf16_dot)
+            or (weights.dtype == "int8" and weights.has_int8_activations and self.isa.has_u8_dot)
         )
         return sums + (nv + 1 if is_direct else 2 * nv + 2)
 
     def _fits_registers(self, tile: GemmTile) -> bool:
         return self.registers(tile) <= self.isa.num_vector_registers
 
-    def is_legal(self, tile: GemmTile) -> bool:
-        """Whether the tile fits: no spilled register, no K block beyond the cache, no endless code,
-        and nothing that another tile already says.
+    def is_legal(self, tile: GemmTile, known: GemmTile | None = None) -> bool:
+        """Whether the tile fits: no register spilled, or no more than by `known`, no K block beyond
+        the cache, no endless code, and nothing that another tile already says.
         """
         layout = self.layout
         nv = self.width(tile)
-        if tile.mr > max(self.rows, 1) or not self._fits_registers(tile):
+        fits = self._fits_registers(tile)
+        if not fits and (known is None or self.registers(tile) > self.registers(known)):
+            return False
+        if tile.mr > max(self.rows, 1):
             return False
         if tile.nv >= self.num_vectors or (self.in_halves and nv % 2):
             return False
@@ -236,14 +240,17 @@ class TileSpace:
 
     def moves(self, tile: GemmTile) -> list[GemmTile]:
         """The legal tiles one step away in one dimension, those that matter most first; prefetching
-        the next K block comes and goes with the blocks.
+        the next K block comes and goes with the blocks. Defaults may spill a little where it pays,
+        and so may what is beside them.
         """
         around: list[GemmTile] = []
         for field, values in self._dimensions().items():
             near = values if field in _UNORDERED else _beside(getattr(tile, field), values)
             changes: list[dict[str, Any]] = [{field: value} for value in near]
             around += [self._with_next_block(replace(tile, **change), field) for change in changes]
-        return [move for move in dict.fromkeys(around) if move != tile and self.is_legal(move)]
+        return [
+            move for move in dict.fromkeys(around) if move != tile and self.is_legal(move, tile)
+        ]
 
     def _with_next_block(self, move: GemmTile, field: str) -> GemmTile:
         """A move that would prefetch the next K block where there is none cuts K for it, or, if the

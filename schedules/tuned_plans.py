@@ -173,9 +173,10 @@ def _tuned_ranges(
         if found is not None:
             space = _space(plan, role, panels, rows, l2_bytes=0)
             known = space.start(found.record.tile)
-            if known == space.start(tile_at(default, rows)):  # it needs no code of its own
+            start = space.start(tile_at(default, rows))
+            if known == start:  # it needs no code of its own
                 origin = f"tuned on {found.origin}"
-            elif space.is_legal(known):
+            elif space.is_legal(known, start):
                 origin, pieces = f"tuned on {found.origin}", [(most, known)]
         for piece in pieces:
             if ranges and ranges[-1][1] == piece[1]:

@@ -217,7 +217,7 @@ class _TaskTuner:
         """The outcome; None if even the default is wrong."""
         task, runner = self._task, self._around.runner
         default = task.space.start(task.start)
-        finalists = [default, *self._known(), *self._fast_start()]
+        finalists = [default, *self._known(default), *self._fast_start()]
         best, seconds = self._contest(finalists)
         self._tell(best, seconds)
         for _ in range(MAX_STEPS):
@@ -236,11 +236,11 @@ class _TaskTuner:
     def _tell(self, tile: GemmTile, seconds: float) -> None:
         self._around.report(Progress(self._task, tile, seconds, self._limits))
 
-    def _known(self) -> list[GemmTile]:
+    def _known(self, default: GemmTile) -> list[GemmTile]:
         """Tiles that records suggest, of this machine or of others."""
         found = [self._book.best(key) for _, key in self._task.roles]
         starts = [self._task.space.start(entry.record.tile) for entry in found if entry]
-        return [tile for tile in dict.fromkeys(starts) if self._task.space.is_legal(tile)]
+        return [tile for tile in dict.fromkeys(starts) if self._task.space.is_legal(tile, default)]
 
     def _fast_start(self) -> list[GemmTile]:
         """The best register tiles on cache-resident data: the slower half drops out, again and

@@ -1,14 +1,17 @@
 """The space has only tiles that fit, and its prior knows a good register tile from a bad one."""
 
 from dataclasses import fields, replace
+from itertools import product
 
 import pytest
 
 from codegen.panels import PanelLayout
-from codegen.spec import LOOP_ORDERS, GemmTile, WeightFormat
-from platforms.isa import IsaRow, isa_row
+from codegen.spec import LOOP_ORDERS, GemmTile, Phase, WeightFormat
+from platforms.isa import ISA_TABLE, IsaRow, isa_row
+from schedules.default_tiles import default_tiles
 from schedules.plan import default_plans, panel_width
 from schedules.space import BLOCK_PREFETCHES, K_UNROLLS, PREFETCHES, TileSpace
+from schedules.tuned_plans import tile_at
 from schedules.tuner import NUM_KERNELS
 
 FORMATS = [
@@ -189,6 +192,24 @@ def test_rows_are_parted_only_where_panels_cannot_be_shared_evenly(
     assert {move.row_parts for move in moves} == parts
     assert not space.is_legal(GemmTile(6, row_parts=5))
     assert not replace(space, rows=8).is_legal(GemmTile(6, row_parts=2))
+
+
+def test_a_default_that_spills_is_searched_around_too() -> None:
+    space, tile = space_of(weights=FORMATS[3], rows=4), GemmTile(4, k_unroll=4)
+    assert not space.is_legal(tile)
+    moves = space.moves(tile)
+    assert {"mr", "kc", "k_unroll", "prefetch_bytes"} <= set().union(
+        *(changes(tile, move) for move in moves)
+    )
+    assert all(space.registers(move) <= space.registers(tile) for move in moves)
+
+
+@pytest.mark.parametrize("isa", [row.name for row in ISA_TABLE])
+@pytest.mark.parametrize("weights", FORMATS, ids=lambda w: w.name)
+def test_every_default_tile_has_moves(isa: str, weights: WeightFormat) -> None:
+    for rows, phase in product((1, 4, 8, 32, 512), Phase):
+        space = space_of(isa, weights, rows)
+        assert space.moves(space.start(tile_at(default_tiles(isa_row(isa), phase, weights), rows)))
 
 
 @pytest.mark.parametrize(
