@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from codegen.barrier_probe import BarrierProbe
+from codegen.layout import ModelLayout
 from codegen.spec import Phase
 from platforms.isa import IsaRow
 from platforms.memory import Arena
@@ -42,11 +43,9 @@ def barrier_us(isa: IsaRow, plan: Plan, is_tvm: bool = False) -> float:
         )
 
 
-def barriers(
-    isa: IsaRow, plans: PlanPair, num_layers: int, has_int8_activations: bool = False
-) -> dict[str, Any]:
+def barriers(isa: IsaRow, plans: PlanPair, layout: ModelLayout) -> dict[str, Any]:
     """For each phase what a barrier takes, and all of a step, one behind each operator."""
-    count = num_barriers(num_layers, has_int8_activations)
+    count = num_barriers(layout)
     costs = {phase: barrier_us(isa, plans.of(phase)) for phase in Phase}
     return {
         phase.value: {"us": us, "per_step": count, "step_us": count * us}

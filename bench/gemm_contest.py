@@ -18,7 +18,7 @@ from bench.driver import BenchmarkError
 from codegen.arrays import bf16_from_float32, float32_from_bf16, to_storage
 from codegen.gemm_program import GemmProgram, GemmSpec
 from codegen.panels import PackedMatrix, PanelLayout
-from codegen.reference import quantize_activations
+from codegen.reference import rounded_activations
 from codegen.spec import TileRanges, WeightFormat
 from platforms.memory import Arena, arena_nbytes
 from sandwich.executor.launcher import Launcher
@@ -153,8 +153,7 @@ class Ours(Contestant):
     def _rounded(self, a: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Rows of A as the kernel reads them."""
         if self.problem.format.has_int8_activations:
-            integers, scales = quantize_activations(a)
-            return integers * scales
+            return rounded_activations(a, self.problem.format.group)
         return float32_from_bf16(bf16_from_float32(a)) if self._has_bf16_rows else a
 
 

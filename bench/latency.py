@@ -93,12 +93,7 @@ def main(args: argparse.Namespace) -> None:
         "kv_cache_dtype": parts.kv_dtype,
         "seed": config.seed,
         "plan": parts.plans.to_json(),
-        "barriers": barriers(
-            parts.isa,
-            parts.plans,
-            parts.shape.num_layers,
-            parts.memory.layout.weights.has_int8_activations,
-        ),
+        "barriers": barriers(parts.isa, parts.plans, parts.memory.layout),
         **summary(times, read, peak, step_work(parts)),
     }
     show(result, Console())

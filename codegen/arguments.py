@@ -23,7 +23,8 @@ from platforms.isa import isa_row
 SCALARS = ("num_tokens", "num_tiles", "num_logits")
 # The arrays of activations, and whose matrix each meets first.
 ACTIVATIONS = {"normed": "qkv", "attended": "o", "gated": "down", "final": "lm_head"}
-FLOAT_ROWS = "_rows"  # after the name of activations that wait to be quantised, as float32
+FLOAT_ROWS = "_rows"  # after the name of activations that wait to be rounded, as float32
+UNFINISHED = "unfinished"  # groups of `gated` that wait for the rest of their columns, as float32
 TILE_FIELDS = 3  # sequence, first token row, number of tokens
 TIMER_WORDS = 3  # that codegen/timing.py needs beside a counter for each operator
 
@@ -63,11 +64,28 @@ def int8_rows(spec: ProgramSpec, model: ModelLayout, name: str) -> Int8Rows | No
     return Int8Rows(isa_row(spec.isa), panels) if panels.format.has_int8_activations else None
 
 
+def rounded_apart(model: ModelLayout) -> tuple[str, ...]:
+    """The activations that an operator of its own rounds to int8, because those who compute them
+    do not have all that shares a scale: a row, or a group that is in the hands of several.
+    """
+    weights, shape = model.weights, model.shape
+    if not weights.has_int8_activations:
+        return ()
+    together = {
+        "attended": shape.group_size * model.head_dim_padded,  # a unit of attention
+        "gated": model.panel // 2,  # a panel of gate and up
+    }
+    return tuple(
+        name for name, columns in together.items() if not weights.group or columns % weights.group
+    )
+
+
 def _activation_specs(spec: ProgramSpec, model: ModelLayout) -> dict[str, TensorSpec]:
     """The arrays of all activations. Operators write whole vectors; what they do not write stays
     zero.
     """
-    operands = Operands(isa_row(spec.isa), spec.dtype)
+    operands, float32 = Operands(isa_row(spec.isa), spec.dtype), np.dtype(np.float32)
+    apart = rounded_apart(model)
     specs: dict[str, TensorSpec] = {}
     for name, role in ACTIVATIONS.items():
         panels: PanelLayout = getattr(model, role)
@@ -76,9 +94,11 @@ def _activation_specs(spec: ProgramSpec, model: ModelLayout) -> dict[str, Tensor
         columns = round_up(panels.k, model.lanes)
         if form := int8_rows(spec, model, name):
             specs |= form.specs(name, count)
-            if name in ("attended", "gated"):
-                rows = TensorSpec((count, columns), np.dtype(np.float32))
-                specs[name + FLOAT_ROWS] = rows
+            if name in apart:
+                specs[name + FLOAT_ROWS] = TensorSpec((count, columns), float32)
+            elif name == "gated":
+                shape = (spec.num_cores * count, panels.format.group)
+                specs[UNFINISHED] = TensorSpec(shape, float32)
         else:
             words = operands.act_words(max(columns, panels.k_padded))
             specs[name] = TensorSpec((count, words), np.dtype(operands.act_dtype))

@@ -79,14 +79,37 @@ class _QueryTile:
             self._scores(state, head, first, block, position + 1 - start)
             self._softmax(state)
             self._weigh(state, head, block, T.bind(T.min(visible - start, block_size)))
-        kit, dims = step.kit, step.kv.head_dim_padded
+        self._store(state, head, first)
+
+    def _store(self, state: _State, head: Expr, first: Expr) -> None:
+        """attended = out / sums"""
+        step, kit, dims = self.step, self.step.kit, self.step.kv.head_dim_padded
+        is_grouped = step.group_of("attended") > 0
         with T.serial(0, self.rows) as row:
             token, query_head = self._token_and_head(row, head, first)
             total = kit.call("sw_hsum", kit.load(state.sums, row, 0))
             inverse = kit.splat(T.bind(T.float32(1) / total))
-            with T.serial(0, dims // lanes) as j:
-                vector = kit.load(state.out, row, j * lanes) * inverse
-                step.store_part("attended", token, query_head * dims + j * lanes, vector)
+            with T.serial(0, dims // kit.lanes) as j:
+                vector = kit.load(state.out, row, j * kit.lanes) * inverse
+                if is_grouped:
+                    kit.store(state.out, (row, j * kit.lanes), vector)
+                else:
+                    step.store_part("attended", token, query_head * dims + j * kit.lanes, vector)
+        if is_grouped:
+            self._store_groups(state, head, first)
+
+    def _store_groups(self, state: _State, head: Expr, first: Expr) -> None:
+        """attended = out, in groups of columns that may be parts of a head or several heads."""
+        step, kit, dims = self.step, self.step.kit, self.step.kv.head_dim_padded
+        size, heads = step.group_of("attended"), step.spec.shape.group_size
+        num_groups = heads * dims // size
+        with T.serial(0, self.num_tokens) as token, T.serial(0, num_groups) as group:
+            columns = [T.bind(group * size + at) for at in range(0, size, kit.lanes)]
+            vectors = [
+                T.bind(kit.load(state.out, token * heads + column // dims, column % dims))
+                for column in columns
+            ]
+            step.store_group("attended", first + token, head * num_groups + group, vectors)
 
     def _prefetch(self, head: Expr, sequence: Expr, index: Expr) -> None:
         """Ask for all of the sequence's block `index`: blocks lie apart, where no hardware

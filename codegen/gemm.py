@@ -24,9 +24,10 @@ from codegen.spec import BLOCK_ASPECT, GemmTile, TileRanges, WeightFormat
 from codegen.walk import Share, walk
 from codegen.widened_tile import WidenedTile, Widening, alloc_widened
 
-# epilogue(row, panel, columns, vectors): stores the part of one row that a register tile has;
-# vectors[j] belongs to vector columns[j] of the panel.
-Epilogue = Callable[[Expr, Expr, Sequence[Expr], Sequence[Expr]], None]
+# epilogue(row, place, vectors): stores the part of one row that a register tile has; vectors[j]
+# belongs to vector place.vectors[j] of the panel. Tiles of a row and panel follow each other from
+# left to right on one core.
+Epilogue = Callable[[Expr, Place, Sequence[Expr]], None]
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class _Cell:
 
         def finish() -> None:
             for i in range(place.rows):
-                gemm.epilogue(place.row + i, place.panel, place.vectors, tile.results(i))
+                gemm.epilogue(place.row + i, place, tile.results(i))
 
         if self.num_k_blocks == 1:
             finish()

@@ -22,7 +22,7 @@ from codegen.layout import matrix_specs
 from codegen.operands import Int8Rows
 from codegen.panels import PanelLayout
 from codegen.reference import quantize_activations
-from codegen.register_tile import Activations, Weights
+from codegen.register_tile import Activations, Place, Weights
 from codegen.spec import TileRanges, check_ranges
 from platforms.isa import isa_row
 
@@ -34,7 +34,6 @@ class GemmSpec:
     """What to generate: C[m, n] = sum over k of A[m, k] * W[n, k] for m from 0 to `max_rows`.
 
     has_fixed_rows: for m = max_rows alone, which is compiled several times as fast.
-    has_group_scales: int8 activations have a scale for each group of the weights, not one per row.
     """
 
     isa: str
@@ -44,7 +43,6 @@ class GemmSpec:
     max_rows: int
     tiles: TileRanges
     has_fixed_rows: bool = False
-    has_group_scales: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self.tiles)
@@ -60,7 +58,7 @@ class GemmSpec:
         """The form of A if it is int8."""
         if not self.layout.format.has_int8_activations:
             return None
-        return Int8Rows(isa_row(self.isa), self.layout, self.has_group_scales)
+        return Int8Rows(isa_row(self.isa), self.layout)
 
     def arguments(self) -> dict[str, TensorSpec]:
         """The program's buffers in order: those of a, those of w, partial (scratch), out."""
@@ -102,15 +100,9 @@ class GemmProgram:
             a[rows, : values.shape[1]] = values
 
     def _write_int8(self, form: Int8Rows, values: npt.NDArray[np.float32]) -> None:
-        layout, rows = self.spec.layout, slice(0, len(values))
-        group = layout.format.group
-        integers, scales = quantize_activations(values, group if form.has_group_scales else 0)
-        padded = np.zeros((len(values), layout.k_padded), np.int8)
-        padded[:, : layout.k] = integers
-        sums = padded.reshape(len(values), layout.num_groups, -1).sum(axis=2, dtype=np.int32)
-        self._arrays["a"].view(np.int8)[rows, : layout.k_padded] = padded
-        self._arrays["a_scales"][rows] = scales
-        self._arrays["a_bias"][rows] = sums * -form.bias_factor
+        rounded = quantize_activations(values, form.weights.format.group)
+        for name, array in form.stored("a", *rounded).items():
+            self._arrays[name][: len(values)] = array
 
     def run(self, num_rows: int, copy: int) -> None:
         """out[:num_rows] = A[:num_rows] times copy `copy` of the weights, transposed."""
@@ -134,9 +126,10 @@ def gemm_function(spec: GemmSpec) -> Any:
             for name, s in spec.arguments().items()
         }
 
-        def store(row: Expr, panel: Expr, columns: Sequence[Expr], vectors: Sequence[Expr]) -> None:
-            for j, vector in zip(columns, vectors, strict=True):
-                kit.store(b["out"], (row, panel * layout.panel + j * layout.lanes), vector)
+        def store(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
+            for j, vector in zip(place.vectors, vectors, strict=True):
+                column = place.panel * layout.panel + j * layout.lanes
+                kit.store(b["out"], (row, column), vector)
 
         a = Activations(b["a"], b.get("a_scales"), b.get("a_bias"))
         w = Weights(b["w"], copy, b.get("w_scales"), b.get("w_zero_points"))

@@ -2,7 +2,9 @@
 
 The sums of a group of K start from the activations' bias, which takes the offset of the weights'
 codes back, so that integers are exact. With one scale per output channel they stay integers over
-all of K; else the group's sum, scaled, is added to a second set of float32 sums.
+all of K; else the group's sum, scaled, is added to a second set of float32 sums. A group's sum is
+then added to the bits of a float32 whose last bit is worth the activations' scale (see
+codegen.operands.Int8Rows), so that it becomes a scaled float32 in one subtraction.
 """
 
 from __future__ import annotations
@@ -38,9 +40,13 @@ class IntegerTile(RegisterTile):
 
         def start(i: int, j: int) -> Expr:
             bias = T.broadcast(biases[i], kit.lanes)
-            return bias * zeros[j] if zeros else bias
+            return self._of_zero_point(i, group, bias * zeros[j]) if zeros else bias
 
         self._sums.load(start)
+
+    def _of_zero_point(self, i: int, group: Expr, bias: Expr) -> Expr:
+        """What the sums of row i start from where a zero point is in `bias`."""
+        return bias
 
     def add_word(self, k_word: Expr) -> None:
         vectors = self._words(k_word)
@@ -62,13 +68,6 @@ class IntegerTile(RegisterTile):
             a = T.bind(self.a.words[self.place.row + i, a_word])
             self._sums.update(i, vectors, lambda acc, w, a=a: self.kit.call(dot, acc, a, w))
 
-    def _floats(self, i: int) -> list[Expr]:
-        """The integer sums of row i as float32."""
-        return [T.cast(v, f"float32x{self.kit.lanes}") for v in self._sums.row(i)]
-
-    def _row_scale(self, i: int, group: Expr) -> Expr:
-        return self.kit.splat(T.bind(self.a.scales[self.place.row + i, group]))
-
 
 class ChannelTile(IntegerTile):
     """One scale per output channel: ((sum as float32) * the channel's scale) * the row's scale."""
@@ -84,22 +83,22 @@ class ChannelTile(IntegerTile):
         return [T.reinterpret(f"float32x{self.kit.lanes}", v) for v in self._sums.row(i)]
 
     def results(self, i: int) -> list[Expr]:
-        row_scale = self._row_scale(i, 0)
-        return [v * s * row_scale for v, s in zip(self._floats(i), self._scales(0), strict=True)]
+        row_scale = self.kit.splat(T.bind(self.a.scales[self.place.row + i, 0]))
+        floats = [T.cast(v, f"float32x{self.kit.lanes}") for v in self._sums.row(i)]
+        return [v * scale * row_scale for v, scale in zip(floats, self._scales(0), strict=True)]
 
     def multiply(self, k_block: Expr) -> None:
         self._each_word(k_block, self.add_word)
 
 
 class GroupTile(IntegerTile):
-    """A scale per group of K: sums of (a group's sum as float32) * its scale, in ascending order,
-    then times the row's scale; where activations have scales per group, these are in the group's.
+    """A scale per group of K, here and in the activations: sums of (a group's sum as float32, times
+    the activations' scale) * its scale, in ascending order.
     """
 
     def __init__(self, *args: Expr) -> None:
         super().__init__(*args)
         self._totals = Accumulators(self.kit, self.place.rows, len(self.place.columns))
-        self._has_group_scales = int(self.a.scales.shape[1]) > 1
 
     def clear(self) -> None:
         self._totals.clear()
@@ -111,13 +110,17 @@ class GroupTile(IntegerTile):
         return self._totals.row(i)
 
     def results(self, i: int) -> list[Expr]:
-        if self._has_group_scales:
-            return self._totals.row(i)
-        row_scale = self._row_scale(i, 0)
-        return [total * row_scale for total in self._totals.row(i)]
+        return self._totals.row(i)
 
     def multiply(self, k_block: Expr) -> None:
         self._each_group(k_block, self._add_group)
+
+    def _of_zero_point(self, i: int, group: Expr, bias: Expr) -> Expr:
+        return bias + T.reinterpret(f"int32x{self.kit.lanes}", self._origin(i, group))
+
+    def _origin(self, i: int, group: Expr) -> Expr:
+        """The float32 whose bits the sums of row i are added to."""
+        return self.kit.splat(T.bind(self.a.scales[self.place.row + i, group]))
 
     def _add_group(self, group: Expr) -> None:
         words = self.layout.group_words
@@ -126,9 +129,7 @@ class GroupTile(IntegerTile):
             self.add_word(group * words + word)
         scales = self._scales(group)
         for i in range(self.place.rows):
-            factors = scales
-            if self._has_group_scales:
-                row_scale = self._row_scale(i, group)
-                factors = [scale * row_scale for scale in scales]
-            terms = list(zip(self._floats(i), factors, strict=True))
+            origin, kind = self._origin(i, group), f"float32x{self.kit.lanes}"
+            sums = [T.reinterpret(kind, v) - origin for v in self._sums.row(i)]
+            terms = list(zip(sums, scales, strict=True))
             self._totals.update(i, terms, lambda acc, t: self.kit.call("sw_mac_vector", acc, *t))

@@ -133,12 +133,6 @@ class ModelLayout:
                 part = wide.reshape(len(part), heads * padded)
             self.o.pack_rows(part, n_start + first, out)
 
-    def unpack_o(self, packed: PackedMatrix) -> npt.NDArray[np.float32]:
-        """The o matrix, (hidden_size, num_heads * head_dim) float32."""
-        hidden, heads, dim = self.shape.hidden_size, self.shape.num_heads, self.shape.head_dim
-        wide = self.o.unpack(packed).reshape(hidden, heads, self.head_dim_padded)
-        return wide[:, :, :dim].reshape(hidden, heads * dim)
-
     @cached_property
     def _specs(self) -> dict[str, TensorSpec]:
         shape, float32 = self.shape, np.dtype(np.float32)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from codegen.arrays import TensorSpec, round_up
+from codegen.arrays import Array, Floats, TensorSpec, round_up
 from codegen.panels import PanelLayout
 from codegen.spec import WeightFormat
 from platforms.isa import IsaRow
@@ -44,28 +45,38 @@ def code_offset(weights: WeightFormat, isa: IsaRow) -> int:
     return 0 if weights.dtype == "int8" and not isa.has_u8_dot else weights.zero_code
 
 
+LARGEST = 127  # magnitude of an int8 activation
+SCALE_EXPONENTS = (-100, 100)  # of the scale of a group: its least and its greatest
+HEADROOM = 1 + 2.0**-7  # over a largest magnitude, so that none is rounded to LARGEST + 1
+# A float32 of this value has a last bit worth one: an integer of at most 22 bits and a sign that is
+# added to its bits is added to its value.
+ORIGIN = 1.5 * 2.0**23
+ORIGIN_BITS = 0x4B400000
+
+
 @dataclass(frozen=True)
 class Int8Rows:
     """Rows of activations, rounded to int8, as the kernels for `weights` on `isa` read them.
 
-    A value is its integer times the scale of its row or, with has_group_scales, of its row and
-    group of K (the groups of the weights).
+    A value is its integer times the scale of its row or, where the weights have groups of K, of its
+    row and group; those scales are powers of two. They are stored times ORIGIN: a sum of products
+    that starts from the bits of that is, as float32, (ORIGIN + sum) * scale. No sum of a group
+    needs more than the 22 bits: 128 * 127 * 255 < 2**22.
     """
 
     isa: IsaRow
     weights: PanelLayout
-    has_group_scales: bool = False
-
-    @property
-    def num_scales(self) -> int:
-        """Scales of one row."""
-        return self.weights.num_groups if self.has_group_scales else 1
 
     @property
     def bias_factor(self) -> int:
         """The bias of a group is minus the sum of its integers times this."""
         form = self.weights.format
         return 1 if form.has_zero_points else code_offset(form, self.isa)
+
+    @property
+    def has_origin_in_bias(self) -> bool:
+        """Whether a bias is on top of its stored scale's bits; a zero point would multiply them."""
+        return bool(self.weights.format.group) and not self.weights.format.has_zero_points
 
     def specs(self, name: str, num_rows: int) -> dict[str, TensorSpec]:
         """The arrays of `num_rows` rows: `name` (words of four integers, from the lowest byte on,
@@ -75,6 +86,20 @@ class Int8Rows:
         num_values = max(weights.k_padded, round_up(weights.k, self.isa.lanes))
         return {
             name: TensorSpec((num_rows, num_values // 4), int32),
-            name + "_scales": TensorSpec((num_rows, self.num_scales), np.dtype(np.float32)),
+            name + "_scales": TensorSpec((num_rows, weights.num_groups), np.dtype(np.float32)),
             name + "_bias": TensorSpec((num_rows, weights.num_groups), int32),
         }
+
+    def stored(self, name: str, integers: npt.NDArray[np.int8], scales: Floats) -> dict[str, Array]:
+        """What is in those arrays for integers (m, k) and scales (m, 1 or groups)."""
+        weights = self.weights
+        (_, num_words), _, _ = (spec.shape for spec in self.specs(name, len(integers)).values())
+        padded = np.zeros((len(integers), num_words * 4), np.int8)
+        padded[:, : weights.k] = integers
+        groups = padded[:, : weights.k_padded].reshape(len(integers), weights.num_groups, -1)
+        bias = groups.sum(axis=2, dtype=np.int32) * np.int32(-self.bias_factor)
+        if weights.format.group:
+            scales = scales * np.float32(ORIGIN)
+        if self.has_origin_in_bias:
+            bias += scales.view(np.int32)
+        return {name: padded.view(np.int32), name + "_scales": scales, name + "_bias": bias}

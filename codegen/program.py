@@ -7,7 +7,7 @@ plan's cores with a barrier behind it, and the code between the loops runs on al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,9 +20,9 @@ from codegen.elementwise import (
     rope_and_cache,
 )
 from codegen.embedding import embed
+from codegen.epilogues import add_to_residual, silu_gate, store
 from codegen.gemm import Epilogue, Gemm
 from codegen.kit import Expr, T, prim_func
-from codegen.panels import PanelLayout
 from codegen.parallel import each_core, parallel_region
 from codegen.register_tile import Weights
 from codegen.spec import OPERATORS, ProgramSpec
@@ -88,24 +88,27 @@ def decoder_layer(step: Step, layer: Expr) -> None:
 
         run(step, name, lambda core: rms_norm(step, core, weight, "normed", step.num_tokens))
 
-    def gemm(role: str, a: str, epilogue: Epilogue) -> None:
-        product = linear(step, role, a, epilogue, layer)
-        run(step, role, lambda core: product.emit(core, step.spec.num_cores, step.num_tokens))
+    def gemm(role: str, a: str, epilogue: Callable[[Expr], Epilogue]) -> None:
+        def product(core: Expr) -> None:
+            gemm = linear(step, role, a, epilogue(core), layer)
+            gemm.emit(core, step.spec.num_cores, step.num_tokens)
+
+        run(step, role, product)
 
     def quantize(name: str) -> None:
-        if step.int8_rows(name):
+        if step.is_rounded_apart(name):
             run(step, f"quantize_{name}", lambda core: quantize_rows(step, core, name))
 
     norm("input_norm")
-    gemm("qkv", "normed", store(step, "qkv", "qkv_out", layer))
+    gemm("qkv", "normed", lambda core: store(step, "qkv", "qkv_out", layer))
     run(step, "rope_and_cache", lambda core: rope_and_cache(step, core, layer))
     run(step, "attention", lambda core: attention(step, core, layer))
     quantize("attended")
-    gemm("o", "attended", add_to_residual(step, "o", layer))
+    gemm("o", "attended", lambda core: add_to_residual(step, "o", layer))
     norm("post_attention_norm")
-    gemm("gate_up", "normed", silu_gate(step, layer))
+    gemm("gate_up", "normed", lambda core: silu_gate(step, layer, core))
     quantize("gated")
-    gemm("down", "gated", add_to_residual(step, "down", layer))
+    gemm("down", "gated", lambda core: add_to_residual(step, "down", layer))
 
 
 def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
@@ -136,63 +139,3 @@ def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None
         epilogue=epilogue,
         in_halves=role == "gate_up",
     )
-
-
-def _biased(
-    step: Step, role: str, layer: Expr | None, at: Sequence[Expr], vectors: Sequence[Expr]
-) -> list[Expr]:
-    """The vectors plus the bias of their first columns `at`, if there is one."""
-    bias = role + "_bias"
-    if not step.has(bias):
-        return list(vectors)
-    return [
-        vector + step.kit.load(step.b[bias], layer, column)
-        for column, vector in zip(at, vectors, strict=True)
-    ]
-
-
-def _first_columns(layout: PanelLayout, panel: Expr, columns: Sequence[Expr]) -> list[Expr]:
-    """The first column of each vector of a panel."""
-    return [panel * layout.panel + j * layout.lanes for j in columns]
-
-
-def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogue:
-    """out = C + bias"""
-    layout: PanelLayout = getattr(step.model, role)
-
-    def epilogue(row: Expr, panel: Expr, columns: Sequence[Expr], vectors: Sequence[Expr]) -> None:
-        at = _first_columns(layout, panel, columns)
-        for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
-            step.kit.store(step.b[out], (row, column), vector)
-
-    return epilogue
-
-
-def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
-    """x += C + bias"""
-    layout: PanelLayout = getattr(step.model, role)
-
-    def epilogue(row: Expr, panel: Expr, columns: Sequence[Expr], vectors: Sequence[Expr]) -> None:
-        at = _first_columns(layout, panel, columns)
-        for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
-            before = step.kit.load(step.b["x"], row, column)
-            step.kit.store(step.b["x"], (row, column), before + vector)
-
-    return epilogue
-
-
-def silu_gate(step: Step, layer: Expr) -> Epilogue:
-    """gated = silu(gate) * up, of panels that hold half gate columns, half up columns (SwiGLU,
-    arXiv 2002.05202)
-    """
-    layout = step.model.gate_up
-
-    def epilogue(row: Expr, panel: Expr, columns: Sequence[Expr], vectors: Sequence[Expr]) -> None:
-        at = _first_columns(layout, panel, columns)
-        both = _biased(step, "gate_up", layer, at, vectors)
-        half = len(both) // 2
-        for j, gate, up in zip(columns[:half], both[:half], both[half:], strict=True):
-            column = panel * (layout.panel // 2) + j * layout.lanes
-            step.store_part("gated", row, column, step.kit.call("sw_silu_mul", gate, up))
-
-    return epilogue

@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from codegen.arrays import Array, Floats, bf16_from_float32, float32_from_bf16, round_up, widen
 from codegen.layout import KvLayout
+from codegen.operands import HEADROOM, LARGEST, SCALE_EXPONENTS
 from codegen.panels import PackedMatrix, PanelLayout
 from codegen.quantize import QuantizedRows
 from codegen.spec import WeightFormat
 
 Ints = npt.NDArray[np.int32]
+TINY = np.finfo(np.float32).tiny
 
 
 def round_to(values: Floats, dtype: str) -> Floats:
@@ -33,38 +35,51 @@ def gemm(x: Floats, weight: Floats, dtype: str, bias: Floats | None = None) -> F
 def quantize_activations(x: Floats, group: int = 0) -> tuple[npt.NDArray[np.int8], Floats]:
     """x (m, k) rounded to int8, and its scales (m, 1), or (m, groups) of `group` values of k each.
 
-    A scale is the largest magnitude over 127; all of zeros have scale 0.
+    The scale of a row is its largest magnitude over LARGEST; zeros have scale 0. That of a group is
+    the least power of two with which that magnitude, and HEADROOM, stays below LARGEST + 1
+    (Rouhani et al., "Microscaling Data Formats for Deep Learning", arXiv 2310.10537); magnitudes
+    are below 2**107.
     """
+    if not group:
+        largest = np.abs(x).max(axis=1, keepdims=True)
+        inverse = np.divide(LARGEST, largest, out=np.zeros_like(largest), where=largest != 0)
+        return np.rint(x * inverse).astype(np.int8), largest / np.float32(LARGEST)
     count, k = x.shape
-    size = group or k
-    padded = np.zeros((count, round_up(k, size)), np.float32)
+    padded = np.zeros((count, round_up(k, group)), np.float32)
     padded[:, :k] = x
-    groups = padded.reshape(count, -1, size)
-    largest = np.abs(groups).max(axis=2)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest != 0)
-    rounded = np.rint(groups * inverse[..., None]).astype(np.int8)
-    return rounded.reshape(count, -1)[:, :k], largest / np.float32(127)
+    groups = padded.reshape(count, -1, group)
+    largest = np.maximum(np.abs(groups).max(axis=2) * np.float32(HEADROOM), TINY)
+    _, exponents = np.frexp(largest)  # each is within [0.5, 1) * 2**exponent
+    exponents = np.clip(exponents - LARGEST.bit_length(), *SCALE_EXPONENTS)
+    scales = np.ldexp(np.float32(1), exponents)
+    rounded = np.rint(groups / scales[..., None]).astype(np.int8)
+    return rounded.reshape(count, -1)[:, :k], scales
+
+
+def rounded_activations(x: Floats, group: int = 0) -> Floats:
+    """x (m, k) as products of integers see it: each integer times its scale."""
+    integers, scales = quantize_activations(x, group)
+    return integers * (np.repeat(scales, group, axis=1)[:, : x.shape[1]] if group else scales)
 
 
 def integer_gemm(
     a: npt.NDArray[np.int8], a_scales: Floats, w: QuantizedRows, weights: WeightFormat
 ) -> Floats:
     """a (m, k) times the rows of w (n, k), transposed: (m, n). Groups are multiplied in integers,
-    scaled, and added in ascending order; `a_scales` are those of `quantize_activations`.
+    scaled, and added in ascending order; `a_scales` are those of `quantize_activations`, for the
+    groups of the weights if they have any.
     """
     k, size = a.shape[1], weights.group or a.shape[1]
-    has_group_scales = a_scales.shape[1] > 1
     product = np.zeros((len(a), len(w.codes)), np.float32)
     for group, start in enumerate(range(0, k, size)):
         part = slice(start, min(start + size, k))
         zeros = weights.zero_code if w.zero_points is None else w.zero_points[:, group, None]
         values = w.codes[:, part].astype(np.int32) - zeros
-        sums = a[:, part].astype(np.int64) @ values.T.astype(np.int64)
-        factors = w.scales[:, group]
-        if has_group_scales:
-            factors = factors * a_scales[:, group, None]
-        product += sums.astype(np.float32) * factors
-    return product if has_group_scales else product * a_scales
+        sums = (a[:, part].astype(np.int64) @ values.T.astype(np.int64)).astype(np.float32)
+        if weights.group:
+            sums *= a_scales[:, group, None]
+        product += sums * w.scales[:, group]
+    return product if weights.group else product * a_scales
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:

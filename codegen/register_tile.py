@@ -20,9 +20,8 @@ from codegen.spec import GemmTile
 class Activations:
     """Rows of A in memory: words (num_rows, words), as many as PanelLayout.k_padded values take.
 
-    Only for int8: scales float32 (num_rows, 1), or (num_rows, num_groups) where every group of the
-    weights has a scale of its own here too; bias int32 (num_rows, num_groups). What is in them is
-    what codegen.quantize_rows writes.
+    Only for int8: scales float32 and bias int32, (num_rows, num_groups of the weights). What is in
+    them is what codegen.operands.Int8Rows says.
     """
 
     words: Expr

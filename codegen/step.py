@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from codegen.arguments import (
@@ -12,12 +12,13 @@ from codegen.arguments import (
     Layouts,
     argument_specs,
     int8_rows,
+    rounded_apart,
 )
 from codegen.kit import Expr, Kit, T
 from codegen.layout import KvLayout, ModelLayout
 from codegen.operands import Int8Rows
 from codegen.parallel import Team
-from codegen.quantize_rows import quantize_row
+from codegen.quantize_rows import quantize_group, quantize_row
 from codegen.register_tile import Activations
 from codegen.spec import ProgramSpec
 from platforms.isa import isa_row
@@ -70,14 +71,31 @@ class Step:
         """The arrays of the activations `name`."""
         return Activations(self.b[name], self.b.get(name + "_scales"), self.b.get(name + "_bias"))
 
+    def is_rounded_apart(self, name: str) -> bool:
+        """Whether an operator of its own rounds the activations `name` to int8."""
+        return name in rounded_apart(self.model)
+
+    def group_of(self, name: str) -> int:
+        """Columns of the activations `name` that are to be stored together, by `store_group`; 0 if
+        any vector can be stored by itself.
+        """
+        form = self.int8_rows(name)
+        return 0 if form is None or self.is_rounded_apart(name) else form.weights.format.group
+
+    def store_group(self, name: str, row: Expr, group: Expr, vectors: Sequence[Expr]) -> None:
+        """Store a group of a row of activations, float32 vectors, as int8."""
+        form = self.int8_rows(name)
+        assert form is not None, name
+        quantize_group(self.kit, form, self.activations(name), row, group, vectors)
+
     def store_part(self, name: str, row: Expr, column: Expr, vector: Expr) -> None:
         """Store float32 lanes of a row of activations, from `column` (a multiple of lanes) on. Rows
         that are to be int8 wait for the rest in float32.
         """
-        if self.int8_rows(name) is None:
-            self.kit.store_act(self.b[name], row, column, vector)
-        else:
+        if self.is_rounded_apart(name):
             self.kit.store(self.b[name + FLOAT_ROWS], (row, column), vector)
+        else:
+            self.kit.store_act(self.b[name], row, column, vector)
 
     def store_row(self, name: str, row: Expr, load: Callable[[Expr], Expr]) -> None:
         """Store a whole row of activations, quantised if they are to be: load(column) is a float32

@@ -16,13 +16,13 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from codegen.arguments import ACTIVATIONS, rounded_apart
 from codegen.layout import ModelLayout
 from codegen.spec import GEMM_ROLES, Phase
 from platforms.machine import Machine
 from schedules.rates import KernelRates, MachineRates
 
-LAYER_BARRIERS = 8  # operators of a layer, see codegen/program.py
-QUANTIZE_BARRIERS = 2  # more of them, where activations become int8
+LAYER_BARRIERS = 8  # operators of a layer but those that round to int8, see codegen/program.py
 STEP_BARRIERS = 5  # embed, norm, lm_head and the two halves of argmax
 # A GEMM computes while its next weights come, and neither for nothing: of t1 and t2 the longer one
 # decides, and where they are equal they take a quarter longer, as `sandwich bench plans` showed on
@@ -33,10 +33,10 @@ OVERLAP = 3.0
 CACHE_FRACTION = 0.75
 
 
-def num_barriers(num_layers: int, has_int8_activations: bool) -> int:
+def num_barriers(layout: ModelLayout) -> int:
     """Barriers of a step: one behind each operator, and one between the halves of argmax."""
-    per_layer = LAYER_BARRIERS + QUANTIZE_BARRIERS * has_int8_activations
-    return per_layer * num_layers + STEP_BARRIERS
+    per_layer = LAYER_BARRIERS + len(rounded_apart(layout))
+    return per_layer * layout.shape.num_layers + STEP_BARRIERS
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,8 @@ class StepOperators:
     """The operators of a step, and the program that they belong to."""
 
     phase: Phase
-    num_layers: int
+    num_barriers: int
     operators: tuple[Operator, ...]
-
-    @property
-    def num_barriers(self) -> int:
-        """Barriers of the step."""
-        has_int8 = any(op.name == "quantize_gated" for op in self.operators)
-        return num_barriers(self.num_layers, has_int8)
 
     @property
     def nbytes(self) -> float:
@@ -167,7 +161,7 @@ def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> StepOperators:
         nbytes=cached_bytes * step.num_cached / num_units,
     )
     rope_values = (shape.num_heads / shape.num_kv_heads + 2) * shape.head_dim
-    between: tuple[Operator, ...] = (
+    between = (
         Operator("embed", 1, tokens, values=shape.hidden_size),
         Operator("input_norm", layers, tokens, values=shape.hidden_size),
         Operator("rope_and_cache", layers, tokens * shape.num_kv_heads, values=rope_values),
@@ -175,13 +169,11 @@ def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> StepOperators:
         Operator("norm", 1, logits, values=shape.hidden_size),
         Operator("argmax", 1, shape.vocab_size // layout.lanes, values=logits * layout.lanes),
     )
-    if layout.weights.has_int8_activations:
-        heads = shape.num_heads * shape.head_dim
-        between += (
-            Operator("quantize_attended", layers, tokens, values=heads),
-            Operator("quantize_gated", layers, tokens, values=shape.intermediate_size),
-        )
-    return StepOperators(step.phase, layers, (*gemms, attention, *between))
+    apart = tuple(
+        Operator(f"quantize_{name}", layers, tokens, values=getattr(layout, ACTIVATIONS[name]).k)
+        for name in rounded_apart(layout)
+    )
+    return StepOperators(step.phase, num_barriers(layout), (*gemms, attention, *between, *apart))
 
 
 def _gemm(layout: ModelLayout, role: str, step: Step) -> Operator:

@@ -23,7 +23,7 @@ from codegen.cache import ProgramCache
 from codegen.compile import load, lower, object_code, pin_pool, tensor
 from codegen.gemm_program import NAME, GemmProgram, GemmSpec, gemm_function
 from codegen.panels import PackedMatrix, PanelLayout
-from codegen.reference import quantize_activations
+from codegen.reference import rounded_activations
 from codegen.spec import GemmTile
 from platforms.isa import IsaRow, isa_row
 from platforms.memory import Arena, arena_nbytes
@@ -178,8 +178,7 @@ def is_right(isa: IsaRow, like: PanelLayout, tile: GemmTile) -> bool:
     program = GemmProgram(spec, buffers)
     program.write_a(a)
     if layout.format.has_int8_activations:
-        codes, scales = quantize_activations(a)
-        a = codes.astype(np.float32) * scales
+        a = rounded_activations(a, layout.format.group)
     elif spec.kit.has_dot:
         a = float32_from_bf16(bf16_from_float32(a))
     unpacked = layout.unpack(matrix)

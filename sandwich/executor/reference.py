@@ -38,8 +38,7 @@ class Linear:
 
     def __call__(self, x: Floats) -> Floats:
         if self.weights.has_int8_activations:
-            integers, scales = reference.quantize_activations(x)
-            x = integers * scales
+            x = reference.rounded_activations(x, self.weights.group)
         else:
             x = reference.round_to(x, self.dtype)
         return reference.gemm(x, self.weight, "float32", self.bias)
@@ -116,6 +115,9 @@ class ReferenceExecutor(LazyStart):
             batch.block_tables,
             self.kv,
         )
+        # groups of K count the columns that pad a head
+        padding = self._layout.head_dim_padded - shape.head_dim
+        attended = np.pad(attended, ((0, 0), (0, 0), (0, padding)))
         return layer.o_proj(attended.reshape(len(hidden), -1))
 
     def _mlp(self, layer: Layer, hidden: Floats) -> Floats:
@@ -143,7 +145,7 @@ def _unpack_layer(weights: ModelWeights, index: int) -> Layer:
         weight = layout.gate_up.unpack(layout.matrix(tensors, "gate_up", index))[columns]
         return Linear(weight, bias("gate_up", columns), layout.weights, layout.dtype)
 
-    o_weight = layout.unpack_o(layout.matrix(tensors, "o", index))
+    o_weight = layout.o.unpack(layout.matrix(tensors, "o", index))
     return Layer(
         input_layernorm=tensors["input_norm"][index, :hidden],
         qkv_proj=linear("qkv", layout.qkv),

@@ -11,13 +11,15 @@ import pytest
 
 import bench.barriers
 from bench.barriers import barrier_us, barriers
+from codegen.arguments import Layouts
 from codegen.barrier_probe import BarrierProbe
+from codegen.layout import ModelLayout
 from codegen.program import phase_program
 from codegen.spec import Phase, WeightFormat
 from platforms.isa import isa_row
 from sandwich.executor.base import NativeTime
 from sandwich.executor.launcher import Job, Launcher
-from schedules.cost import LAYER_BARRIERS, QUANTIZE_BARRIERS, STEP_BARRIERS, num_barriers
+from schedules.cost import LAYER_BARRIERS, STEP_BARRIERS, num_barriers
 from schedules.plan import PlanPair, default_plans
 from tests.codegen.conftest import make_spec
 
@@ -62,24 +64,32 @@ def test_what_a_call_takes_beside_its_barriers_is_not_theirs(
     assert sum(counts) == 1 + 3 * 20
 
 
+W8A8 = WeightFormat("int8", activations="int8")
+
+
+def tiny_layout(weights: WeightFormat | None = None) -> ModelLayout:
+    return Layouts.of(replace(make_spec("generic", "float32"), weights=weights)).model
+
+
 def test_a_step_has_a_barrier_behind_each_operator(plans: PlanPair) -> None:
-    costs = barriers(GENERIC, plans, num_layers=3)
-    more = barriers(GENERIC, plans, num_layers=3, has_int8_activations=True)
-    assert more["decode"]["per_step"] == costs["decode"]["per_step"] + 3 * QUANTIZE_BARRIERS
+    layout = tiny_layout()
+    costs, more = barriers(GENERIC, plans, layout), barriers(GENERIC, plans, tiny_layout(W8A8))
+    num_layers = layout.shape.num_layers
+    assert more["decode"]["per_step"] == costs["decode"]["per_step"] + 2 * num_layers
     assert costs.keys() == {"prefill", "decode"}
     for cost in costs.values():
-        assert cost["per_step"] == 3 * LAYER_BARRIERS + STEP_BARRIERS
+        assert cost["per_step"] == num_layers * LAYER_BARRIERS + STEP_BARRIERS
         assert cost["step_us"] == cost["per_step"] * cost["us"]
 
 
-@pytest.mark.parametrize("weights", [None, WeightFormat("int8", activations="int8")])
+@pytest.mark.parametrize("weights", [None, W8A8, WeightFormat("int4", "int8", 32)])
 @pytest.mark.parametrize("phase", Phase)
 def test_a_program_has_as_many_barriers_as_are_counted(
     phase: Phase, weights: WeightFormat | None
 ) -> None:
-    spec = make_spec("generic", "float32", phase=phase, num_cores=2)
-    program = phase_program(replace(spec, weights=weights))
-    assert program.script().count('call_extern("int32", "sw_barrier"') == num_barriers(
-        1,  # the layers are a loop
-        has_int8_activations=weights is not None,
-    )
+    shape = {"num_layers": 1, "head_dim": 32}  # the layers are a loop; the head is a group
+    spec = make_spec("generic", "float32", phase=phase, num_cores=2, **shape)
+    spec = replace(spec, weights=weights)
+    program = phase_program(spec)
+    count = program.script().count('call_extern("int32", "sw_barrier"')
+    assert count == num_barriers(Layouts.of(spec).model)

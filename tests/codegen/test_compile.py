@@ -12,8 +12,9 @@ import pytest
 
 import codegen.compile
 from codegen.compile import load, lower, object_code, pin_pool, tensor
+from codegen.epilogues import store
 from codegen.kit import T, prim_func
-from codegen.program import linear, phase_program, run, store
+from codegen.program import linear, phase_program, run
 from codegen.spec import GemmTile
 from codegen.step import Step
 from platforms.isa import isa_row

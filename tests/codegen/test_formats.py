@@ -78,10 +78,9 @@ def make(
     *,
     x: Array | None = None,
     num_cores: int = 1,
-    has_group_scales: bool = False,
 ) -> Case:
     layout = PanelLayout(n, k, weights, panel_of(isa), isa_row(isa).lanes)
-    spec = GemmSpec(isa, layout, 2, num_cores, MOST_ROWS, tiles, has_group_scales=has_group_scales)
+    spec = GemmSpec(isa, layout, 2, num_cores, MOST_ROWS, tiles)
     arguments = spec.arguments()
     arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "gemm")
     arrays = {name: arena.array(s.shape, s.dtype) for name, s in arguments.items()}
@@ -111,8 +110,7 @@ def truth(case: Case) -> Array:
     if not weights.has_int8_activations:
         x = round_to(case.x, "bfloat16") if case.spec.kit.has_dot else case.x
         return (x.astype(np.float64) @ case.w.dequantized(weights).T).astype(np.float32)
-    group = weights.group if case.spec.has_group_scales else 0
-    return integer_gemm(*quantize_activations(case.x, group), case.w, weights)
+    return integer_gemm(*quantize_activations(case.x, weights.group), case.w, weights)
 
 
 def agrees(case: Case, actual: Array, expected: Array) -> None:
@@ -205,8 +203,3 @@ def test_chains_of_integer_sums_change_no_bit(isa: str, weights: WeightFormat) -
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_any_size_is_right(weights: WeightFormat, size: tuple[int, int, int]) -> None:
     check(BEST, weights, size, tiles=((1, GemmTile(mr=MR, nv=3)),))
-
-
-def test_activations_may_have_scales_per_group() -> None:
-    weights = WeightFormat("int4", "int8", 32, "bfloat16")
-    check(BEST, weights, SIZES["more-than-a-panel"], has_group_scales=True)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codegen.epilogues import add_to_residual, silu_gate, store
 from codegen.gemm import Gemm
-from codegen.kit import T
+from codegen.kit import Expr, T
 from codegen.panels import PanelLayout
-from codegen.program import add_to_residual, linear, run, silu_gate, store
+from codegen.program import linear, run
 from codegen.reference import silu_mul
 from codegen.spec import GemmTile
 from codegen.step import Step
@@ -164,8 +165,12 @@ def epilogue_kernel(
 
     def body(step: Step) -> None:
         layer = T.int32(LAYER)
-        gemm: Gemm = linear(step, role, acts, epilogue(step, layer), layer)
-        run(step, role, lambda core: gemm.emit(core, spec.num_cores, step.num_tokens))
+
+        def product(core: Expr) -> None:
+            gemm: Gemm = linear(step, role, acts, epilogue(step, layer, core), layer)
+            gemm.emit(core, spec.num_cores, step.num_tokens)
+
+        run(step, role, product)
 
     kernel = compile_body(spec, body)
     layout: PanelLayout = getattr(kernel.model, role)
@@ -200,7 +205,7 @@ def test_qkv_is_stored_with_its_bias(
         dtype,
         "qkv",
         "normed",
-        lambda step, layer: store(step, "qkv", "qkv_out", layer),
+        lambda step, layer, core: store(step, "qkv", "qkv_out", layer),
         qkv_bias=has_bias,
     )
     kernel(num_tokens=8)
@@ -222,7 +227,7 @@ def test_down_is_added_to_the_residual_stream(
         dtype,
         role,
         acts,
-        lambda step, layer: add_to_residual(step, role, layer),
+        lambda step, layer, core: add_to_residual(step, role, layer),
         mlp_bias=has_bias,
     )
     hidden = kernel.spec.shape.hidden_size

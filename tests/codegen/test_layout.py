@@ -130,8 +130,8 @@ def test_heads_of_o_are_padded_each_to_full_vectors(head_dim: int, dtype: str) -
     words = np.zeros(layout.o.num_words, layout.o.word_dtype)
     layout.pack_o(rows[:33], 0, PackedMatrix(words))
     layout.pack_o(rows[33:], 33, PackedMatrix(words))
-    np.testing.assert_array_equal(layout.unpack_o(PackedMatrix(words)), widen(rows))
     wide = layout.o.unpack(PackedMatrix(words)).reshape(60, 3, 32)
+    np.testing.assert_array_equal(wide[:, :, :head_dim].reshape(60, -1), widen(rows))
     assert not wide[:, :, head_dim:].any()
 
 

@@ -15,7 +15,7 @@ from codegen.register_tile import Activations
 from codegen.spec import WeightFormat
 from platforms.isa import isa_row
 from platforms.memory import Arena
-from tests.codegen.conftest import ISAS, Array, normal
+from tests.codegen.conftest import BEST, ISAS, Array, normal
 
 NUM_ROWS = 5
 
@@ -49,29 +49,33 @@ def quantized(isa: str, form: Int8Rows, x: Array) -> dict[str, Array]:
 
 
 FORMATS = {
-    "per-row": (WeightFormat("int8", "int8"), False),
-    "zero-points": (WeightFormat("int8", "int8", has_zero_points=True), False),
-    "groups-of-weights": (WeightFormat("int4", "int8", 32), False),
-    "scales-per-group": (WeightFormat("int4", "int8", 64), True),
+    "per-row": WeightFormat("int8", "int8"),
+    "zero-points": WeightFormat("int8", "int8", has_zero_points=True),
+    "groups": WeightFormat("int4", "int8", 32),
+    "groups-of-zero-points": WeightFormat("int4", "int8", 64, has_zero_points=True),
 }
 
 
 @pytest.mark.parametrize("k", [1, 37, 128, 200])
-@pytest.mark.parametrize(("weights", "has_group_scales"), FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("weights", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_rows_are_rounded_as_numpy_rounds_them(
-    isa: str, weights: WeightFormat, has_group_scales: bool, k: int
-) -> None:
+def test_rows_are_rounded_as_numpy_rounds_them(isa: str, weights: WeightFormat, k: int) -> None:
     layout = PanelLayout(16, k, weights, 2 * isa_row(isa).lanes, isa_row(isa).lanes)
-    form = Int8Rows(isa_row(isa), layout, has_group_scales)
+    form = Int8Rows(isa_row(isa), layout)
     x = normal(NUM_ROWS, k) * np.float32(10.0) ** np.arange(-3, 2, dtype=np.float32)[:, None]
     x[1] = 0.0
+    x[2, 0] = 127.5  # would be rounded to 128 if it had the scale of 127
     arrays = quantized(isa, form, x)
-    integers, scales = quantize_activations(x, weights.group if has_group_scales else 0)
-    stored = arrays["a"].view(np.int8)
-    np.testing.assert_array_equal(stored[:, :k], integers)
-    assert not stored[:, k:].any()
-    np.testing.assert_array_equal(arrays["a_scales"], scales)
-    sums = stored.reshape(NUM_ROWS, layout.num_groups, -1).sum(axis=2, dtype=np.int32)
-    np.testing.assert_array_equal(arrays["a_bias"], -form.bias_factor * sums)
-    assert np.abs(integers).max() == 127
+    integers, scales = quantize_activations(x, weights.group)
+    for name, expected in form.stored("a", integers, scales).items():
+        np.testing.assert_array_equal(arrays[name], expected)
+    assert np.abs(integers).max() <= 127
+
+
+def test_values_of_any_magnitude_have_a_scale() -> None:
+    form = Int8Rows(isa_row(BEST), PanelLayout(16, 96, FORMATS["groups"], 32, isa_row(BEST).lanes))
+    x = np.float32(2.0) ** np.array([-149, -126, -101, 100, 106], np.float32)[:, None]
+    arrays = quantized(BEST, form, x * np.ones(96, np.float32))
+    integers, scales = quantize_activations(x * np.ones(96, np.float32), 32)
+    for name, expected in form.stored("a", integers, scales).items():
+        np.testing.assert_array_equal(arrays[name], expected)

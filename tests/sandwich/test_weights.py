@@ -122,12 +122,13 @@ def unpack(weights: ModelWeights) -> Arrays:
     for layer in range(shape.num_layers):
         qkv = np.split(layout.qkv.unpack(packed_matrix("qkv", layer)), (query, query + key))
         gate_up = layout.gate_up.unpack(packed_matrix("gate_up", layer))
+        wide_o = layout.o.unpack(packed_matrix("o", layer))  # heads are padded
         linears: dict[str, tuple[np.ndarray, str, Any]] = {
             "self_attn.q_proj": (qkv[0], "qkv_bias", slice(0, query)),
             "self_attn.k_proj": (qkv[1], "qkv_bias", slice(query, query + key)),
             "self_attn.v_proj": (qkv[2], "qkv_bias", slice(query + key, query + 2 * key)),
             "self_attn.o_proj": (
-                layout.unpack_o(packed_matrix("o", layer)),
+                wide_o.reshape(36, shape.num_heads, -1)[:, :, : shape.head_dim].reshape(36, -1),
                 "o_bias",
                 slice(0, 36),
             ),
