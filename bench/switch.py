@@ -13,10 +13,10 @@ import argparse
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -38,7 +38,6 @@ from sandwich.request import Request
 from sandwich.sampling_params import SamplingParams
 from schedules.plan import PlanPair
 
-DEFAULT_SHAPE = "llama-3.2-1b"
 NUM_WARMUPS = 4  # steps of each kind
 SPARE_TOKENS = 2 * DEFAULT_BLOCK_SIZE  # a block each that the scheduler keeps for growth
 PHASES = (Phase.PREFILL, Phase.DECODE)
@@ -47,7 +46,7 @@ SIGNS = {(one, other): 1 if one is not other else -1 for one in PHASES for other
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's flags, and those of the engine."""
-    group = add_model_choice(parser, DEFAULT_SHAPE)
+    group = add_model_choice(parser)
     group.add_argument(
         "--switches", type=int, default=100, metavar="N", help="turns of prefill and decode (100)"
     )
@@ -101,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
     """The flags' configuration, with room for one sequence that decodes and one that prefills."""
-    config = chosen_config(args, DEFAULT_SHAPE)
+    config = chosen_config(args)
     for name in ("switches", "prompt"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} is {getattr(args, name)}; it is a whole number from 1 up")
@@ -115,8 +114,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     )
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A native call, within the executor's run from `entered` to `left`, in seconds."""
 
     phase: Phase

@@ -54,7 +54,7 @@ class Engine:
         """Raise InvalidRequestError or ContextLengthError if it can never run; any thread may."""
         self.scheduler.check(request)
         params = request.params
-        _check_ids("prompt", request.token_ids, self.limits.vocab_size)
+        _check_ids("prompt", request.token_ids[: request.num_prompt_tokens], self.limits.vocab_size)
         _check_ids("logit_bias", params.bias_ids, self.limits.vocab_size)
         _check_ids("stop_token_ids", params.stop_token_ids, self.limits.vocab_size)
 
@@ -142,7 +142,7 @@ class Engine:
         self._last_native = phase, native.ended
 
     def _account(self, batch: Batch, seconds: float, is_beside: bool) -> None:
-        stats, num_tokens = self.stats.steps[batch.kind], len(batch.token_ids)
+        stats, num_tokens = self.stats.steps[batch.kind], batch.num_tokens
         stats.num_steps += 1
         stats.num_tokens += num_tokens
         stats.step_seconds += seconds

@@ -6,37 +6,32 @@ what is in them, which request is more important.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from itertools import count
 
-import numpy as np
-import numpy.typing as npt
+_stamps = count(1)
 
 
 class BlockTable:
-    """The blocks of one request in token order: token t lives in block `ids[t // block_size]`."""
+    """The blocks of one request in token order: token t lives in block `ids[t // block_size]`.
 
-    __slots__ = ("_ids", "num_blocks")
+    `stamp` is the table's alone, and another one after each `clear`: while it stays, `ids` only
+    grows.
+    """
+
+    __slots__ = ("ids", "stamp")
 
     def __init__(self) -> None:
-        self._ids = np.empty(8, np.int32)
-        self.num_blocks = 0
+        self.clear()
 
     @property
-    def ids(self) -> npt.NDArray[np.int32]:
-        """(num_blocks,) a view, valid until the table changes."""
-        return self._ids[: self.num_blocks]
-
-    def extend(self, block_ids: npt.NDArray[np.int32]) -> None:
-        num_blocks = self.num_blocks + len(block_ids)
-        if num_blocks > len(self._ids):
-            grown = np.empty(max(num_blocks, 2 * len(self._ids)), np.int32)
-            grown[: self.num_blocks] = self.ids
-            self._ids = grown
-        self._ids[self.num_blocks : num_blocks] = block_ids
-        self.num_blocks = num_blocks
+    def num_blocks(self) -> int:
+        return len(self.ids)
 
     def clear(self) -> None:
-        self.num_blocks = 0
+        self.ids: list[int] = []
+        self.stamp = next(_stamps)
 
 
 class BlockPool:
@@ -50,10 +45,12 @@ class BlockPool:
         assert min(num_blocks, block_size) > 0, (num_blocks, block_size)
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # [0, num_free) of _stack are the free ids, taken from the top; block 0 first.
-        self._stack = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
-        self._is_used = np.zeros(num_blocks, np.bool_)
-        self.num_free = num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))  # taken from the end; block 0 first
+        self._used: set[int] = set()
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
 
     @property
     def num_used(self) -> int:
@@ -76,26 +73,23 @@ class BlockPool:
         num_missing = self.num_missing(table, num_tokens)
         assert num_missing <= self.num_free, f"{num_missing} blocks wanted, {self.num_free} free"
         if num_missing:
-            block_ids = self._stack[self.num_free - num_missing : self.num_free][::-1]
-            self.num_free -= num_missing
-            self._is_used[block_ids] = True
-            table.extend(block_ids)
+            block_ids = self._free[: -num_missing - 1 : -1]
+            del self._free[-num_missing:]
+            self._used.update(block_ids)
+            table.ids += block_ids
 
     def free(self, table: BlockTable) -> None:
         """Take back every block of `table` and empty it."""
-        block_ids = table.ids
-        assert self._is_used[block_ids].all(), f"freed twice: {block_ids}"
-        self._is_used[block_ids] = False
-        self._stack[self.num_free : self.num_free + len(block_ids)] = block_ids[::-1]
-        self.num_free += len(block_ids)
+        assert self._used.issuperset(table.ids), f"freed twice: {table.ids}"
+        self._used.difference_update(table.ids)
+        self._free += reversed(table.ids)
         table.clear()
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Assert that every block is free or in exactly one of `tables`, all the live ones."""
-        held = np.concatenate([np.empty(0, np.int32), *(table.ids for table in tables)])
-        free = self._stack[: self.num_free]
-        owners = np.bincount(np.concatenate([held, free]), minlength=self.num_blocks)
-        assert len(owners) == self.num_blocks, f"ids out of range: {held[held >= self.num_blocks]}"
-        assert owners.min() == 1, f"lost: {np.flatnonzero(owners == 0)}"
-        assert owners.max() == 1, f"owned twice: {np.flatnonzero(owners > 1)}"
-        assert np.array_equal(np.flatnonzero(self._is_used), np.sort(held)), "use marks disagree"
+        held = [block_id for table in tables for block_id in table.ids]
+        owners, every = Counter([*held, *self._free]), set(range(self.num_blocks))
+        assert owners.keys() <= every, f"ids out of range: {owners.keys() - every}"
+        assert owners.keys() >= every, f"lost: {every - owners.keys()}"
+        assert owners.total() == self.num_blocks, f"owned twice: {owners - Counter(every)}"
+        assert self._used == set(held), "use marks disagree"

@@ -5,6 +5,8 @@ Rows are float32 (vocab_size,). Ties always go to the lower id. Must not know: b
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,9 +23,9 @@ class NonFiniteLogitsError(ArithmeticError):
     """A row has NaN or infinity where a number must be, or no token is left in it."""
 
 
-def check_finite(largest: np.float32) -> None:
+def check_finite(largest: float) -> None:
     """Raise unless the largest logit of a row, which is NaN if any is, is a number."""
-    if not np.isfinite(largest):
+    if not math.isfinite(largest):
         raise NonFiniteLogitsError(
             f"the model's largest logit for the next token is {largest}, not a number to choose "
             "by; the weights or the arithmetic are at fault, try --dtype float32"

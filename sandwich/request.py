@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from sandwich.errors import InvalidRequestError
 from sandwich.kv_cache import BlockTable
 from sandwich.sampling_params import SamplingParams
+
+_SPARE_TOKENS = 64  # room for the first tokens of output, made before a step waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,7 @@ class LogprobEntry:
     top_logprobs: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """What the sampler says about one sequence of a batch; no token while prefill goes on."""
 
     token_id: int | None = None
@@ -39,8 +41,7 @@ class SampledToken:
     error: str | None = None  # this request cannot go on
 
 
-@dataclass(frozen=True, slots=True)
-class RequestTimings:
+class RequestTimings(NamedTuple):
     """When things happened (seconds of time.monotonic()) and how much was done."""
 
     arrival: float
@@ -53,8 +54,7 @@ class RequestTimings:
     num_preemptions: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One step of one request, as it leaves the engine.
 
     Exactly one event of a request has a `finish_reason` ("stop", "length", "abort", "error"): its
@@ -108,13 +108,14 @@ class Request:
 
     def __post_init__(self) -> None:
         try:
-            self.token_ids = np.array(self.prompt_token_ids, np.int32).reshape(-1)
+            prompt = np.array(self.prompt_token_ids, np.int32).reshape(-1)
         except (OverflowError, TypeError, ValueError) as error:
             raise InvalidRequestError(
                 f"the prompt's token ids must be a flat list of whole numbers of 31 bits: {error}",
                 param="prompt",
             ) from error
-        self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
+        self.num_prompt_tokens = self.num_tokens = len(prompt)
+        self.token_ids = np.concatenate((prompt, np.empty(_SPARE_TOKENS, np.int32)))
         seed = self.params.seed
         self.seed = (secrets.randbits(64) if seed is None else seed) % 2**64
         eos_ids = frozenset() if self.params.ignore_eos else frozenset(self.eos_token_ids)
@@ -147,7 +148,7 @@ class Request:
     def accept(self, token_id: int, now: float) -> str | None:
         """Append a sampled token; the finish_reason if it is the last."""
         if self.num_tokens == len(self.token_ids):
-            grown = np.empty(2 * self.num_tokens + 16, np.int32)
+            grown = np.empty(2 * self.num_tokens, np.int32)
             grown[: self.num_tokens] = self.token_ids
             self.token_ids = grown
         self.token_ids[self.num_tokens] = token_id
@@ -161,9 +162,10 @@ class Request:
 
     def stop_reason(self) -> int | None:
         """The stop id that ended the request; None if it was the model's eos or anything else."""
-        last = int(self.token_ids[self.num_tokens - 1])
-        is_named = self.finish_reason == "stop" and last in self.params.stop_token_ids
-        return last if is_named else None
+        if self.finish_reason != "stop":
+            return None
+        last = self.token_ids.item(self.num_tokens - 1)
+        return last if last in self.params.stop_token_ids else None
 
     def all_prompt_logprobs(self) -> tuple[LogprobEntry | None, ...] | None:
         """One entry per prompt token, None for the first; None if they were not asked for."""

@@ -7,7 +7,6 @@ scheduler, text.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import defaultdict
 from typing import Any
@@ -30,6 +29,7 @@ from sandwich.sampling_params import SamplingParams
 logger = logging.getLogger(__name__)
 
 Weights = npt.NDArray[np.float32]
+NO_TOKEN = SampledToken()
 
 # Weights are summed in blocks of this many first: at 128k entries a plain float64 cumulative sum
 # costs more than everything else in `choose` together.
@@ -45,29 +45,28 @@ class Sampler:
 
     def sample(self, output: StepOutput, batch: Batch) -> list[SampledToken]:
         """One entry per request of the batch. A row that fails ends its own request only."""
-        tokens = [SampledToken()] * len(batch.requests)
+        tokens = [NO_TOKEN] * len(batch.requests)
         prompt_logprobs: dict[int, list[LogprobEntry]] = defaultdict(list)
-        argmax = output.argmax.tolist()
-        is_finite = np.isfinite(output.logits[np.arange(len(argmax)), output.argmax]).tolist()
-        for row, index in enumerate(batch.sampled):
+        logits = output.logits
+        for row, (index, argmax) in enumerate(zip(batch.sampled, output.argmax, strict=True)):
             request = batch.requests[index]
             try:
-                if not is_finite[row]:
-                    check_finite(output.logits[row, argmax[row]])
+                check_finite(logits.item(row, argmax))
                 following = _following_prompt_token(batch, row, request)
-                if following is None:
-                    tokens[index] = self._token(output.logits[row], argmax[row], request)
-                else:
+                if following is not None:
                     num_top = request.params.prompt_logprobs or 0
-                    entry = logprob_entry(output.logits[row], following, num_top)
-                    prompt_logprobs[index].append(entry)
+                    prompt_logprobs[index].append(logprob_entry(logits[row], following, num_top))
+                elif request.params.takes_argmax:
+                    tokens[index] = SampledToken(argmax)
+                else:
+                    tokens[index] = self._token(logits[row], argmax, request)
             except NonFiniteLogitsError as error:
                 tokens[index] = SampledToken(error=str(error))
             except Exception as error:
                 logger.exception("sampling for request %s failed", request.request_id)
                 tokens[index] = SampledToken(error=f"sampling failed: {error!r}")
         for index, entries in prompt_logprobs.items():
-            tokens[index] = dataclasses.replace(tokens[index], prompt_logprobs=tuple(entries))
+            tokens[index] = tokens[index]._replace(prompt_logprobs=tuple(entries))
         return tokens
 
     def _token(self, row: Float32Array, argmax: int, request: Request) -> SampledToken:
@@ -79,7 +78,7 @@ class Sampler:
         return SampledToken(token_id, logprob_entry(row, token_id, params.logprobs))
 
     def _choose(self, row: Float32Array, request: Request) -> int:
-        check_finite(row.max())
+        check_finite(float(row.max()))
         if request.params.edits_logits:
             row = row.copy()
             edit_logits(row, request)
@@ -163,5 +162,5 @@ def _following_prompt_token(batch: Batch, row: int, request: Request) -> int | N
     """The prompt token this logit row predicts; None if the row is there to be sampled from."""
     if not request.num_wanted_prompt_logprobs:
         return None
-    position = int(batch.positions[batch.logit_rows[row]]) + 1
-    return int(request.token_ids[position]) if position < request.num_tokens else None
+    position = batch.position(row) + 1
+    return request.token_ids.item(position) if position < request.num_tokens else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
@@ -51,6 +51,9 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
 
+    # The largest logit of the model's own row wins, and nothing else is asked of the row.
+    takes_argmax: bool = field(init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
         for param, is_valid, expected in _RULES:
             _check(param, getattr(self, param), is_valid, expected)
@@ -64,6 +67,8 @@ class SamplingParams:
                 "lower the one or raise the other",
                 param="min_tokens",
             )
+        takes_argmax = self.is_greedy and not self.edits_logits and self.logprobs is None
+        object.__setattr__(self, "takes_argmax", takes_argmax)
 
     @property
     def is_greedy(self) -> bool:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from codegen.spec import Phase
-from sandwich.batch_builder import build_batch, decode_batch, wanted_rows
+from sandwich.batch_builder import build_batch, wanted_rows
 from sandwich.errors import ContextLengthError, InvalidRequestError
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.kv_cache import BlockPool
@@ -126,14 +126,15 @@ class Scheduler:
         """Book a step: `tokens[i]` is of `batch.requests[i]`. Returns what its requests saw."""
         now = time.monotonic()
         events: list[TokenEvent] = []
-        ends = batch.context_lens.tolist()
         if batch is self.in_flight:
             self.in_flight = None
-        for request, end, token in zip(batch.requests, ends, tokens, strict=True):
+        for request, start, count, token in zip(
+            batch.requests, batch.starts, batch.num_new, tokens, strict=True
+        ):
             if request.is_finished:  # aborted while the step ran
                 self.pool.free(request.block_table)
                 continue
-            request.num_computed = end
+            request.num_computed = start + count
             request.prompt_logprobs += token.prompt_logprobs
             if token.error is not None:
                 events.append(self._end(request, "error", now, token.error))
@@ -183,15 +184,14 @@ class Scheduler:
                 break
         if len(requests) == len(riders):
             return None
-        return build_batch(
-            Phase.PREFILL, requests, lengths, self.limits.block_size, num_riders=len(riders)
-        )
+        return build_batch(Phase.PREFILL, requests, lengths, num_riders=len(riders))
 
     def _chunk_tokens(self) -> int:
         """Most prompt tokens of the next step: all it can take, or fewer if others would wait."""
         most = self.limits.max_num_batched_tokens
-        has_decoding = any(not request.is_prefilling for request in self.running)
-        return min(most, self.mixed.chunk_tokens or most) if has_decoding else most
+        if self.mixed.chunk_tokens and any(not request.is_prefilling for request in self.running):
+            return min(most, self.mixed.chunk_tokens)
+        return most
 
     def _prefilling(self) -> Iterator[Request]:
         """Requests with tokens to prefill, oldest first; admits waiting ones as it gets to them."""
@@ -221,9 +221,7 @@ class Scheduler:
         ]
 
     def _decode_batch(self, requests: Sequence[Request]) -> Batch | None:
-        if not requests:
-            return None
-        return decode_batch(requests, self.limits.block_size)
+        return build_batch(Phase.DECODE, requests, [1] * len(requests)) if requests else None
 
     def _grow(self, request: Request) -> bool:
         """Give the request a slot for its last token; False if it was itself the one to yield, or

@@ -8,14 +8,12 @@ asks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Final
-
-import numpy as np
 
 from codegen.layout import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
 from codegen.spec import Phase
@@ -24,6 +22,7 @@ from platforms.memory import Arena
 from sandwich.executor.assembly import TIMERS_FROM, compiled_executor
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
+from sandwich.executor.rehearsal import blocks_of, rehearsal
 from sandwich.models.config import ModelConfig
 from sandwich.placement import Placement, place
 from sandwich.weights import ModelWeights, random_weights
@@ -130,11 +129,14 @@ class StepTimer:
         """
         chunk = min(plan.chunk_tokens, load.prompt, MAX_TOKENS - load.batch)
         decoding, last = [(load.context - 1, 1)] * load.batch, (load.prompt - chunk, chunk)
+        size, vocab_size = DEFAULT_BLOCK_SIZE, self.vocab_size
         if plan.mode is MixedMode.RIDE:
             sequences = [*decoding, last]
-            return self._native(_batch(Phase.PREFILL, sequences, self.vocab_size, 0, load.batch))
-        decode = _batch(Phase.DECODE, decoding, self.vocab_size)
-        prefill = _batch(Phase.PREFILL, [last], self.vocab_size, decode.block_tables.size)
+            ride = rehearsal(Phase.PREFILL, sequences, size, vocab_size, num_riders=load.batch)
+            return self._native(ride)
+        decode = rehearsal(Phase.DECODE, decoding, size, vocab_size)
+        free = load.batch * blocks_of(load.context, size)
+        prefill = rehearsal(Phase.PREFILL, [last], size, vocab_size, first_block=free)
         if plan.mode is MixedMode.TURNS:
             return self._native(prefill) + self._native(decode)
         self.executor.start(prefill)
@@ -152,44 +154,9 @@ class StepTimer:
 
 def batch_of(case: StepCase, vocab_size: int) -> Batch:
     """A batch as the case says, of arbitrary tokens, each sequence in blocks of its own."""
-    if case.phase is Phase.PREFILL:
-        return _batch(case.phase, [(0, case.num_tokens)], vocab_size)
-    return _batch(case.phase, [(case.context - 1, 1)] * case.num_tokens, vocab_size)
-
-
-def _batch(
-    phase: Phase,
-    sequences: Sequence[tuple[int, int]],
-    vocab_size: int,
-    first_block: int = 0,
-    num_riders: int = 0,
-) -> Batch:
-    """sequences: tokens in the cache before the step and in it; their blocks begin at
-    `first_block`.
-    """
-    before, lengths = np.array(sequences, np.int32).T
-    ends = before + lengths
-    num_blocks = -(-int(ends.max()) // DEFAULT_BLOCK_SIZE)
-    tables = np.arange(len(sequences) * num_blocks, dtype=np.int32).reshape(-1, num_blocks)
-    tables += np.int32(first_block)
-    positions = np.concatenate([np.arange(*ends_of) for ends_of in zip(before, ends, strict=True)])
-    blocks = tables[np.repeat(np.arange(len(ends)), lengths), positions // DEFAULT_BLOCK_SIZE]
-    starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    return Batch(
-        phase=phase,
-        requests=(),
-        token_ids=np.arange(starts[-1], dtype=np.int32) * 97 % np.int32(vocab_size),
-        positions=positions.astype(np.int32),
-        slot_mapping=(blocks * DEFAULT_BLOCK_SIZE + positions % DEFAULT_BLOCK_SIZE).astype(
-            np.int32
-        ),
-        query_starts=starts,
-        context_lens=ends,
-        block_tables=tables,
-        logit_rows=starts[1:] - 1,
-        sampled=(),
-        num_riders=num_riders,
-    )
+    is_prefill = case.phase is Phase.PREFILL
+    sequences = [(0, case.num_tokens)] if is_prefill else [(case.context - 1, 1)] * case.num_tokens
+    return rehearsal(case.phase, sequences, DEFAULT_BLOCK_SIZE, vocab_size)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""What the engine asks of whatever runs the model: one flat batch in, logits and their argmax out.
+"""What the engine asks of whatever runs the model: a batch in, logits and their argmax out.
+
+What a step makes is named tuples: they are built between two native calls, on caches that have just
+been swept by the weights, and cost a fraction of frozen dataclasses.
 
 Must not know: how a batch was chosen, what is done with the logits, or any one executor.
 """
@@ -6,9 +9,10 @@ Must not know: how a batch was chosen, what is done with the logits, or any one 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -51,35 +55,38 @@ class StepKind(StrEnum):
     MIXED = "mixed"
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's work on the plan of one phase; a sequence's token rows are consecutive, in order.
+_KINDS = {phase: StepKind(phase.value) for phase in Phase}
 
-    Sequence i has token rows [query_starts[i], query_starts[i + 1]); after the step its first
-    context_lens[i] tokens are in the cache, in the blocks of block_tables[i] (padded with zeros).
-    `slot_mapping` says where a token's K and V go: block id * block_size + offset in the block.
-    The first `num_riders` sequences of a prefill step decode: they have one row each.
+
+class Batch(NamedTuple):
+    """One step's work on the plan of one phase: the next tokens of some requests.
+
+    Request i computes its tokens [starts[i], starts[i] + num_new[i]) in consecutive token rows, one
+    request after the other; the blocks of its table reach that far. Of the token rows `logit_rows`
+    (ascending) the logits are wanted. The first `num_riders` requests of a prefill step decode:
+    they have one row each.
     """
 
     phase: Phase
-    requests: tuple[Request, ...]  # one per sequence
-    token_ids: Int32Array  # (num_tokens,)
-    positions: Int32Array  # (num_tokens,)
-    slot_mapping: Int32Array  # (num_tokens,)
-    query_starts: Int32Array  # (num_seqs + 1,)
-    context_lens: Int32Array  # (num_seqs,)
-    block_tables: Int32Array  # (num_seqs, most blocks of a sequence)
-    logit_rows: Int32Array  # (num_logits,) the token rows whose logits are wanted, ascending
-    sampled: tuple[int, ...]  # index in `requests` of each logit row
+    requests: tuple[Request, ...]
+    starts: Sequence[int]
+    num_new: Sequence[int]  # all >= 1
+    num_tokens: int  # token rows, the sum of num_new
+    logit_rows: Sequence[int]
+    sampled: Sequence[int]  # index in `requests` of each logit row
     num_riders: int = 0
 
     @property
     def kind(self) -> StepKind:
-        return StepKind.MIXED if self.num_riders else StepKind(self.phase.value)
+        return StepKind.MIXED if self.num_riders else _KINDS[self.phase]
+
+    def position(self, logit_row: int) -> int:
+        """Position in its request of the token whose logits are number `logit_row`."""
+        index = self.sampled[logit_row]
+        return self.starts[index] + self.logit_rows[logit_row] - sum(self.num_new[:index])
 
 
-@dataclass(frozen=True, slots=True)
-class NativeTime:
+class NativeTime(NamedTuple):
     """When a native call ran, in seconds of time.perf_counter()."""
 
     started: float
@@ -90,12 +97,11 @@ class NativeTime:
         return self.ended - self.started
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """Logits of the wanted rows; both arrays may be views that the next `run` overwrites."""
+class StepOutput(NamedTuple):
+    """Logits of the wanted rows; they may be a view that the next `run` overwrites."""
 
     logits: Float32Array  # (num_logits, vocab_size)
-    argmax: Int32Array  # (num_logits,) the lowest id among the largest logits
+    argmax: list[int]  # of each row the lowest id among the largest logits
     native: NativeTime | None = None  # the native call alone; None if there was none
 
     @property

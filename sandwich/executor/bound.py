@@ -5,20 +5,19 @@ Knows one program and nothing of others, of phases that alternate or of what run
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from codegen.arguments import argument_specs
 from codegen.compile import tensor
 from codegen.timing import reset
 from platforms.memory import Arena
-from sandwich.executor.base import Batch, StepOutput
+from sandwich.executor.base import Batch, NativeTime, StepOutput
+from sandwich.executor.inputs import METADATA, StepInputs
+from sandwich.executor.launcher import Job
 from sandwich.executor.programs import PhaseProgram
 from sandwich.executor.specs import distinct_arrays, step_arrays
 from sandwich.executor.step_report import step_report
@@ -28,31 +27,34 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class BoundProgram:
-    """Runs one batch at a time; an output's arrays are views that the next step overwrites.
+    """Runs one batch at a time; an output's logits are a view that the next step overwrites.
 
-    `arrays` are metadata and workspace, `arguments` all of the program's tensors in order.
+    `arrays` are metadata and workspace, of which `inputs` writes the metadata; `arguments` are all
+    of the program's tensors in order.
     """
 
-    def __init__(self, program: PhaseProgram, arrays: Arrays, arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        program: PhaseProgram,
+        arrays: Arrays,
+        inputs: StepInputs,
+        arguments: tuple[Any, ...],
+    ) -> None:
         self.program = program
         self.arrays = arrays
+        self._inputs = inputs
         self._arguments = arguments
+        self._logits = arrays["logits"][:, : program.spec.shape.vocab_size]
+        self._argmax = arrays["argmax"].data
         self._num_tokens = self._num_logits = 0
 
     def run(self, batch: Batch) -> StepOutput:
-        """`start` and `wait`."""
-        self.start(batch)
-        return self.wait()
+        """`start` and `wait`, at once where the calling thread is the launcher's own."""
+        return self._output(self.program.launcher.run(self._job(batch)))
 
     def start(self, batch: Batch) -> None:
         """Begin a step on the program's launcher; `wait` must follow before the next."""
-        spec, function, arguments = self.program.spec, self.program.function, self._arguments
-        num_tiles = _fill(self.arrays, batch, spec.query_tile)
-        self._num_tokens, self._num_logits = len(batch.token_ids), len(batch.logit_rows)
-        scalars = (self._num_tokens, num_tiles, self._num_logits)
-        if spec.has_timers:
-            reset(self.arrays["ticks"])
-        self.program.launcher.start(lambda: function(*scalars, *arguments))
+        self.program.launcher.start(self._job(batch))
 
     def is_done(self) -> bool:
         """Whether `wait` would return at once."""
@@ -60,16 +62,25 @@ class BoundProgram:
 
     def wait(self) -> StepOutput:
         """The output of the step that was started."""
-        native = self.program.launcher.wait()
-        spec, arrays, num_logits = self.program.spec, self.arrays, self._num_logits
+        return self._output(self.program.launcher.wait())
+
+    def _job(self, batch: Batch) -> Job:
+        """Write the batch; the call that computes it."""
+        spec, function, arguments = self.program.spec, self.program.function, self._arguments
+        num_tiles = self._inputs.write(batch, spec.query_tile)
+        self._num_tokens, self._num_logits = batch.num_tokens, len(batch.logit_rows)
+        scalars = (self._num_tokens, num_tiles, self._num_logits)
         if spec.has_timers:
-            for line in step_report(spec, arrays["ticks"], self._num_tokens, num_logits):
+            reset(self.arrays["ticks"])
+        return lambda: function(*scalars, *arguments)
+
+    def _output(self, native: NativeTime) -> StepOutput:
+        num_logits = self._num_logits
+        if self.program.spec.has_timers:
+            ticks, num_tokens = self.arrays["ticks"], self._num_tokens
+            for line in step_report(self.program.spec, ticks, num_tokens, num_logits):
                 _log.debug("%s", line)
-        return StepOutput(
-            logits=arrays["logits"][:num_logits, : spec.shape.vocab_size],
-            argmax=arrays["argmax"][:num_logits],
-            native=native,
-        )
+        return StepOutput(self._logits[:num_logits], self._argmax[:num_logits].tolist(), native)
 
 
 def bind(
@@ -82,49 +93,16 @@ def bind(
         for key, spec in distinct_arrays(program.spec for program in chosen).items()
     }
     tensors = {id(a): tensor(a) for a in (*weights.values(), *cache.values(), *shared.values())}
+    inputs: dict[tuple[int, ...], StepInputs] = {}  # by their arrays, of which each has one writer
     bound = []
     for program in chosen:
         arrays = {name: shared[name, spec] for name, spec in step_arrays(program.spec).items()}
+        key = tuple(id(arrays[name]) for name in METADATA)
+        if key not in inputs:
+            limits = program.spec.limits
+            inputs[key] = StepInputs(arrays, limits.num_blocks, limits.block_size)
         by_name = weights | cache | arrays
         kinds = argument_specs(program.spec).values()
         arguments = tuple(tensors[id(by_name[name])] for kind in kinds for name in kind)
-        bound.append(BoundProgram(program, arrays, arguments))
+        bound.append(BoundProgram(program, arrays, inputs[key], arguments))
     return bound
-
-
-def _fill(arrays: Arrays, batch: Batch, query_tile: int) -> int:
-    """Write the batch into the program's metadata; the number of query tiles."""
-    num_seqs, num_blocks = batch.block_tables.shape
-    for name, values in (
-        ("token_ids", batch.token_ids),
-        ("positions", batch.positions),
-        ("slots", batch.slot_mapping),
-        ("logit_rows", batch.logit_rows),
-    ):
-        arrays[name][: len(values)] = values
-    arrays["block_tables"][:num_seqs, :num_blocks] = batch.block_tables
-    tiles = query_tiles(batch.query_starts, query_tile)
-    arrays["tiles"][: len(tiles)] = tiles
-    return len(tiles)
-
-
-@functools.cache
-def _tiles_of_one(num_seqs: int) -> npt.NDArray[np.int32]:
-    """The tiles of sequences with a token each, made once: there is one for every decode step."""
-    rows = np.arange(num_seqs, dtype=np.int32)
-    tiles = np.stack((rows, rows, np.ones_like(rows)), axis=1)
-    tiles.flags.writeable = False
-    return tiles
-
-
-def query_tiles(query_starts: npt.NDArray[np.int32], query_tile: int) -> npt.NDArray[np.int32]:
-    """Cut each sequence's token rows into tiles: (num_tiles, 3) of sequence, first row, rows."""
-    num_seqs = len(query_starts) - 1
-    if query_starts[-1] == num_seqs:
-        return _tiles_of_one(num_seqs)
-    tiles = [
-        (sequence, first, min(query_tile, end - first))
-        for sequence, (start, end) in enumerate(pairwise(query_starts.tolist()))
-        for first in range(start, end, query_tile)
-    ]
-    return np.array(tiles, np.int32).reshape(-1, 3)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from codegen.spec import OPERATORS, Phase
 from platforms.memory import Arena
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
 from sandwich.executor.bound import Arrays, BoundProgram, bind
 from sandwich.executor.programs import PhaseProgram
+from sandwich.executor.rehearsal import rehearsal
 
 Programs = Mapping[Phase, PhaseProgram]
 
@@ -61,7 +60,7 @@ class CompiledExecutor:
         self._programs[Phase.DECODE].program.launcher.adopt()
 
     def run(self, batch: Batch) -> StepOutput:
-        """One step; the output's arrays are views that the next step of the phase overwrites."""
+        """One step; the logits are a view that the next step of the phase overwrites."""
         programs = self._beside if self._in_flight else self._programs
         return programs[batch.phase].run(batch)
 
@@ -77,7 +76,7 @@ class CompiledExecutor:
         return self._in_flight is not None and self._in_flight.is_done()
 
     def wait(self) -> StepOutput:
-        """The output of the step that was started; its arrays are views as those of `run`."""
+        """The output of the step that was started; its logits are a view as those of `run`."""
         assert self._in_flight is not None, "no step is in flight"
         program, self._in_flight = self._in_flight, None
         return program.wait()
@@ -91,11 +90,9 @@ class CompiledExecutor:
         """Run a token through every program, so that the first request does not wait for threads to
         start and pages to be mapped. It leaves its keys and values in a block nobody has yet.
         """
-        zero, one = np.zeros(1, np.int32), np.ones(1, np.int32)
-        starts = np.array([0, 1], np.int32)
         for program in (*self._programs.values(), *self._beside.values()):
-            phase = program.program.spec.phase
-            program.run(Batch(phase, (), zero, zero, zero, starts, one, zero[None], zero, (0,)))
+            spec = program.program.spec
+            program.run(rehearsal(spec.phase, [(0, 1)], spec.limits.block_size, vocab_size=1))
 
     def close(self) -> None:
         """End the launchers, once they have done what was started."""

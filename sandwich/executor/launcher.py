@@ -42,7 +42,7 @@ class Launcher:
         On the launcher's own thread the job is done when this returns.
         """
         if threading.get_ident() == self._thread_id:
-            self._timed(job)
+            self._answer(job)
         else:
             assert self._thread.is_alive(), "the launcher has been closed, or adopted elsewhere"
             self._jobs.put(job)
@@ -60,6 +60,8 @@ class Launcher:
 
     def run(self, job: Job) -> NativeTime:
         """`start` and `wait`."""
+        if threading.get_ident() == self._thread_id:
+            return _timed(job)
         self.start(job)
         return self.wait()
 
@@ -80,15 +82,18 @@ class Launcher:
         self._thread.join()
 
     def _serve(self) -> None:
-        self._timed(lambda: pin_pool(list(self.cpus), self._is_pinned))
+        self._answer(lambda: pin_pool(list(self.cpus), self._is_pinned))
         while (job := self._jobs.get()) is not None:
-            self._timed(job)
+            self._answer(job)
 
-    def _timed(self, job: Job) -> None:
-        started = time.perf_counter()
+    def _answer(self, job: Job) -> None:
         try:
-            job()
+            self._results.put(_timed(job))
         except BaseException as error:  # it belongs to the caller
             self._results.put(error)
-        else:
-            self._results.put(NativeTime(started, time.perf_counter()))
+
+
+def _timed(job: Job) -> NativeTime:
+    started = time.perf_counter()
+    job()
+    return NativeTime(started, time.perf_counter())

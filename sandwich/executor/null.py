@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
+from sandwich.executor.inputs import StepInputs
 
 PEAK = 8.0  # logit of the hashed token; all others lie in [0, 1)
 
@@ -23,6 +24,8 @@ class NullExecutor(LazyStart):
 
     def __init__(self, limits: ExecutorLimits, failing_runs: Collection[int] = ()) -> None:
         self.limits = limits
+        self._inputs = StepInputs.of(limits)
+        self.arrays = self._inputs.arrays
         self.failing_runs = frozenset(failing_runs)
         self.num_runs = 0
         self.is_closed = False
@@ -35,14 +38,15 @@ class NullExecutor(LazyStart):
         self.num_runs += 1
         if self.num_runs - 1 in self.failing_runs:
             raise RuntimeError(f"injected failure of run {self.num_runs - 1}")
-        last = batch.logit_rows
-        argmax = self.next_tokens(batch.token_ids[last], batch.positions[last])
-        rows = np.arange(len(last))
-        stale = self._peaks[: len(last)]
+        self._inputs.write(batch)
+        count = len(batch.logit_rows)
+        rows, last = np.arange(count), self.arrays["logit_rows"][:count]
+        argmax = self.next_tokens(self.arrays["token_ids"][last], self.arrays["positions"][last])
+        stale = self._peaks[:count]
         self._logits[rows, stale] = self._background[stale]
         self._logits[rows, argmax] = PEAK
         stale[:] = argmax
-        return StepOutput(self._logits[: len(last)], argmax)
+        return StepOutput(self._logits[:count], argmax.tolist())
 
     def close(self) -> None:
         self.is_closed = True

@@ -18,6 +18,7 @@ from codegen.layout import KvLayout
 from codegen.panels import PanelLayout
 from codegen.spec import WeightFormat
 from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
+from sandwich.executor.inputs import StepInputs
 from sandwich.weights import ModelWeights
 
 Array = npt.NDArray[Any]
@@ -67,6 +68,7 @@ class ReferenceExecutor(LazyStart):
     def __init__(self, weights: ModelWeights, kv: KvLayout, limits: ExecutorLimits) -> None:
         self.limits = limits
         self.kv = kv
+        self._inputs = StepInputs.of(limits)
         self.keys: Array = np.zeros(kv.keys.shape, kv.word_dtype)
         self.values: Array = np.zeros(kv.values.shape, kv.word_dtype)
         layout, tensors = weights.layout, weights.tensors
@@ -79,12 +81,14 @@ class ReferenceExecutor(LazyStart):
         self._lm_head = Linear(lm_head, None, layout.lm_head.format, layout.dtype)
 
     def run(self, batch: Batch) -> StepOutput:
-        hidden = self._embed(batch.token_ids)
+        self._inputs.write(batch)
+        hidden = self._embed(self._inputs.arrays["token_ids"][: batch.num_tokens])
         for index, layer in enumerate(self._layers):
             hidden = hidden + self._attention(index, layer, hidden, batch)
             hidden = hidden + self._mlp(layer, hidden)
-        logits = self._lm_head(self._rms_norm(hidden[batch.logit_rows], self._norm))
-        return StepOutput(logits, reference.argmax(logits))
+        wanted = self._inputs.arrays["logit_rows"][: len(batch.logit_rows)]
+        logits = self._lm_head(self._rms_norm(hidden[wanted], self._norm))
+        return StepOutput(logits, reference.argmax(logits).tolist())
 
     def close(self) -> None:
         """There is nothing to let go of but memory."""
@@ -96,23 +100,25 @@ class ReferenceExecutor(LazyStart):
         return reference.embedding(self._tensors["embed_tokens"], token_ids)
 
     def _attention(self, index: int, layer: Layer, hidden: Floats, batch: Batch) -> Floats:
-        shape = self._layout.shape
+        shape, arrays = self._layout.shape, self._inputs.arrays
+        positions, slots = (arrays[name][: batch.num_tokens] for name in ("positions", "slots"))
+        lengths = np.array(batch.num_new, np.int32)
         qkv = layer.qkv_proj(self._rms_norm(hidden, layer.input_layernorm))
         heads = qkv.reshape(len(hidden), -1, shape.head_dim)  # q heads, k heads, v heads
         first_key, first_value = shape.num_heads, shape.num_heads + shape.num_kv_heads
-        cos, sin = (self._tensors[name][batch.positions] for name in ("rope_cos", "rope_sin"))
+        cos, sin = (self._tensors[name][positions] for name in ("rope_cos", "rope_sin"))
         queries = reference.rope(heads[:, :first_key], cos, sin)
         new_keys = reference.rope(heads[:, first_key:first_value], cos, sin)
         keys, values = self.keys[index], self.values[index]
         new_values = heads[:, first_value:]
-        reference.write_kv(keys, values, new_keys, new_values, batch.slot_mapping, self.kv)
+        reference.write_kv(keys, values, new_keys, new_values, slots, self.kv)
         attended = reference.paged_attention(
             queries,
             keys,
             values,
-            batch.query_starts,
-            batch.context_lens,
-            batch.block_tables,
+            np.concatenate(([0], np.cumsum(lengths))).astype(np.int32),
+            np.array(batch.starts, np.int32) + lengths,
+            arrays["block_tables"][: len(batch.requests)],
             self.kv,
         )
         # groups of K count the columns that pad a head

@@ -103,7 +103,7 @@ class VerifyingExecutor:
 
     def _check_argmax(self, batch: Batch, output: StepOutput) -> None:
         largest = output.logits.argmax(axis=1)
-        for row in np.flatnonzero(largest != output.argmax)[:1].tolist():
+        for row in np.flatnonzero(largest != np.array(output.argmax, np.int64))[:1].tolist():
             what = f"its largest logit is that of token {largest[row]}, not {output.argmax[row]}"
             raise _error(batch, row, what, 0.0)
 
@@ -120,5 +120,4 @@ def relative_errors(actual: Float32Array, expected: Float32Array) -> Float32Arra
 
 
 def _error(batch: Batch, row: int, what: str, error: float) -> VerificationError:
-    position = int(batch.positions[batch.logit_rows[row]])
-    return VerificationError(what, batch.phase, row, position, error)
+    return VerificationError(what, batch.phase, row, batch.position(row), error)

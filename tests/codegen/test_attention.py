@@ -15,7 +15,7 @@ from codegen.kit import T
 from codegen.layout import KvLayout
 from codegen.program import run
 from codegen.spec import Phase
-from sandwich.executor.bound import query_tiles
+from sandwich.executor.inputs import query_tiles
 from tests.codegen.conftest import (
     BEST,
     BLOCK_SIZE,
@@ -175,7 +175,7 @@ def attend(kernel: Kernel, chunks: Sequence[Chunk]) -> tuple[Array, Array]:
     contexts = np.array([chunk.context for chunk in chunks], np.int32)
     counts = [chunk.num_queries for chunk in chunks]
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-    tiles = query_tiles(starts, kernel.spec.query_tile)
+    tiles = list(query_tiles(counts, kernel.spec.query_tile))
     kernel["tiles"][: len(tiles)] = tiles
     kernel["block_tables"][: len(tables), : tables.shape[1]] = tables
     positions = [np.arange(s.context - s.num_queries, s.context) for s in chunks]
@@ -262,6 +262,6 @@ def test_very_large_scores_make_neither_infinity_nor_nan(compile_body: Compile, 
     attend(kernel, [chunk])
     kernel["queries"][:] *= 1e6
     kernel.poison("attended")
-    count = len(query_tiles(np.array([0, chunk.context], np.int32), PAIRS.query_tile))
+    count = len(list(query_tiles([chunk.context], PAIRS.query_tile)))
     kernel(num_tokens=chunk.context, num_tiles=count)
     assert np.isfinite(kernel["attended"][: chunk.context]).all()

@@ -24,13 +24,12 @@ from codegen.spec import ModelShape, Phase
 from platforms.isa import select_isa
 from platforms.memory import Arena
 from sandwich.executor.assembly import compiled_executor
-from sandwich.executor.base import Batch, Executor, ExecutorLimits
+from sandwich.executor.base import Executor, ExecutorLimits
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.config import ModelConfig
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
 from sandwich.weights import ModelWeights, load_weights
 from schedules.plan import default_plans
+from tests.sandwich.executor.conftest import Sequences
 
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 128
@@ -224,45 +223,15 @@ class Driver:
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        limits = executor.limits
-        tables = np.random.default_rng(5).permutation(limits.num_blocks).astype(np.int32)
-        per_seq = limits.num_blocks // limits.max_num_seqs
-        self.block_tables = tables[: limits.max_num_seqs * per_seq].reshape(-1, per_seq)
-        self.lengths = [0] * limits.max_num_seqs
-        self.request = Request("r", [0], SamplingParams())
+        self._sequences = Sequences(executor.limits)
 
     def run(self, phase: Phase, chunks: dict[int, Sequence[int]]) -> list[np.ndarray]:
         """Append a chunk of tokens to each of some sequences; logits of every new token of each."""
-        seqs = list(chunks)
-        counts = [len(chunks[seq]) for seq in seqs]
-        positions = [
-            np.arange(self.lengths[seq], self.lengths[seq] + n, dtype=np.int32)
-            for seq, n in zip(seqs, counts, strict=True)
-        ]
-        slots = [
-            self.block_tables[seq][at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
-            for seq, at in zip(seqs, positions, strict=True)
-        ]
-        for seq, count in zip(seqs, counts, strict=True):
-            self.lengths[seq] += count
-        context_lens = np.array([self.lengths[seq] for seq in seqs], np.int32)
-        num_blocks = -(-int(context_lens.max()) // BLOCK_SIZE)
-        starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-        batch = Batch(
-            phase=phase,
-            requests=(self.request,) * len(seqs),
-            token_ids=np.concatenate([chunks[seq] for seq in seqs]).astype(np.int32),
-            positions=np.concatenate(positions),
-            slot_mapping=np.concatenate(slots),
-            query_starts=starts,
-            context_lens=context_lens,
-            block_tables=np.ascontiguousarray(self.block_tables[seqs, :num_blocks]),
-            logit_rows=np.arange(starts[-1], dtype=np.int32),
-            sampled=tuple(np.repeat(np.arange(len(seqs)), counts).tolist()),
-        )
+        batch = self._sequences.batch(phase, chunks)
         output = self.executor.run(batch)
-        assert output.argmax.tolist() == output.logits.argmax(axis=1).tolist()
-        return [part.copy() for part in np.split(output.logits, starts[1:-1])]
+        assert output.argmax == output.logits.argmax(axis=1).tolist()
+        ends = np.cumsum(batch.num_new)[:-1]
+        return [part.copy() for part in np.split(output.logits, ends)]
 
     def prefill(self, token_ids: Sequence[int], chunk: int, seq: int = 0) -> np.ndarray:
         """Logits of every token of a sequence that is fed `chunk` tokens at a time."""

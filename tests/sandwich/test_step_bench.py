@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from codegen.layout import DEFAULT_BLOCK_SIZE, ModelLayout
@@ -13,20 +12,11 @@ from codegen.spec import OPERATORS, Phase
 from platforms.probe import probe
 from sandwich.batch_builder import build_batch
 from sandwich.models.presets import preset
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
 from sandwich.step_bench import StepBench, batch_of
 from schedules.cost import StepCase
 from schedules.plan import default_plans, panel_width
 
 TINY = preset("tiny")
-
-
-class Blocks:
-    """A block table."""
-
-    def __init__(self, ids: list[int]) -> None:
-        self.ids = ids
 
 
 @pytest.mark.parametrize(
@@ -44,26 +34,17 @@ def test_a_case_becomes_the_batch_that_an_engine_would_run(case: StepCase) -> No
     is_prefill = case.phase is Phase.PREFILL
     num_seqs, context = (1, case.num_tokens) if is_prefill else (case.num_tokens, case.context)
     per_seq = case.num_tokens // num_seqs
-    num_blocks = -(-context // DEFAULT_BLOCK_SIZE)
-    requests = []
-    for i in range(num_seqs):
-        tokens = [0] * (context - per_seq) + found.token_ids[i * per_seq :][:per_seq].tolist()
-        request = Request(str(i), tokens, SamplingParams(max_tokens=1))
+    for request in found.requests:
+        assert request.num_tokens == context
+        assert request.block_table.num_blocks == -(-context // DEFAULT_BLOCK_SIZE)
+        assert request.token_ids[:context].max() < 512
         request.num_computed = context - per_seq
-        request.block_table = Blocks(list(range(i * num_blocks, (i + 1) * num_blocks)))  # type: ignore[assignment]
-        requests.append(request)
-    built = build_batch(case.phase, requests, [per_seq] * num_seqs, DEFAULT_BLOCK_SIZE)
-    for name in (
-        "token_ids",
-        "positions",
-        "slot_mapping",
-        "query_starts",
-        "context_lens",
-        "block_tables",
-        "logit_rows",
-    ):
-        np.testing.assert_array_equal(getattr(found, name), getattr(built, name), name)
-        assert getattr(found, name).dtype == np.int32, name
+    built = build_batch(case.phase, found.requests, [per_seq] * num_seqs)
+    for name, wanted in zip(built._fields, built, strict=True):
+        value = getattr(found, name)
+        assert (list(value) if isinstance(wanted, list) else value) == wanted, name
+    owned = [block for request in found.requests for block in request.block_table.ids]
+    assert len(set(owned)) == len(owned)
 
 
 @pytest.mark.slow

@@ -87,29 +87,26 @@ class AuditingExecutor(NullExecutor):
 
     def _audit(self, batch: Batch) -> None:
         self._audit_limits(batch)
-        self._cached[batch.slot_mapping] = batch.token_ids
+        slots = self.arrays["slots"][: batch.num_tokens]
+        assert len(set(slots.tolist())) == batch.num_tokens
+        self._cached[slots] = self.arrays["token_ids"][: batch.num_tokens]
         for index in range(len(batch.requests)):
             self._audit_sequence(batch, index)
 
     def _audit_limits(self, batch: Batch) -> None:
         limits, num_seqs = self.limits, len(batch.requests)
-        for name in Batch.__slots__:
-            value = getattr(batch, name)
-            assert not isinstance(value, np.ndarray) or value.dtype == np.int32, name
         assert 1 <= num_seqs <= limits.max_num_seqs
-        assert len(set(batch.requests)) == num_seqs
-        assert len(batch.token_ids) == len(batch.positions) == len(batch.slot_mapping)
-        assert len(set(batch.slot_mapping.tolist())) == len(batch.slot_mapping)
+        assert len(set(batch.requests)) == num_seqs == len(batch.starts) == len(batch.num_new)
+        assert min(batch.num_new) >= 1
+        assert sum(batch.num_new) == batch.num_tokens
         if batch.phase is Phase.DECODE:
-            assert np.diff(batch.query_starts).tolist() == [1] * num_seqs
+            assert list(batch.num_new) == [1] * num_seqs
         else:
-            assert len(batch.token_ids) <= limits.max_step_tokens
-            assert len(batch.token_ids) - batch.num_riders <= limits.max_num_batched_tokens
+            assert batch.num_tokens <= limits.max_step_tokens
+            assert batch.num_tokens - batch.num_riders <= limits.max_num_batched_tokens
             self._audit_riders(batch)
         assert len(batch.logit_rows) == len(batch.sampled) <= limits.max_num_logits
         assert (np.diff(batch.logit_rows) > 0).all()
-        assert batch.query_starts[0] == 0
-        assert batch.query_starts[-1] == len(batch.token_ids)
 
     def _audit_flight(self, batch: Batch) -> None:
         """A batch beside another decodes, and leaves the other's requests and blocks alone."""
@@ -117,35 +114,36 @@ class AuditingExecutor(NullExecutor):
             return
         assert batch.kind is StepKind.DECODE
         assert not set(batch.requests) & set(self._in_flight.requests)
-        blocks = set((batch.slot_mapping // self.limits.block_size).tolist())
-        for ids, length in zip(
-            self._in_flight.block_tables, self._in_flight.context_lens, strict=True
-        ):
-            assert not blocks & set(ids[: -(-length // self.limits.block_size)].tolist())
+        slots = self.arrays["slots"][: batch.num_tokens]
+        blocks = set((slots // self.limits.block_size).tolist())
+        for request in self._in_flight.requests:
+            assert not blocks & set(request.block_table.ids)
 
     def _audit_riders(self, batch: Batch) -> None:
         riders, others = batch.requests[: batch.num_riders], batch.requests[batch.num_riders :]
-        assert np.diff(batch.query_starts)[: len(riders)].tolist() == [1] * len(riders)
+        assert list(batch.num_new)[: len(riders)] == [1] * len(riders)
         assert not any(request.is_prefilling for request in riders)
         assert all(request.is_prefilling for request in others)
         assert others, "a step of riders alone is a decode step"
 
     def _audit_sequence(self, batch: Batch, index: int) -> None:
-        request, context_len = batch.requests[index], int(batch.context_lens[index])
-        rows = slice(batch.query_starts[index], batch.query_starts[index + 1])
-        positions = np.arange(request.num_computed, context_len)
-        assert len(positions) >= 1
-        assert np.array_equal(batch.positions[rows], positions)
+        request, start, count = batch.requests[index], batch.starts[index], batch.num_new[index]
+        first, context_len = sum(batch.num_new[:index]), start + count
+        rows = slice(first, first + count)
+        assert start == request.num_computed
+        positions = self.arrays["positions"][rows]
+        assert np.array_equal(positions, np.arange(start, context_len))
         assert context_len <= min(request.num_tokens, self.limits.max_model_len)
         past = np.arange(context_len)
-        blocks = batch.block_tables[index][past // self.limits.block_size]
+        blocks = self.arrays["block_tables"][index, past // self.limits.block_size]
         slots = blocks * self.limits.block_size + past % self.limits.block_size
         assert np.array_equal(self._cached[slots], request.token_ids[:context_len])
-        own_rows = batch.logit_rows[np.array(batch.sampled, np.int32) == index]
-        assert ((own_rows >= rows.start) & (own_rows < rows.stop)).all()
+        wanted = zip(batch.logit_rows, batch.sampled, strict=True)
+        own_rows = [row for row, owner in wanted if owner == index]
+        assert all(rows.start <= row < rows.stop for row in own_rows)
         if request.params.prompt_logprobs is None:
             at_end = [rows.stop - 1] if context_len == request.num_tokens else []
-            assert own_rows.tolist() == at_end
+            assert own_rows == at_end
         else:
             assert context_len < request.num_tokens or rows.stop - 1 in own_rows
 
@@ -212,10 +210,7 @@ class Driver:
 
     def chunks(self) -> list[tuple[str, list[int]]]:
         """Kind and number of tokens per sequence of each batch so far."""
-        return [
-            (batch.kind.value, np.diff(batch.query_starts).tolist())
-            for batch in self.executor.batches
-        ]
+        return [(batch.kind.value, list(batch.num_new)) for batch in self.executor.batches]
 
     def _record(self, events: list[TokenEvent]) -> list[TokenEvent]:
         for event in events:

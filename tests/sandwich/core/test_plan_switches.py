@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +28,7 @@ class Clocked(LazyStart):
     def run(self, batch: Batch) -> StepOutput:
         started = self._now + GAP_S
         self._now = started + CALL_S
-        return replace(self._executor.run(batch), native=NativeTime(started, self._now))
+        return self._executor.run(batch)._replace(native=NativeTime(started, self._now))
 
     def close(self) -> None:
         self._executor.close()

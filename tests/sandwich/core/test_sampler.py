@@ -215,9 +215,8 @@ def test_a_token_depends_on_the_row_the_seed_and_its_index_only() -> None:
         request = Request("r", prompt, params, choice_index=1)
         for token_id in output:
             request.accept(token_id, now=0.0)
-        request.block_table.extend(np.zeros(2, np.int32))
-        batch = build_batch(Phase.PREFILL, [request], [request.num_tokens], 4)
-        step = StepOutput(LOGITS[None], np.array([4], np.int32))
+        batch = build_batch(Phase.PREFILL, [request], [request.num_tokens])
+        step = StepOutput(LOGITS[None], [4])
         (token,) = Sampler().sample(step, batch)
         assert token.token_id == choose(LOGITS, params, UniformStream()(3, 1, len(output)))
 

@@ -156,12 +156,14 @@ def random_weights(layout: ModelLayout) -> ModelWeights:
 class Sequences:
     """Sequences in scattered blocks of their own, and the batches that take them on."""
 
-    def __init__(self) -> None:
-        tables = np.random.default_rng(5).permutation(LIMITS.num_blocks).astype(np.int32)
-        per_seq = LIMITS.num_blocks // LIMITS.max_num_seqs
-        self._tables = tables[: LIMITS.max_num_seqs * per_seq].reshape(-1, per_seq)
-        self._lengths = [0] * LIMITS.max_num_seqs
-        self._requests = [Request(f"r{i}", [0], SamplingParams()) for i in range(len(self._tables))]
+    def __init__(self, limits: ExecutorLimits = LIMITS) -> None:
+        tables = np.random.default_rng(5).permutation(limits.num_blocks).tolist()
+        per_seq = limits.num_blocks // limits.max_num_seqs
+        self._requests = [
+            Request(f"r{i}", [], SamplingParams()) for i in range(limits.max_num_seqs)
+        ]
+        for i, request in enumerate(self._requests):
+            request.block_table.ids += tables[i * per_seq : (i + 1) * per_seq]
 
     def batch(
         self,
@@ -170,31 +172,21 @@ class Sequences:
         logit_rows: Sequence[int] | None = None,
     ) -> Batch:
         """The next tokens of some sequences; logits of all tokens, unless rows are named."""
-        seqs, counts = list(chunks), [len(chunk) for chunk in chunks.values()]
-        starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-        positions = [
-            np.arange(self._lengths[s], self._lengths[s] + len(c)) for s, c in chunks.items()
-        ]
-        slots = [
-            self._tables[seq][at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
-            for seq, at in zip(seqs, positions, strict=True)
-        ]
-        for seq, count in zip(seqs, counts, strict=True):
-            self._lengths[seq] += count
-        context_lens = np.array([self._lengths[seq] for seq in seqs], np.int32)
-        num_blocks = -(-int(context_lens.max()) // BLOCK_SIZE)
-        rows = np.arange(starts[-1]) if logit_rows is None else np.array(logit_rows, np.int64)
+        requests = [self._requests[seq] for seq in chunks]
+        starts = [request.num_tokens for request in requests]
+        for request, chunk in zip(requests, chunks.values(), strict=True):
+            for token_id in chunk:
+                request.accept(token_id, now=0.0)
+        owners = [index for index, chunk in enumerate(chunks.values()) for _ in chunk]
+        rows = range(len(owners)) if logit_rows is None else logit_rows
         return Batch(
             phase=phase,
-            requests=tuple(self._requests[seq] for seq in seqs),
-            token_ids=np.concatenate(list(chunks.values())).astype(np.int32),
-            positions=np.concatenate(positions).astype(np.int32),
-            slot_mapping=np.concatenate(slots).astype(np.int32),
-            query_starts=starts,
-            context_lens=context_lens,
-            block_tables=np.ascontiguousarray(self._tables[seqs, :num_blocks]),
-            logit_rows=rows.astype(np.int32),
-            sampled=tuple(np.repeat(np.arange(len(seqs)), counts)[rows].tolist()),
+            requests=tuple(requests),
+            starts=starts,
+            num_new=[len(chunk) for chunk in chunks.values()],
+            num_tokens=len(owners),
+            logit_rows=rows,
+            sampled=[owners[row] for row in rows],
         )
 
 
