@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from codegen.spec import Phase, WeightFormat
 from platforms.isa import IsaRow
 from platforms.machine import Machine
+from platforms.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,21 @@ class MachineRates:
             link_gbps=self.link_gbps * read_factor,
         )
 
-    def render(self) -> str:
-        """One line for people."""
+    def render(self, topology: Topology) -> str:
+        """One line for people: what there is in a machine of this topology."""
+        num_nodes, num_groups = (sum(1 for _ in p) for p in (topology.nodes(), topology.groups()))
+        has_links, has_groups = num_nodes > 1, num_groups > num_nodes
+        gbps = [f"{self.core_gbps:.3g} a core"]
+        is_tighter = has_groups or self.group_gbps.most < self.node_gbps
+        gbps += [f"{self.group_gbps.most:.3g} an LLC group"] if is_tighter else []
+        gbps += [f"{self.node_gbps:.3g} a node"]
+        gbps += [f"{self.link_gbps:.3g} between nodes"] if has_links else []
+        lines = [f"{self.group_line_ns:.0f} in a group"]
+        lines += [f"{self.node_line_ns:.0f} in a node"] if has_groups else []
+        lines += [f"{self.far_line_ns:.0f} beyond"] if has_links else []
         return (
-            f"{self.prefill.gemm_gflops.most:.0f} GFLOP/s a core; memory GB/s: "
-            f"{self.core_gbps:.3g} a core, {self.group_gbps.most:.3g} an LLC group, "
-            f"{self.node_gbps:.3g} a node, {self.link_gbps:.3g} between nodes; ns a line: "
-            f"{self.group_line_ns:.0f} in a group, {self.node_line_ns:.0f} in a node, "
-            f"{self.far_line_ns:.0f} beyond"
+            f"{self.prefill.gemm_gflops.most:.0f} GFLOP/s a core; "
+            f"memory GB/s: {', '.join(gbps)}; ns a line: {', '.join(lines)}"
         )
 
 

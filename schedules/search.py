@@ -14,6 +14,7 @@ from typing import Any, Final
 from codegen.layout import ModelLayout
 from codegen.spec import Phase
 from platforms.machine import Machine
+from platforms.topology import Topology
 from schedules.choice import MeasureStep, OtherCase, PhaseChoice, Prediction
 from schedules.cost import Seats, StepCase, operators, step_cost
 from schedules.mixed_choice import MixedChoice
@@ -77,13 +78,13 @@ class SearchResult:
             for p in self.decode.ranked
         ]
 
-    def render(self) -> list[str]:
-        """Lines for people."""
+    def render(self, topology: Topology) -> list[str]:
+        """Lines for people. topology: of the machine that was searched."""
         rated = f"{self.prefill.case.name}, {self.decode.case.name}"
         source = "measured" if self.rates.is_measured else "assumed "
         return [
             f"rated    {rated}, {counted(len(self.decode.ranked), 'set')} of cores",
-            f"{source} {self.rates.render()}",
+            f"{source} {self.rates.render(topology)}",
             *self.prefill.render(),
             *self.decode.render(),
             *(self.mixed.render() if self.mixed else ()),

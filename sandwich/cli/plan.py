@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     print(plans.prefill.render())
     print(plans.decode.render())
     print(memory.render())
-    print("\n".join(result.render()))
+    print("\n".join(result.render(machine.topology)))
     print("\n".join(_tree(machine, result)))
 
 

@@ -87,7 +87,7 @@ def test_plans_are_made_with_what_was_measured(tmp_path: Path) -> None:
     assert not before.rates.is_measured
     assert after.rates.is_measured
     assert after.decode.chosen.predicted_us > 4 * before.decode.chosen.predicted_us
-    assert after.render()[1].startswith("measured ")
+    assert after.render(machine.topology)[1].startswith("measured ")
 
 
 def test_groups_that_only_line_times_show_are_candidates(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from codegen.layout import ModelLayout
 from codegen.spec import ModelShape, Phase, WeightFormat
 from platforms.machines import load_machine, recorded_machines
 from schedules.cost import (
+    CACHE_FRACTION,
     OVERLAP,
     Operator,
     Seats,
@@ -143,10 +144,12 @@ def test_busy_cores_compute_with_the_speed_that_they_have_together() -> None:
     assert cost(ops, Seats((4,), (0,)), rates).total_us == pytest.approx(20.0)
 
 
-@pytest.mark.parametrize(("cache_bytes", "is_read"), [(0, True), (1919, True), (1920_000, False)])
+@pytest.mark.parametrize(("part", "is_read"), [(0.0, True), (0.99, True), (1.01, False)])
 def test_a_model_that_fits_in_the_last_level_caches_is_not_read_from_memory(
-    cache_bytes: int, is_read: bool
+    part: float, is_read: bool
 ) -> None:
+    nbytes = sum(op.repeats * op.num_units * op.nbytes for op in EVEN)
+    cache_bytes = int(part * nbytes / CACHE_FRACTION)
     found = cost(EVEN, Seats((1,), (0,), cache_bytes), ALIKE)
     assert (found.memory_us > 0) is is_read
 

@@ -287,7 +287,11 @@ def test_cpus_that_the_user_names_are_the_only_choice_and_keep_their_order() -> 
 
 def test_a_choice_is_shown_with_its_reason_and_the_runners_up() -> None:
     result = search_on(load_machine("epyc-7h12-2s"))
-    lines = result.render()
+    machine = load_machine("epyc-7h12-2s")
+    lines = result.render(machine.topology)
+    assert "between nodes" in lines[1]
+    one_node = result.rates.render(load_machine("graviton3").topology)
+    assert "between nodes" not in one_node
     assert lines[0].startswith("rated    prefill of 512 tokens, decode of one sequence of 1024")
     assert "23.5 an LLC group" in lines[1]
     for phase in Phase:
