@@ -117,7 +117,7 @@ def test_every_order_of_the_tiles_gives_the_same_bits(isa: str, kc: int) -> None
     max_rows = 4 * height + 2
     x = np.random.default_rng(4).standard_normal((max_rows, k), np.float32)
     weights = np.random.default_rng(5).standard_normal((1, layout.n, k), np.float32)
-    results = {}
+    results: dict[int, np.ndarray] = {}
     pin_pool([0, 0], is_pinned=False)
     for order, parts in (("panels", 1), ("rows", 1), ("curve", 1), ("curve", 2)):
         tile = GemmTile(mr=2, kc=kc, order=order, row_parts=parts)
