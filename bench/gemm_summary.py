@@ -13,13 +13,14 @@ from rich.table import Table
 
 from bench.gemm_contest import Problem
 
+# Of a cell: those of its better peer.
 PEER_FIELDS = (
     "peer",
     "peer_setting",
     "peer_gflops",
     "ratio",
     "ratio_quartiles",
-)  # of a cell: its better peer's
+)
 
 
 @dataclass(frozen=True)
