@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shlex
 from typing import TYPE_CHECKING
@@ -42,6 +43,9 @@ def main(args: argparse.Namespace) -> None:
 
     def load() -> Backend:
         loaded.append(build_backend(engine_config))
+        # What was made so far stays; no collection need walk over it while a step waits.
+        gc.collect()
+        gc.freeze()
         return loaded[0]
 
     def on_ready(url: str) -> None:
