@@ -87,8 +87,8 @@ def test_a_step_has_a_barrier_behind_each_operator(plans: PlanPair) -> None:
 def test_a_program_has_as_many_barriers_as_are_counted(
     phase: Phase, weights: WeightFormat | None
 ) -> None:
-    shape = {"num_layers": 1, "head_dim": 32}  # the layers are a loop; the head is a group
-    spec = make_spec("generic", "float32", phase=phase, num_cores=2, **shape)
+    # The layers are a loop; a head is a group.
+    spec = make_spec("generic", "float32", phase=phase, num_cores=2, num_layers=1, head_dim=32)
     spec = replace(spec, weights=weights)
     program = phase_program(spec)
     count = program.script().count('call_extern("int32", "sw_barrier"')
