@@ -24,7 +24,7 @@ from codegen.compile import load, lower, object_code, pin_pool, tensor
 from codegen.gemm_program import NAME, GemmProgram, GemmSpec, gemm_function
 from codegen.panels import PackedMatrix, PanelLayout
 from codegen.reference import rounded_activations
-from codegen.spec import GemmTile
+from codegen.spec import BLOCK_ASPECT, GemmTile
 from platforms.isa import IsaRow, isa_row
 from platforms.memory import Arena, arena_nbytes
 from schedules.trial import Trial
@@ -158,11 +158,12 @@ def is_right(isa: IsaRow, like: PanelLayout, tile: GemmTile) -> bool:
     """Whether the kernel with `tile` equals NumPy on a small problem with an edge on every side.
 
     It has the format and the panels of `like`, a full and a cut panel, K beyond a block and not a
-    whole word, and rows around the tile's.
+    whole word, rows around the tile's, and more than one block of them if the tile takes blocks.
     """
     k = (tile.kc or 4 * like.kr * tile.k_unroll) + 3 * like.kr + 1
     layout = replace(like, n=like.panel + like.lanes + 1, k=k)
-    max_rows = 2 * tile.mr + 1
+    block = 0 if tile.order == "panels" else BLOCK_ASPECT * like.panel
+    max_rows = block + 2 * tile.mr + 1
     spec = GemmSpec(isa.name, layout, 1, 1, max_rows, ((max_rows, tile),))
     arguments = spec.arguments()
     arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "check")

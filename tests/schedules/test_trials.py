@@ -48,6 +48,7 @@ def test_prepared_trials_take_time_and_are_compiled_once(
 @pytest.mark.parametrize("weights", FORMATS, ids=lambda w: w.name)
 def test_the_generator_passes_its_check(weights: WeightFormat) -> None:
     assert is_right(ISA, layout_of(weights), TILE)
+    assert is_right(ISA, layout_of(weights), replace(TILE, order="curve", chains=2))
 
 
 def test_a_wrong_kernel_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
