@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's flags, and those of the engine."""
     group = add_model_choice(parser)
     group.add_argument(
-        "--switches", type=int, default=100, metavar="N", help="turns of prefill and decode (100)"
+        "--switches",
+        type=int,
+        default=100,
+        metavar="N",
+        help="turns of prefill and decode, three tokens of a sequence each (100)",
     )
     group.add_argument(
         "--prompt", type=int, default=16, metavar="N", help="tokens of each prefill step (16)"
