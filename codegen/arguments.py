@@ -24,7 +24,7 @@ SCALARS = ("num_tokens", "num_tiles", "num_logits")
 # The arrays of activations, and whose matrix each meets first.
 ACTIVATIONS = {"normed": "qkv", "attended": "o", "gated": "down", "final": "lm_head"}
 FLOAT_ROWS = "_rows"  # after the name of activations that wait to be rounded, as float32
-UNFINISHED = "unfinished"  # groups of `gated` that wait for the rest of their columns, as float32
+UNFINISHED = "unfinished"  # vectors of `gated` that wait for the rest of their group, as float32
 TILE_FIELDS = 3  # sequence, first token row, number of tokens
 TIMER_WORDS = 3  # that codegen/timing.py needs beside a counter for each operator
 
@@ -97,7 +97,8 @@ def _activation_specs(spec: ProgramSpec, model: ModelLayout) -> dict[str, Tensor
             if name in apart:
                 specs[name + FLOAT_ROWS] = TensorSpec((count, columns), float32)
             elif name == "gated":
-                shape = (spec.num_cores * count, panels.format.group)
+                waiting = panels.format.group - model.lanes  # all but the last vector
+                shape = (spec.num_cores * count, waiting)
                 specs[UNFINISHED] = TensorSpec(shape, float32)
         else:
             words = operands.act_words(max(columns, panels.k_padded))

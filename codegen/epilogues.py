@@ -100,15 +100,18 @@ def _store_in_groups(
         return
     waiting, mine = step.b[UNFINISHED], T.bind(core * step.spec.limits.max_num_tokens + row)
 
-    def finish(j: Expr, count: int) -> None:
-        vectors = [T.bind(step.kit.load(waiting, mine, i * lanes)) for i in range(count)]
-        step.store_group("gated", row, first_group + j // per_group, vectors)
+    def finish(j: Expr, product: Expr, before: int) -> None:
+        vectors = [T.bind(step.kit.load(waiting, mine, i * lanes)) for i in range(before)]
+        step.store_group("gated", row, first_group + j // per_group, [*vectors, product])
 
     for i, product in enumerate(products):
         j = T.bind(T.cast(first + i, "int32"))
-        step.kit.store(waiting, (mine, j % per_group * lanes), product)
-        with T.If((j + 1) % per_group == 0), T.Then():
-            finish(j, per_group)
-        if width % per_group:
-            with T.If(j == width - 1), T.Then():
-                finish(j, width % per_group)
+        rest = width % per_group  # vectors of the panel's last group, if it is shorter
+        with T.If((j + 1) % per_group == 0):
+            with T.Then():
+                finish(j, product, per_group - 1)
+            with T.Else():
+                step.kit.store(waiting, (mine, j % per_group * lanes), product)
+                if rest:
+                    with T.If(j == width - 1), T.Then():
+                        finish(j, product, rest - 1)
