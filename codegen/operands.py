@@ -48,10 +48,13 @@ def code_offset(weights: WeightFormat, isa: IsaRow) -> int:
 LARGEST = 127  # magnitude of an int8 activation
 SCALE_EXPONENTS = (-100, 100)  # of the scale of a group: its least and its greatest
 HEADROOM = 1 + 2.0**-7  # over a largest magnitude, so that none is rounded to LARGEST + 1
+# With HEADROOM, a magnitude from here on is more than the greatest scale has integers for.
+TOO_LARGE = 2.0 ** (SCALE_EXPONENTS[1] + LARGEST.bit_length())
 # A float32 of this value has a last bit worth one: an integer of at most 22 bits and a sign that is
 # added to its bits is added to its value.
 ORIGIN = 1.5 * 2.0**23
 ORIGIN_BITS = 0x4B400000
+NAN_BITS = 0x7FC00000  # stays NaN whatever such an integer is added to it
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from codegen.kit import Expr, Kit, T
-from codegen.operands import HEADROOM, LARGEST, ORIGIN_BITS, SCALE_EXPONENTS, Int8Rows
+from codegen.operands import (
+    HEADROOM,
+    LARGEST,
+    NAN_BITS,
+    ORIGIN_BITS,
+    SCALE_EXPONENTS,
+    TOO_LARGE,
+    Int8Rows,
+)
 from codegen.register_tile import Activations
 
 ONE_FIELD = 127  # the exponent field of a float32 of 1
@@ -38,17 +46,19 @@ def quantize_group(
     kit: Kit, form: Int8Rows, out: Activations, row: Expr, group: Expr, vectors: Sequence[Expr]
 ) -> None:
     """A group of K of a row of `out`, from its float32 vectors; the last group of a row may have
-    fewer of them than the others.
+    fewer of them than the others. Its scale is NaN if a value is none, infinite or too large.
     """
-    largest = kit.call("sw_abs", vectors[0])
+    largest = _magnitude_bits(kit, vectors[0])
     for vector in vectors[1:]:
-        largest = T.max(largest, kit.call("sw_abs", vector))
-    most = T.bind(kit.call("sw_hmax", largest))
-    bits = T.reinterpret("int32", most * T.float32(HEADROOM))
+        largest = T.max(largest, _magnitude_bits(kit, vector))
+    most = _float_of_largest(kit, largest) * T.float32(HEADROOM)
+    bits = T.reinterpret("int32", T.bind(most))
     lowest, highest = (ONE_FIELD + exponent for exponent in SCALE_EXPONENTS)
     exact = (bits >> FRACTION_BITS) - (LARGEST.bit_length() - 1)
     field = T.bind(T.max(T.min(exact, highest), lowest))
-    origin = T.bind((field << FRACTION_BITS) + (ORIGIN_BITS - (ONE_FIELD << FRACTION_BITS)))
+    scaled = (field << FRACTION_BITS) + (ORIGIN_BITS - (ONE_FIELD << FRACTION_BITS))
+    is_representable = most < T.float32(TOO_LARGE)  # what is no number is not
+    origin = T.bind(T.Select(is_representable, scaled, NAN_BITS))
     T.buffer_store(out.scales, T.reinterpret("float32", origin), [row, group])
     inverse = T.reinterpret("float32", (2 * ONE_FIELD - field) << FRACTION_BITS)
     total = _store_rounded(
@@ -68,6 +78,16 @@ def _store_rounded(
         store_int8(kit, out.words, row, column + i * kit.lanes, rounded)
         total = rounded if total is None else total + rounded
     return total
+
+
+def _magnitude_bits(kit: Kit, vector: Expr) -> Expr:
+    """The bits of magnitudes: integers in the same order, above which lies what is no number."""
+    return T.reinterpret(f"int32x{kit.lanes}", kit.call("sw_abs", vector))
+
+
+def _float_of_largest(kit: Kit, bits: Expr) -> Expr:
+    """The largest of the magnitudes; NaN if one of them is."""
+    return T.reinterpret("float32", kit.call("sw_hmax_int", bits))
 
 
 def store_int8(kit: Kit, words: Expr, row: Expr, column: Expr, integers: Expr) -> None:
@@ -101,12 +121,12 @@ def _whole_row(
 ) -> None:
     """One scale for the row: a look for the largest value, then another to round them."""
     num_vectors = -(-form.weights.k // kit.lanes)
-    largest = T.alloc_buffer((kit.lanes,), "float32")
-    kit.store(largest, (0,), kit.zeros())
+    largest = T.alloc_buffer((kit.lanes,), "int32")
+    kit.store(largest, (0,), T.broadcast(T.int32(0), kit.lanes))
     with T.serial(0, num_vectors) as i:
-        magnitude = kit.call("sw_abs", load(i * kit.lanes))
+        magnitude = _magnitude_bits(kit, load(i * kit.lanes))
         kit.store(largest, (0,), T.max(kit.load(largest, 0), magnitude))
-    most = T.bind(kit.call("sw_hmax", kit.load(largest, 0)))
+    most = T.bind(_float_of_largest(kit, kit.load(largest, 0)))
     T.buffer_store(out.scales, most / T.float32(LARGEST), [row, 0])
     inverse = T.if_then_else(most > T.float32(0), T.float32(LARGEST) / most, T.float32(0))
     factor = T.bind(kit.splat(T.bind(inverse)))

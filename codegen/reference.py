@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from codegen.arrays import Array, Floats, bf16_from_float32, float32_from_bf16, round_up, widen
 from codegen.layout import KvLayout
-from codegen.operands import HEADROOM, LARGEST, SCALE_EXPONENTS
+from codegen.operands import HEADROOM, LARGEST, SCALE_EXPONENTS, TOO_LARGE
 from codegen.panels import PackedMatrix, PanelLayout
 from codegen.quantize import QuantizedRows
 from codegen.spec import WeightFormat
@@ -37,8 +37,8 @@ def quantize_activations(x: Floats, group: int = 0) -> tuple[npt.NDArray[np.int8
 
     The scale of a row is its largest magnitude over LARGEST; zeros have scale 0. That of a group is
     the least power of two with which that magnitude, and HEADROOM, stays below LARGEST + 1
-    (Rouhani et al., "Microscaling Data Formats for Deep Learning", arXiv 2310.10537); magnitudes
-    are below 2**107.
+    (Rouhani et al., "Microscaling Data Formats for Deep Learning", arXiv 2310.10537),
+    or NaN where a magnitude is NaN, infinite or TOO_LARGE.
     """
     if not group:
         largest = np.abs(x).max(axis=1, keepdims=True)
@@ -52,7 +52,8 @@ def quantize_activations(x: Floats, group: int = 0) -> tuple[npt.NDArray[np.int8
     _, exponents = np.frexp(largest)  # each is within [0.5, 1) * 2**exponent
     exponents = np.clip(exponents - LARGEST.bit_length(), *SCALE_EXPONENTS)
     scales = np.ldexp(np.float32(1), exponents)
-    rounded = np.rint(groups / scales[..., None]).astype(np.int8)
+    scales[~(largest < TOO_LARGE)] = np.nan
+    rounded = np.nan_to_num(np.rint(groups / scales[..., None]), posinf=0).astype(np.int8)
     return rounded.reshape(count, -1)[:, :k], scales
 
 

@@ -262,6 +262,18 @@ define i32 @sw_hsum_int(<$L x i32> %x) alwaysinline {
     lambda x: np.sum(x, dtype=np.int32),
 )
 
+HMAX_INT = Intrinsic(
+    "sw_hmax_int",
+    "int32",
+    """
+declare i32 @llvm.vector.reduce.smax.v${L}i32(<$L x i32>)
+define i32 @sw_hmax_int(<$L x i32> %x) alwaysinline {
+  %r = call i32 @llvm.vector.reduce.smax.v${L}i32(<$L x i32> %x)
+  ret i32 %r
+}""",
+    lambda x: np.max(x),
+)
+
 ABS = Intrinsic(
     "sw_abs",
     "float32x$L",
@@ -339,5 +351,5 @@ PREFETCH_L2 = _prefetch("sw_prefetch_l2", 2)  # into the second level and beyond
 
 PORTABLE: tuple[Intrinsic, ...] = (
     MAC_F32, BF16_LO, BF16_HI, PACK_BF16, BF16_BITS, PREFETCH, PREFETCH_L2,
-    MAC_VECTOR, DOT_U4, DOT_S8, ROUND_INT, PACK_S8, HSUM_INT, ABS, WIDEN_BF16, WIDEN_F16,
+    MAC_VECTOR, DOT_U4, DOT_S8, ROUND_INT, PACK_S8, HSUM_INT, HMAX_INT, ABS, WIDEN_BF16, WIDEN_F16,
 )  # fmt: skip

@@ -207,6 +207,7 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_round_int": (floats_near_integers, equal),
     "sw_pack_s8": (signed_bytes, equal),
     "sw_hsum_int": (signed_bytes, equal),
+    "sw_hmax_int": (signed_bytes, equal),
     "sw_abs": (any_floats, equal_bits),
     "sw_widen_bf16": (halves, equal_bits),
     "sw_widen_f16": (halves, equal_bits),

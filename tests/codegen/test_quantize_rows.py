@@ -79,3 +79,22 @@ def test_values_of_any_magnitude_have_a_scale() -> None:
     integers, scales = quantize_activations(x * np.ones(96, np.float32), 32)
     for name, expected in form.stored("a", integers, scales).items():
         np.testing.assert_array_equal(arrays[name], expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2.0**107])
+@pytest.mark.parametrize("weights", [FORMATS["per-row"], FORMATS["groups"]], ids=["row", "groups"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_no_number_makes_a_scale_that_is_none(
+    isa: str, weights: WeightFormat, value: float
+) -> None:
+    lanes = isa_row(isa).lanes
+    form = Int8Rows(isa_row(isa), PanelLayout(16, 96, weights, 2 * lanes, lanes))
+    x = normal(NUM_ROWS, 96)
+    x[1, 40] = value  # in the second of three groups
+    scales = quantized(isa, form, x)["a_scales"]
+    is_number = np.isfinite(scales)
+    if weights.group:
+        assert is_number[1].tolist() == [True, False, True]
+    else:
+        assert is_number[1].tolist() == [value == 2.0**107]  # a row's scale is any float
+    assert is_number[np.arange(NUM_ROWS) != 1].all()
