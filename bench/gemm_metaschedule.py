@@ -27,7 +27,7 @@ from sandwich.config import SANDWICH_CACHE_DIR
 if TYPE_CHECKING:
     from codegen.metaschedule import Found, StaticGemm
 
-TRIALS = 100  # of each search
+TRIALS = 1000  # of each search, which takes some three minutes
 SLOW_SECONDS = 0.05  # a run that takes so long is not repeated
 REPEATS = 3  # of the others, of which the fastest counts
 
