@@ -137,9 +137,15 @@ def test_a_length_beyond_the_model_is_refused() -> None:
 def test_the_tighter_limit_counts_and_is_named() -> None:
     budget = MemoryBudget.of(make_limits(4 * GIB), memory_limit=3 * GIB)
     assert (budget.limit_bytes, budget.source) == (3 * GIB, "--memory-limit")
-    budget = MemoryBudget.of(make_limits(4 * GIB, cgroup=5 * GIB), memory_limit=64 * GIB)
+    budget = MemoryBudget.of(make_limits(4 * GIB, cgroup=50 * GIB), memory_limit=64 * GIB)
     assert budget.limit_bytes == 4 * GIB + budget.process_bytes
-    assert "cgroup is limited to 5.00 GiB" in budget.source
+    assert "cgroup is limited to 50.00 GiB" in budget.source
+
+
+def test_what_the_process_has_counts_against_the_limit_of_its_cgroup() -> None:
+    budget = MemoryBudget.of(make_limits(50 * GIB, cgroup=50 * GIB), memory_limit=None)
+    assert budget.process_bytes > 0
+    assert budget.limit_bytes == 50 * GIB
 
 
 def test_explicit_huge_pages_count_where_they_can_hold_the_weights() -> None:
