@@ -6,6 +6,7 @@ import argparse
 import gc
 import json
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from sandwich.cli.logs import set_up_logging
@@ -21,6 +22,9 @@ from sandwich.config import EMBEDDED_NAME, EngineConfig, ServerConfig
 if TYPE_CHECKING:
     from sandwich.server.backend import Backend
 
+# Seconds that a step which has returned waits for the event loop to let go of the interpreter. Of
+# Python's 5 ms, 8 streams of the embedded model lose a tenth of their tokens.
+_SWITCH_INTERVAL_S = 0.0002
 _UNSPECIFIED_HOSTS = ("0.0.0.0", "[::]")  # listened on, but not to be called
 
 
@@ -35,6 +39,7 @@ def main(args: argparse.Namespace) -> None:
     server_config = build_config(ServerConfig, args, file_values)
     engine_config = build_config(EngineConfig, args, file_values)
     set_up_logging(engine_config.debug, is_server=True)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
     from sandwich.server.app import run_server
     from sandwich.server.backend import build_backend
