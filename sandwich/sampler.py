@@ -56,7 +56,7 @@ class Sampler:
                 if following is not None:
                     num_top = request.params.prompt_logprobs or 0
                     prompt_logprobs[index].append(logprob_entry(logits[row], following, num_top))
-                elif request.params.takes_argmax:
+                elif request.params.takes_argmax and request.params.logprobs is None:
                     tokens[index] = SampledToken(argmax)
                 else:
                     tokens[index] = self._token(logits[row], argmax, request)
@@ -71,8 +71,7 @@ class Sampler:
 
     def _token(self, row: Float32Array, argmax: int, request: Request) -> SampledToken:
         params = request.params
-        is_argmax = params.is_greedy and not params.edits_logits
-        token_id = argmax if is_argmax else self._choose(row, request)
+        token_id = argmax if params.takes_argmax else self._choose(row, request)
         if params.logprobs is None:
             return SampledToken(token_id)
         return SampledToken(token_id, logprob_entry(row, token_id, params.logprobs))

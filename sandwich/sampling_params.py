@@ -51,7 +51,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
 
-    # The largest logit of the model's own row wins, and nothing else is asked of the row.
+    # The largest logit of the model's own row wins.
     takes_argmax: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,8 +67,7 @@ class SamplingParams:
                 "lower the one or raise the other",
                 param="min_tokens",
             )
-        takes_argmax = self.is_greedy and not self.edits_logits and self.logprobs is None
-        object.__setattr__(self, "takes_argmax", takes_argmax)
+        object.__setattr__(self, "takes_argmax", self.is_greedy and not self.edits_logits)
 
     @property
     def is_greedy(self) -> bool:

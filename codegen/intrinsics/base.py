@@ -250,29 +250,21 @@ define $QT @sw_pack_s8(<$L x i32> %x) alwaysinline {
     lambda x: x.astype(np.int8).view(np.int32),
 )
 
-HSUM_INT = Intrinsic(
-    "sw_hsum_int",
-    "int32",
-    """
-declare i32 @llvm.vector.reduce.add.v${L}i32(<$L x i32>)
-define i32 @sw_hsum_int(<$L x i32> %x) alwaysinline {
-  %r = call i32 @llvm.vector.reduce.add.v${L}i32(<$L x i32> %x)
+_REDUCE_INT = """
+declare i32 @llvm.vector.reduce.OPERATION.v${L}i32(<$L x i32>)
+define i32 @NAME(<$L x i32> %x) alwaysinline {
+  %r = call i32 @llvm.vector.reduce.OPERATION.v${L}i32(<$L x i32> %x)
   ret i32 %r
-}""",
-    lambda x: np.sum(x, dtype=np.int32),
-)
+}"""
 
-HMAX_INT = Intrinsic(
-    "sw_hmax_int",
-    "int32",
-    """
-declare i32 @llvm.vector.reduce.smax.v${L}i32(<$L x i32>)
-define i32 @sw_hmax_int(<$L x i32> %x) alwaysinline {
-  %r = call i32 @llvm.vector.reduce.smax.v${L}i32(<$L x i32> %x)
-  ret i32 %r
-}""",
-    lambda x: np.max(x),
-)
+
+def _reduce_int(name: str, operation: str, meaning: Callable[..., Any]) -> Intrinsic:
+    text = _REDUCE_INT.replace("NAME", name).replace("OPERATION", operation)
+    return Intrinsic(name, "int32", text, meaning)
+
+
+HSUM_INT = _reduce_int("sw_hsum_int", "add", lambda x: np.sum(x, dtype=np.int32))
+HMAX_INT = _reduce_int("sw_hmax_int", "smax", np.max)
 
 ABS = Intrinsic(
     "sw_abs",
