@@ -6,8 +6,8 @@ from contextlib import closing
 from statistics import median
 from typing import Any
 
-from codegen.barrier_probe import BarrierProbe
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
+from codegen.probes.barriers import BarrierProbe
 from codegen.spec import Phase
 from platforms.isa import IsaRow
 from platforms.memory import Arena

@@ -12,12 +12,12 @@ from itertools import count
 
 import numpy as np
 
-from sandwich.engine import Engine
+from sandwich.engine.engine import Engine
 from sandwich.errors import SandwichError
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, StepKind, StepOutput
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
-from schedules.mixed import TAKE_TURNS
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
+from schedules.mixed.plan import TAKE_TURNS
 
 
 class BenchmarkError(SandwichError):

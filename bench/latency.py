@@ -25,7 +25,7 @@ from sandwich.config import EngineConfig
 from schedules.meters import Meter, PeakMeter, ReadMeter, last_level_cache_bytes
 
 if TYPE_CHECKING:
-    from sandwich.build import EngineParts
+    from sandwich.startup.build import EngineParts
 
 NUM_WARMUPS = 1
 STEPS_PER_READ_SAMPLE = 4
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Build the engine, measure, print and write."""
-    from sandwich.build import build_engine
+    from sandwich.startup.build import build_engine
 
     cells = Cells(args.prefill, args.batch, args.context, args.repeats, args.steps)
     config = engine_config(args, cells)

@@ -27,13 +27,13 @@ from platforms.probe import probe
 from sandwich.cli.options import add_options
 from sandwich.cli.plan import model_config
 from sandwich.config import ConfigError, EngineConfig
-from sandwich.engine import Engine
-from sandwich.planning import make_plans
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
-from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan
-from schedules.mixed_choice import MixedChoice, choose_mixed
-from schedules.mixed_cost import MixedLoad, MixedPrediction
+from sandwich.engine.engine import Engine
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
+from sandwich.startup.planning import make_plans
+from schedules.mixed.choice import MixedChoice, choose_mixed
+from schedules.mixed.cost import MixedLoad, MixedPrediction
+from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
 from schedules.plan import PlanPair
 
 DEFAULT_SHAPE: Final = "llama-3.2-1b"
@@ -131,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Plan, build the engine, measure, print and write."""
-    from sandwich.build import build_engine
+    from sandwich.startup.build import build_engine
 
     load = MixedLoad(batch=args.streams, context=args.context, prompt=args.prompt)
     config = engine_config(args, load)

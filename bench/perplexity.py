@@ -25,13 +25,13 @@ from sandwich.cli.options import add_options, build_config
 from sandwich.config import EMBEDDED_NAME, QUANTIZATIONS, ConfigError, EngineConfig
 from sandwich.embedded import MODEL_DIR, SAMPLE_FILE
 from sandwich.perplexity import Perplexity
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from sandwich.build import EngineParts
-    from sandwich.engine import Engine
-    from sandwich.tokenizer import Tokenizer
+    from sandwich.engine.engine import Engine
+    from sandwich.startup.build import EngineParts
+    from sandwich.text.tokenizer import Tokenizer
 
 VALIDATION: Final = "validation"  # as a text: all that was held out when the model was trained
 WINDOW: Final = 1024  # tokens, where the model allows that many
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Measure each quantisation, print a table, write."""
-    from sandwich.build import build_engine
+    from sandwich.startup.build import build_engine
 
     config = _config(args)
     documents = read_documents(args.text)

@@ -20,15 +20,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import provenance, write_json
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
 from codegen.spec import Phase
 from platforms.machine import Machine
 from platforms.probe import probe
-from sandwich.calibrate import DTYPES, calibrate
 from sandwich.config import QUANTIZATIONS, SANDWICH_CACHE_DIR, EngineConfig
 from sandwich.models.presets import preset
-from sandwich.quantization import weight_formats
-from sandwich.step_bench import MAX_SEQS, MAX_TOKENS, StepBench, StepTimer
+from sandwich.startup.calibrate import DTYPES, calibrate
+from sandwich.startup.quantization import weight_formats
+from sandwich.startup.step_bench import MAX_SEQS, MAX_TOKENS, StepBench, StepTimer
 from schedules.calibration import Calibration, load_calibration, save_calibration
 from schedules.cost import Seats, StepCase, operators, step_cost
 from schedules.meters import PeakMeter, ReadMeter, last_level_cache_bytes

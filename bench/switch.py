@@ -27,15 +27,15 @@ from bench.driver import BenchmarkError, StopWatch
 from bench.hand_over import hand_over_us
 from bench.model_choice import add_model_choice, chosen_config
 from bench.record import provenance, write_json
-from codegen.layout import DEFAULT_BLOCK_SIZE
+from codegen.layout.model import DEFAULT_BLOCK_SIZE
 from codegen.spec import Phase
 from platforms.sysfs import format_cpu_list, parse_cpu_list
 from sandwich.cli.options import add_options
 from sandwich.config import ConfigError, EngineConfig
-from sandwich.engine import Engine
+from sandwich.engine.engine import Engine
 from sandwich.executor.base import Batch, Executor, NativeTime, StepOutput
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
 from schedules.plan import PlanPair
 
 NUM_WARMUPS = 4  # steps of each kind
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Build the engine, measure, print and write."""
-    from sandwich.build import build_engine
+    from sandwich.startup.build import build_engine
 
     config = engine_config(args)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codegen.arrays import storage_dtype
-from codegen.panels import PanelLayout
+from codegen.layout.arrays import storage_dtype
+from codegen.layout.panels import PanelLayout
 from codegen.spec import ModelShape, WeightFormat
 
 

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from codegen.intrinsics import intrinsics_for, module_text
-from codegen.operands import Operands
+from codegen.layout.operands import Operands
 from platforms.isa import IsaRow
 
 CACHE_LINE_BYTES = 64

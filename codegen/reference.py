@@ -10,11 +10,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from codegen.arrays import Array, Floats, bf16_from_float32, float32_from_bf16, round_up, widen
-from codegen.layout import KvLayout
-from codegen.operands import HEADROOM, LARGEST, SCALE_EXPONENTS, TOO_LARGE
-from codegen.panels import PackedMatrix, PanelLayout
-from codegen.quantize import QuantizedRows
+from codegen.layout.arrays import (
+    Array,
+    Floats,
+    bf16_from_float32,
+    float32_from_bf16,
+    round_up,
+    widen,
+)
+from codegen.layout.model import KvLayout
+from codegen.layout.operands import HEADROOM, LARGEST, SCALE_EXPONENTS, TOO_LARGE
+from codegen.layout.panels import PackedMatrix, PanelLayout
+from codegen.layout.quantize import QuantizedRows
 from codegen.spec import WeightFormat
 
 Ints = npt.NDArray[np.int32]

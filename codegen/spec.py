@@ -121,7 +121,7 @@ _LOWEST = {
     "row_parts": 1,
     "chains": 1,
 }
-# How a core goes through its part of C (codegen.walk), and the rows of a block of it for every
+# How a core goes through its part of C (codegen.gemm.walk), and the rows of a block of it for every
 # column of a panel (benchmark: docs/tuning.md).
 LOOP_ORDERS = ("panels", "rows", "curve")
 BLOCK_ASPECT = 2

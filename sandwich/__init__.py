@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sandwich.llm import LLM
-    from sandwich.sampling_params import SamplingParams
+    from sandwich.requests.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
-_EXPORTS = {"LLM": "sandwich.llm", "SamplingParams": "sandwich.sampling_params"}
+_EXPORTS = {"LLM": "sandwich.llm", "SamplingParams": "sandwich.requests.sampling_params"}
 _SIBLINGS = ("platforms", "codegen", "schedules")
 
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from sandwich.chat_template import Message
 from sandwich.config import EMBEDDED_NAME, EngineConfig
 from sandwich.errors import InvalidRequestError
-from sandwich.output import OutputDelta, OutputStream, RequestOutput
-from sandwich.request import Request, TokenEvent
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.request import Request, TokenEvent
+from sandwich.requests.sampling_params import SamplingParams
+from sandwich.text.chat_template import Message
+from sandwich.text.output import OutputDelta, OutputStream, RequestOutput
 
 if TYPE_CHECKING:
-    from sandwich.build import EngineParts
+    from sandwich.startup.build import EngineParts
 
 Prompt = str | Mapping[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
 Conversation = Sequence[Message]
@@ -41,7 +41,7 @@ class LLM:
     """
 
     def __init__(self, model: str = EMBEDDED_NAME, **options: Any) -> None:
-        from sandwich.build import build_engine
+        from sandwich.startup.build import build_engine
 
         self._set_up(build_engine(EngineConfig(model=str(model), **options)))
 

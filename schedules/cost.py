@@ -16,13 +16,13 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from codegen.arguments import ACTIVATIONS, rounded_apart
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
 from codegen.spec import GEMM_ROLES, Phase
+from codegen.step.arguments import ACTIVATIONS, rounded_apart
 from platforms.machine import Machine
 from schedules.rates import KernelRates, MachineRates
 
-LAYER_BARRIERS = 8  # operators of a layer but those that round to int8, see codegen/program.py
+LAYER_BARRIERS = 8  # operators of a layer but those that round to int8, see codegen/step/program.py
 STEP_BARRIERS = 5  # embed, norm, lm_head and the two halves of argmax
 # A GEMM computes while its next weights come, and neither for nothing: of t1 and t2 the longer one
 # decides, and where they are equal they take a quarter longer, as `sandwich bench plans` showed on
@@ -223,7 +223,7 @@ class Seats:
 
     def barrier_us(self, rates: MachineRates) -> float:
         """Microseconds of a barrier: cores meet in their group, groups in their node, nodes at one
-        point (codegen/barrier.py), and the release comes down the same way.
+        point (codegen/cores/barrier.py), and the release comes down the same way.
         """
         if self.num_cores == 1:
             return 0.0
@@ -301,7 +301,7 @@ def _read_us(
 
 
 def _shares(num_units: int, sizes: Sequence[int]) -> list[int]:
-    """Units of each group of `sizes` neighbouring cores, as `codegen.parallel.split` deals them."""
+    """Units of each group of neighbouring cores, as codegen.cores.parallel.split deals them."""
     num_cores = sum(sizes)
     ends = [end * num_units // num_cores for end in accumulate(sizes)]
     return [end - begin for begin, end in pairwise([0, *ends])]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
 from schedules.calibration import ProgramRates, kernel_kind
 from schedules.cost import Operator, StepCase, operators
 from schedules.rates import Curve, KernelRates

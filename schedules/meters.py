@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from codegen.compile import pin_pool
-from codegen.limits import PeakProbe, ReadProbe
+from codegen.probes.peaks import PeakProbe, ReadProbe
 from platforms.isa import IsaRow
 from platforms.machine import Machine
 from platforms.memory import Arena

@@ -23,8 +23,8 @@ from codegen.spec import (
 )
 from platforms.isa import IsaRow
 from platforms.sysfs import format_cpu_list
-from schedules.default_tiles import default_tiles
-from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan
+from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
+from schedules.tiles.defaults import default_tiles
 
 
 class PlanError(ValueError):

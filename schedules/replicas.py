@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
 from codegen.spec import Phase
 from platforms.machine import Machine
 from platforms.sysfs import format_cpu_list

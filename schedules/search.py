@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
 from codegen.spec import Phase
 from platforms.machine import Machine
 from platforms.topology import Topology
 from schedules.choice import MeasureStep, OtherCase, PhaseChoice, Prediction
 from schedules.cost import Seats, StepCase, operators, step_cost
-from schedules.mixed_choice import MixedChoice
+from schedules.mixed.choice import MixedChoice
 from schedules.plan import PlanPair
 from schedules.rates import MachineRates
 from schedules.replicas import ReplicaRating, Replicas

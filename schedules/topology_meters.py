@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from codegen.barrier_probe import BarrierProbe
-from codegen.line_probe import LINE_WORDS, PingPongProbe
+from codegen.probes.barriers import BarrierProbe
+from codegen.probes.lines import LINE_WORDS, PingPongProbe
 from platforms.isa import IsaRow
 from platforms.machine import Machine
 from platforms.memory import Arena

@@ -18,8 +18,8 @@ CONFINED = {
     "tvm_ffi_orcjit": ("codegen",),
     "numa": ("platforms",),
     "asyncio": (
-        "sandwich.bridge",
-        "sandwich.request_stream",
+        "sandwich.server.bridge",
+        "sandwich.server.request_stream",
         "sandwich.server",
         "sandwich.cli",
         "bench",
@@ -31,11 +31,11 @@ CONFINED = {
 # What must not reach a library, not even through others.
 FREE_OF = [
     ("codegen.spec", "tvm"),
-    ("codegen.layout", "tvm"),
+    ("codegen.layout.model", "tvm"),
     ("codegen.reference", "tvm"),
-    ("codegen.arguments", "tvm"),
-    ("sandwich.placement", "tvm"),
-    ("sandwich.planning", "tvm"),
+    ("codegen.step.arguments", "tvm"),
+    ("sandwich.startup.numa_placement", "tvm"),
+    ("sandwich.startup.planning", "tvm"),
     ("sandwich.cli", "torch"),
     ("sandwich.cli", "transformers"),
     ("sandwich.llm", "torch"),

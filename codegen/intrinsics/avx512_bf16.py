@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from codegen.arrays import bf16_from_float32
 from codegen.intrinsics.base import PACK_BF16, Intrinsic, indices, mac_bf16
 from codegen.intrinsics.widening import FIVE_BITS_BF16, FOUR_BITS_BF16, S8_BF16
+from codegen.layout.arrays import bf16_from_float32
 
 # VDPBF16PS rounds to nearest even and flushes subnormals; it adds the odd pair's product first,
 # then the even one's.

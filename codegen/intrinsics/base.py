@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from codegen.arrays import bf16_from_float32, float32_from_bf16
+from codegen.layout.arrays import bf16_from_float32, float32_from_bf16
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from codegen.arrays import bf16_from_float32
 from codegen.intrinsics.base import Intrinsic
+from codegen.layout.arrays import bf16_from_float32
 
 
 def pairs_of(low: np.ndarray, high: np.ndarray) -> np.ndarray:

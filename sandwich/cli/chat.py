@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 
 from rich.console import Console
 
-from sandwich.chat_template import Message
 from sandwich.cli.generation import (
     add_generation_arguments,
     open_llm,
@@ -18,7 +17,8 @@ from sandwich.cli.generation import (
 from sandwich.cli.options import add_model_argument
 from sandwich.errors import InvalidRequestError
 from sandwich.llm import LLM
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.sampling_params import SamplingParams
+from sandwich.text.chat_template import Message
 
 _MAX_TOKENS = 512
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a reply"

@@ -17,8 +17,8 @@ from sandwich.cli.options import add_options, build_config
 from sandwich.config import EngineConfig
 from sandwich.errors import SandwichError
 from sandwich.llm import LLM
-from sandwich.output import OutputDelta
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.sampling_params import SamplingParams
+from sandwich.text.output import OutputDelta
 
 # Flag, type, help. Checks are those of SamplingParams.
 _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
@@ -60,7 +60,7 @@ def sampling_params(args: argparse.Namespace, llm: LLM) -> SamplingParams:
 @contextmanager
 def open_llm(args: argparse.Namespace) -> Iterator[LLM]:
     """The model that the flags ask for, with a remark on stderr while it loads."""
-    from sandwich.build import build_engine
+    from sandwich.startup.build import build_engine
 
     config = build_config(EngineConfig, args)
     set_up_logging(config.debug)

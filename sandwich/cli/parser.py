@@ -33,7 +33,11 @@ BENCHMARKS = (
         "prefill and decode beside the machine's limits",
         "[MODEL]",
     ),
-    Verb("gemm", "bench.gemm", "matrix products beside oneDNN, OpenBLAS and the machine's limits"),
+    Verb(
+        "gemm",
+        "bench.gemm.command",
+        "matrix products beside oneDNN, OpenBLAS and the machine's limits",
+    ),
     Verb("switch", "bench.switch", "what a change of the phase's plan costs", "[MODEL]"),
     Verb("plans", "bench.plans", "what the cost model predicts of steps beside what they take"),
     Verb(

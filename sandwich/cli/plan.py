@@ -17,9 +17,9 @@ from sandwich.config import ConfigError, EngineConfig
 
 if TYPE_CHECKING:
     from platforms.machine import Machine
-    from sandwich.memory_plan import MemoryPlan
     from sandwich.models.config import ModelConfig
-    from sandwich.planning import TimeSteps
+    from sandwich.startup.memory_plan import MemoryPlan
+    from sandwich.startup.planning import TimeSteps
     from schedules.search import SearchResult
 
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from sandwich.planning import make_plans
+    from sandwich.startup.planning import make_plans
 
     config = build_config(EngineConfig, args)
     if args.measure:
@@ -83,7 +83,7 @@ def _time_steps(config: EngineConfig, simulated: str | None) -> TimeSteps | None
         raise ConfigError(
             f"steps cannot be timed on {simulated}; leave out --simulate or --measure"
         )
-    from sandwich.step_bench import timed_steps
+    from sandwich.startup.step_bench import timed_steps
 
     return timed_steps
 
@@ -99,7 +99,7 @@ def _tree(machine: Machine, result: SearchResult) -> list[str]:
 
 
 def _draw(file: str, model: str, machine: Machine, result: SearchResult) -> None:
-    from sandwich.plan_picture import draw
+    from sandwich.cli.plan_picture import draw
 
     draw(Path(file), model, machine, result)
 
@@ -119,9 +119,9 @@ def _machine(simulated: str | None, isa: str | None) -> Machine:
 
 def model_config(model: str) -> ModelConfig:
     """Of a folder or hub id, or of a published shape, as nothing is loaded."""
-    from sandwich.hub import resolve_model
     from sandwich.models.config import ModelConfig
     from sandwich.models.presets import PRESETS, preset
+    from sandwich.startup.hub import resolve_model
 
     if model in PRESETS:
         return preset(model)

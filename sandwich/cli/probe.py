@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _measure(machine: Machine) -> Calibration:
-    from sandwich.calibrate import calibrate
+    from sandwich.startup.calibrate import calibrate
     from schedules.calibration import save_calibration
 
     cache_dir = SANDWICH_CACHE_DIR.read()

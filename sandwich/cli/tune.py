@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from codegen.spec import GemmTile
-    from schedules.tuner import Outcome, Progress, Summary
-    from schedules.tuning import TuningJob
+    from schedules.tiles.tuner import Outcome, Progress, Summary
+    from schedules.tiles.tuning import TuningJob
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
         return
     from rich.console import Console
 
-    from schedules.tuning import run
+    from schedules.tiles.tuning import run
 
     job = _job(config, args)
     with _shown(job) as report:
@@ -90,9 +90,9 @@ def _job(config: EngineConfig, args: argparse.Namespace) -> TuningJob:
     from codegen.spec import GEMM_ROLES, Phase
     from platforms.probe import probe
     from sandwich.cli.plan import model_config
-    from sandwich.planning import make_plans
-    from schedules.tuned_plans import untuned
-    from schedules.tuning import TuningJob
+    from sandwich.startup.planning import make_plans
+    from schedules.tiles.tuned_plans import untuned
+    from schedules.tiles.tuning import TuningJob
 
     machine = probe(isa=config.isa)
     plans, memory, _ = make_plans(config, machine, model_config(config.model))
@@ -181,7 +181,7 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     from rich.table import Table
 
     from schedules.plan import tile_text
-    from schedules.tuned_plans import phase_of
+    from schedules.tiles.tuned_plans import phase_of
 
     table = Table(box=SIMPLE_HEAD)
     for name in ("phase", "rows", "role", "default", "tuned"):
@@ -215,7 +215,7 @@ def geometric_mean(outcomes: Sequence[Outcome]) -> float:
 
 def to_json(summary: Summary) -> dict[str, Any]:
     """What was found, as JSON types; a line for each role and number of rows."""
-    from schedules.tuned_plans import phase_of
+    from schedules.tiles.tuned_plans import phase_of
 
     roles = [
         asdict(key)

@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from codegen.layout import KvLayout, ModelLayout
+from codegen.layout.model import KvLayout, ModelLayout
 from platforms.memory import Arena
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor, Programs
 from sandwich.executor.programs import compile_programs
 from sandwich.executor.specs import beside_specs, program_specs, step_bytes
-from sandwich.placement import NOT_PLACED, Placement
-from sandwich.weights import ModelWeights
+from sandwich.startup.numa_placement import NOT_PLACED, Placement
+from sandwich.weights.load import ModelWeights
 from schedules.plan import PlanPair
 
 TIMERS_FROM: Final = 3  # levels of SANDWICH_DEBUG

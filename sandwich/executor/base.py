@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen.spec import Phase
-from sandwich.request import Request
+from sandwich.requests.request import Request
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from codegen.arguments import argument_specs
 from codegen.compile import tensor
-from codegen.timing import reset
+from codegen.step.arguments import argument_specs
+from codegen.step.timing import reset
 from platforms.memory import Arena
 from sandwich.executor.base import Batch, NativeTime, StepOutput
 from sandwich.executor.inputs import METADATA, StepInputs

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from sandwich.executor.base import Batch, ExecutorLimits, Int32Array
-from sandwich.kv_cache import BlockTable
-from sandwich.request import Request
+from sandwich.requests.blocks import BlockTable
+from sandwich.requests.request import Request
 
 METADATA = ("token_ids", "positions", "slots", "tiles", "block_tables", "logit_rows")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from codegen.cache import ProgramCache
 from codegen.compile import load, lower, object_code
-from codegen.program import phase_program
 from codegen.spec import Phase, ProgramSpec
+from codegen.step.program import phase_program
 from platforms.isa import isa_row
 from sandwich.executor.launcher import Launcher
 from sandwich.executor.specs import Specs

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen import reference
-from codegen.arrays import Floats
-from codegen.layout import KvLayout
-from codegen.panels import PanelLayout
+from codegen.layout.arrays import Floats
+from codegen.layout.model import KvLayout
+from codegen.layout.panels import PanelLayout
 from codegen.spec import WeightFormat
 from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
 from sandwich.executor.inputs import StepInputs
-from sandwich.weights import ModelWeights
+from sandwich.weights.load import ModelWeights
 
 Array = npt.NDArray[Any]
 

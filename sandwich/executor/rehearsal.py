@@ -8,8 +8,8 @@ import numpy as np
 
 from codegen.spec import Phase
 from sandwich.executor.base import Batch
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
 
 
 def rehearsal(

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from codegen.arguments import argument_specs
-from codegen.arrays import TensorSpec
-from codegen.layout import ModelLayout
+from codegen.layout.arrays import TensorSpec
+from codegen.layout.model import ModelLayout
 from codegen.spec import Phase, ProgramSpec, StepLimits
+from codegen.step.arguments import argument_specs
 from sandwich.executor.base import ExecutorLimits
 from schedules.plan import PlanPair
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from codegen.arguments import Layouts
 from codegen.spec import GEMM_ROLES, OPERATORS, ProgramSpec
+from codegen.step.arguments import Layouts
 
 
 def step_report(

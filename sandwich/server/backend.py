@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandwich.config import EngineConfig
-from sandwich.engine import Engine
-from sandwich.tokenizer import Tokenizer
+from sandwich.engine.engine import Engine
+from sandwich.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ def build_backend(config: EngineConfig) -> Backend:
 
     Raises ConfigError, ModelError or MemoryLimitError.
     """
-    from sandwich.build import build_engine
+    from sandwich.startup.build import build_engine
 
     parts = build_engine(config)
     return Backend(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from sandwich.output import Logprob, OutputDelta, OutputStream, TokenLogprobs
 from sandwich.server.generation import Choice, Generation, stream_answer
 from sandwich.server.protocol import ChatBody
 from sandwich.server.responses import (
@@ -31,6 +30,7 @@ from sandwich.server.responses import (
 )
 from sandwich.server.validation import chat_params
 from sandwich.server.wire import json_response, new_id, read_body, service_of
+from sandwich.text.output import Logprob, OutputDelta, OutputStream, TokenLogprobs
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from sandwich.output import OutputDelta, OutputStream, PromptLogprobs, TokenLogprobs
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.sampling_params import SamplingParams
 from sandwich.server.generation import Choice, Generation, stream_answer
 from sandwich.server.protocol import CompletionBody
 from sandwich.server.responses import (
@@ -26,6 +25,7 @@ from sandwich.server.responses import (
 from sandwich.server.service import Service
 from sandwich.server.validation import Prompt, completion_params, split_prompts
 from sandwich.server.wire import json_response, new_id, read_body, service_of
+from sandwich.text.output import OutputDelta, OutputStream, PromptLogprobs, TokenLogprobs
 
 
 async def completions(request: web.Request) -> web.StreamResponse:

@@ -14,13 +14,13 @@ import msgspec
 from aiohttp import web
 
 from sandwich.errors import SandwichError
-from sandwich.output import OutputDelta, OutputStream
-from sandwich.request import Request, RequestTimings, TokenEvent
-from sandwich.request_stream import RequestStream
+from sandwich.requests.request import Request, RequestTimings, TokenEvent
 from sandwich.server.errors import REQUEST_ID, RequestFailedError, describe
 from sandwich.server.limits import ServerLimits
+from sandwich.server.request_stream import RequestStream
 from sandwich.server.responses import PromptTokensDetails, Timings, Usage
 from sandwich.server.sse import EventStream
+from sandwich.text.output import OutputDelta, OutputStream
 
 _MAX_INLINE_LOGPROBS = 256  # more prompt logprobs than these become text off the event loop
 

@@ -23,9 +23,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from sandwich.bridge import AsyncEngine
-from sandwich.request import Request, RequestTimings, TokenEvent
-from sandwich.stats import Durations
+from sandwich.engine.stats import Durations
+from sandwich.requests.request import Request, RequestTimings, TokenEvent
+from sandwich.server.bridge import AsyncEngine
 
 PREFIX = "sandwich:"
 

@@ -10,8 +10,8 @@ from msgspec import UNSET
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from sandwich import __version__
-from sandwich.bridge import BridgeState
 from sandwich.errors import InvalidRequestError, UnavailableError
+from sandwich.server.bridge import BridgeState
 from sandwich.server.protocol import DetokenizeBody, TokenizeBody
 from sandwich.server.responses import Health, ModelCard, ModelList, Text, Tokens, Version
 from sandwich.server.service import Service

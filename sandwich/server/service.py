@@ -12,11 +12,11 @@ from typing import TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from sandwich.bridge import AsyncEngine, Observer
 from sandwich.errors import ContextLengthError, InvalidRequestError
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
 from sandwich.server.backend import Backend
+from sandwich.server.bridge import AsyncEngine, Observer
 from sandwich.server.errors import ModelNotFoundError
 from sandwich.server.limits import ServerLimits
 from sandwich.server.protocol import Message

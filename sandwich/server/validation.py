@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from sandwich.errors import InvalidRequestError
-from sandwich.sampling_params import MAX_LOGPROBS, SamplingParams
+from sandwich.requests.sampling_params import MAX_LOGPROBS, SamplingParams
 from sandwich.server.limits import ServerLimits
 from sandwich.server.protocol import ChatBody, CompletionBody, Message, SamplingBody
 

@@ -11,11 +11,11 @@ import pytest
 
 import bench.barriers
 from bench.barriers import barrier_us, barriers
-from codegen.arguments import Layouts
-from codegen.barrier_probe import BarrierProbe
-from codegen.layout import ModelLayout
-from codegen.program import phase_program
+from codegen.layout.model import ModelLayout
+from codegen.probes.barriers import BarrierProbe
 from codegen.spec import Phase, WeightFormat
+from codegen.step.arguments import Layouts
+from codegen.step.program import phase_program
 from platforms.isa import isa_row
 from sandwich.executor.base import NativeTime
 from sandwich.executor.launcher import Job, Launcher

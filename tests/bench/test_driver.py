@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from bench.driver import BenchmarkError, EngineDriver, decode_headroom
-from sandwich.engine import Engine
+from sandwich.engine.engine import Engine
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.null import NullExecutor
 

@@ -10,11 +10,11 @@ import pytest
 from bench.driver import BenchmarkError
 from bench.mixed import STEPS_ALONE, Arrival, Streams, mode_row
 from sandwich.cli import main
-from sandwich.engine import Engine
+from sandwich.engine.engine import Engine
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.null import NullExecutor
-from schedules.mixed import MixedMode, MixedPlan
-from schedules.mixed_cost import MixedLoad, MixedPrediction
+from schedules.mixed.cost import MixedLoad, MixedPrediction
+from schedules.mixed.plan import MixedMode, MixedPlan
 
 LOAD = MixedLoad(batch=2, context=5, prompt=20)
 LIMITS = ExecutorLimits(

@@ -11,7 +11,7 @@ from bench.perplexity import Window, cut, read_documents
 from sandwich.cli import main
 from sandwich.config import EMBEDDED_MODEL
 from sandwich.embedded import SAMPLE_FILE
-from sandwich.tokenizer import Tokenizer
+from sandwich.text.tokenizer import Tokenizer
 
 # The goals for each quantisation, as ratios to bf16.
 BOUNDS = {"int8": 1.002, "int8-w8a8": 1.01, "int4": 1.05}

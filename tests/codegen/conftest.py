@@ -18,14 +18,14 @@ import pytest
 from tvm.tirx import PrimFunc
 from tvm.tirx.analysis import undefined_vars
 
-from codegen.arguments import SCALARS, Layouts, argument_specs
-from codegen.arrays import bf16_from_float32, float32_from_bf16
 from codegen.compile import load, lower, object_code, tensor
 from codegen.kit import Kit
-from codegen.layout import ModelLayout
-from codegen.panels import PanelLayout
-from codegen.program import Body, step_program
+from codegen.layout.arrays import bf16_from_float32, float32_from_bf16
+from codegen.layout.model import ModelLayout
+from codegen.layout.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, ProgramSpec, StepLimits
+from codegen.step.arguments import SCALARS, Layouts, argument_specs
+from codegen.step.program import Body, step_program
 from platforms.cpuinfo import read_cpu_info
 from platforms.isa import isa_row, runnable_isas
 from platforms.memory import Arena

@@ -11,27 +11,22 @@ from functools import partial
 import pytest
 
 from codegen.compile import lower, object_code, tensor
-from codegen.gemm_program import NAME as GEMM_NAME
-from codegen.gemm_program import GemmProgram, GemmSpec, gemm_function
+from codegen.gemm.program import NAME as GEMM_NAME
+from codegen.gemm.program import GemmProgram, GemmSpec, gemm_function
 from codegen.intrinsics import intrinsics_for
-from codegen.program import phase_program
 from codegen.spec import Phase, WeightFormat
+from codegen.step.program import phase_program
 from platforms.isa import ISA_TABLE, IsaRow, isa_row
 from platforms.memory import Arena
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.launcher import Launcher
 from sandwich.executor.programs import PhaseProgram
 from sandwich.executor.specs import program_specs, step_bytes
-from tests.codegen import (
-    test_attention,
-    test_formats,
-    test_gemm,
-    test_intrinsics,
-    test_operators,
-    test_program,
-)
+from tests.codegen import test_intrinsics
 from tests.codegen.conftest import GIVEN_SYMBOLS, Array, Compile, make_kernel, undefined_symbols
 from tests.codegen.emulator import Emulator, missing_tools
+from tests.codegen.gemm import test_formats, test_nest
+from tests.codegen.step import test_attention, test_operators, test_program
 from tests.sandwich.executor.conftest import LIMITS, TinyModel
 
 AARCH64 = 183  # e_machine of its ELF files
@@ -90,12 +85,12 @@ def test_floats_are_rounded_as_elsewhere(emulator: Emulator, isa: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", test_gemm.SIZES.values(), ids=test_gemm.SIZES)
+@pytest.mark.parametrize("size", test_nest.SIZES.values(), ids=test_nest.SIZES)
 @each_target
 def test_gemm_is_right_under_emulation(
-    compile_for_emulator: Compile, isa: str, dtype: str, size: test_gemm.Size
+    compile_for_emulator: Compile, isa: str, dtype: str, size: test_nest.Size
 ) -> None:
-    test_gemm.test_any_number_of_rows_by_any_matrix(compile_for_emulator, isa, dtype, size)
+    test_nest.test_any_number_of_rows_by_any_matrix(compile_for_emulator, isa, dtype, size)
 
 
 class EmulatedGemm(GemmProgram):
@@ -136,7 +131,7 @@ def test_widened_products_are_right_under_emulation(isa: str, weights: WeightFor
 
 
 SAME_ON_EMULATOR = [
-    test_gemm.test_a_row_is_the_same_to_the_last_bit_for_every_tile_and_number_of_cores,
+    test_nest.test_a_row_is_the_same_to_the_last_bit_for_every_tile_and_number_of_cores,
     test_operators.test_a_token_becomes_its_row_of_the_table,
     test_operators.test_a_token_becomes_its_row_of_the_lm_head,
     test_operators.test_queries_leave_rotated_scaled_and_padded,

@@ -12,11 +12,11 @@ import pytest
 
 import codegen.compile
 from codegen.compile import load, lower, object_code, pin_pool, tensor
-from codegen.epilogues import store
+from codegen.gemm.epilogues import store
 from codegen.kit import T, prim_func
-from codegen.program import linear, phase_program, run
 from codegen.spec import GemmTile
-from codegen.step import Step
+from codegen.step.program import linear, phase_program, run
+from codegen.step.step import Step
 from platforms.isa import isa_row
 from platforms.memory import Arena
 from tests.codegen.conftest import (

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.arrays import bf16_from_float32
 from codegen.compile import load, lower, object_code, tensor
 from codegen.intrinsics import intrinsics_for
 from codegen.kit import Kit, T, prim_func
+from codegen.layout.arrays import bf16_from_float32
 from platforms.isa import ISA_TABLE, IsaRow, isa_row
 from platforms.memory import Arena
 from tests.codegen.conftest import INFO, ISAS, ROWS, Array, Link

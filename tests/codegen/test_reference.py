@@ -8,9 +8,9 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from codegen import reference
-from codegen.arrays import bf16_from_float32, float32_from_bf16
-from codegen.layout import KvLayout
-from codegen.panels import PackedMatrix, PanelLayout
+from codegen.layout.arrays import bf16_from_float32, float32_from_bf16
+from codegen.layout.model import KvLayout
+from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.spec import WeightFormat
 
 RNG = np.random.default_rng(7)

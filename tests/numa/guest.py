@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from codegen.layout import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
+from codegen.layout.model import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
 from codegen.spec import GEMM_ROLES
 from platforms.isa import IsaRow
 from platforms.machine import Machine
@@ -25,7 +25,7 @@ from platforms.memory import Arena
 from platforms.placement import NodeRange, nodes_of_pages
 from platforms.probe import probe
 from sandwich.models.presets import preset
-from sandwich.placement import place
+from sandwich.startup.numa_placement import place
 from schedules.plan import panel_width
 from schedules.topotree import TopoTree, candidates
 

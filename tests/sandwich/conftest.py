@@ -14,10 +14,10 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sandwich.cli import main
 from sandwich.config import ENVIRONMENT
-from sandwich.engine import Engine
+from sandwich.engine.engine import Engine
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.null import NullExecutor
-from sandwich.tokenizer import Tokenizer
+from sandwich.text.tokenizer import Tokenizer
 
 SPECIAL_TOKENS = ["<s>", "</s>", "<|user|>", "<|end|>"]
 CORPUS = ["def add(a, b):\n    return a + b\n", "hello world, the café 😀 is 日本 \n\n"] * 4
@@ -176,7 +176,7 @@ def built(monkeypatch: pytest.MonkeyPatch, make_parts: Callable[..., NullParts])
         configs.append(config)
         return make_parts()
 
-    monkeypatch.setattr("sandwich.build.build_engine", build_engine)
+    monkeypatch.setattr("sandwich.startup.build.build_engine", build_engine)
     return configs
 
 

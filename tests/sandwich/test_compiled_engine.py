@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sandwich import LLM, SamplingParams
-from sandwich.build import build_engine
 from sandwich.config import EngineConfig
+from sandwich.startup.build import build_engine
 
 PROMPTS = [
     'def add(a, b):\n    """',

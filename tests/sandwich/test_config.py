@@ -20,7 +20,7 @@ from sandwich.config import (
     options,
     parse_nbytes,
 )
-from sandwich.hub import resolve_model
+from sandwich.startup.hub import resolve_model
 
 
 @pytest.fixture(autouse=True)

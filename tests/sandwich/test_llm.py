@@ -14,8 +14,8 @@ import sandwich
 from sandwich.config import EMBEDDED_MODEL
 from sandwich.errors import ContextLengthError, InvalidRequestError
 from sandwich.llm import LLM, Prompt
-from sandwich.sampling_params import SamplingParams
-from sandwich.tokenizer import Tokenizer
+from sandwich.requests.sampling_params import SamplingParams
+from sandwich.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 

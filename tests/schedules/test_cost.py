@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
 from codegen.spec import ModelShape, Phase, WeightFormat
 from platforms.machines import load_machine, recorded_machines
 from schedules.cost import (

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
 from codegen.spec import Phase, WeightFormat
 from platforms.machines import load_machine
-from sandwich.calibrate import PROBE_MODEL, probe_cases
+from sandwich.startup.calibrate import PROBE_MODEL, probe_cases
 from schedules.cost import StepCase, operators
 from schedules.kernel_fit import TimedStep, program_rates
 from schedules.rates import Curve, KernelRates, estimated_rates

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from codegen.spec import GEMM_ROLES, LOOP_ORDERS, GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import ISA_TABLE, IsaRow
-from schedules.default_tiles import MANY_ROWS, default_tiles
 from schedules.plan import Plan, PlanError, PlanPair, default_plans, panel_width
+from schedules.tiles.defaults import MANY_ROWS, default_tiles
 
 TILES = tuple((role, ((1, GemmTile(mr=2)),)) for role in GEMM_ROLES)
 PLAN = Plan(Phase.PREFILL, "avx2", (0, 2), TILES, query_tile=4)

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from codegen.layout import ModelLayout
+from codegen.layout.model import ModelLayout
 from codegen.spec import Phase, WeightFormat
 from platforms.machine import Machine
 from platforms.machines import load_machine, recorded_machines
 from platforms.sysfs import format_cpu_list
 from sandwich.config import EngineConfig
 from sandwich.models.presets import preset
-from sandwich.planning import make_plans
+from sandwich.startup.planning import make_plans
 from schedules.choice import MIN_SPREAD, NUM_MEASURED, NUM_RUNNERS_UP, PhaseChoice
 from schedules.cost import StepCase
 from schedules.plan import default_plans, panel_width

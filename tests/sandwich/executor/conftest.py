@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.arrays import bf16_from_float32
-from codegen.layout import KvLayout, ModelLayout
-from codegen.panels import PanelLayout
+from codegen.layout.arrays import bf16_from_float32
+from codegen.layout.model import KvLayout, ModelLayout
+from codegen.layout.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, WeightFormat
 from platforms.isa import isa_row, select_isa
 from platforms.memory import Arena
@@ -23,9 +23,9 @@ from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.rope import RopeConfig, fill_tables
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
-from sandwich.weights import ModelWeights
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
+from sandwich.weights.load import ModelWeights
 from schedules.plan import Plan, PlanPair, panel_width
 
 Array = np.ndarray

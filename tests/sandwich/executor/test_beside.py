@@ -12,15 +12,15 @@ import pytest
 
 from codegen.spec import Phase
 from platforms.memory import Arena
-from sandwich.engine import Engine
+from sandwich.engine.engine import Engine
 from sandwich.executor.base import ExecutorLimits, StepKind
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.programs import compile_programs
 from sandwich.executor.specs import beside_specs, program_specs, step_bytes
 from sandwich.executor.verify import VerifyingExecutor
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
-from schedules.mixed import TAKE_TURNS, MixedMode, MixedPlan
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
+from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
 from tests.sandwich.executor.conftest import CPUS, LIMITS, Sequences, TinyModel, tokens
 
 pytestmark = pytest.mark.skipif(len(CPUS) < 2, reason="co-running takes two CPUs")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.arrays import TensorSpec
+from codegen.layout.arrays import TensorSpec
 from codegen.spec import Phase
 from platforms.memory import Arena, ArenaError
 from sandwich.executor.assembly import compiled_executor

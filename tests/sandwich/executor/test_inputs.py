@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.spec import Phase
-from sandwich.batch_builder import build_batch
+from sandwich.engine.batching import build_batch
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.inputs import StepInputs
 from sandwich.executor.rehearsal import rehearsal
-from sandwich.request import Request
-from sandwich.sampling_params import SamplingParams
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
 
 LIMITS = ExecutorLimits(
     block_size=4,

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.barrier import barrier_spec
 from codegen.compile import load, lower, object_code, tensor
+from codegen.cores.barrier import barrier_spec
+from codegen.cores.parallel import Team, each_core, parallel_region
 from codegen.kit import T, prim_func
-from codegen.parallel import Team, each_core, parallel_region
 from platforms.isa import isa_row
 from platforms.memory import Arena
 from sandwich.executor import launcher as launcher_module

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.layout import KvLayout, ModelLayout
+from codegen.layout.model import KvLayout, ModelLayout
 from codegen.spec import Phase
 from platforms.isa import select_isa
-from sandwich import build
-from sandwich.build import build_engine
 from sandwich.config import EngineConfig
-from sandwich.engine import Engine
+from sandwich.engine.engine import Engine
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, LazyStart, StepOutput
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.reference import ReferenceExecutor
@@ -25,9 +23,11 @@ from sandwich.executor.verify import (
     VerifyingExecutor,
     relative_errors,
 )
-from sandwich.request import Request, TokenEvent
-from sandwich.sampling_params import SamplingParams
-from sandwich.weights import ModelWeights
+from sandwich.requests.request import Request, TokenEvent
+from sandwich.requests.sampling_params import SamplingParams
+from sandwich.startup import build
+from sandwich.startup.build import build_engine
+from sandwich.weights.load import ModelWeights
 from schedules.plan import PlanPair
 from tests.sandwich.executor.conftest import LIMITS, Sequences, TinyModel, tokens
 

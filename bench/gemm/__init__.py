@@ -1,0 +1,1 @@
+"""Matrix products beside other libraries and the machine's limits."""

@@ -1,0 +1,1 @@
+"""How the cores of a plan share work and meet."""

@@ -1,0 +1,117 @@
+"""What becomes of the sums of a model's GEMMs: biases, the residual stream, SwiGLU, int8.
+
+Each function makes an Epilogue of codegen.gemm.nest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codegen.gemm.nest import Epilogue
+from codegen.gemm.register_tile import Place
+from codegen.kit import Expr, T
+from codegen.layout.panels import PanelLayout
+from codegen.step.arguments import UNFINISHED
+from codegen.step.step import Step
+
+
+def _biased(
+    step: Step, role: str, layer: Expr | None, at: Sequence[Expr], vectors: Sequence[Expr]
+) -> list[Expr]:
+    """The vectors plus the bias of their first columns `at`, if there is one."""
+    bias = role + "_bias"
+    if not step.has(bias):
+        return list(vectors)
+    return [
+        vector + step.kit.load(step.b[bias], layer, column)
+        for column, vector in zip(at, vectors, strict=True)
+    ]
+
+
+def _first_columns(layout: PanelLayout, place: Place) -> list[Expr]:
+    """The first column of each vector of a register tile."""
+    return [place.panel * layout.panel + j * layout.lanes for j in place.vectors]
+
+
+def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogue:
+    """out = C + bias"""
+    layout: PanelLayout = getattr(step.model, role)
+
+    def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
+        at = _first_columns(layout, place)
+        for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
+            step.kit.store(step.b[out], (row, column), vector)
+
+    return epilogue
+
+
+def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
+    """x += C + bias"""
+    layout: PanelLayout = getattr(step.model, role)
+
+    def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
+        at = _first_columns(layout, place)
+        for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
+            before = step.kit.load(step.b["x"], row, column)
+            step.kit.store(step.b["x"], (row, column), before + vector)
+
+    return epilogue
+
+
+def silu_gate(step: Step, layer: Expr, core: Expr) -> Epilogue:
+    """gated = silu(gate) * up, of panels that hold half gate columns, half up columns (SwiGLU,
+    arXiv 2002.05202)
+    """
+    layout = step.model.gate_up
+
+    def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
+        at = _first_columns(layout, place)
+        both = _biased(step, "gate_up", layer, at, vectors)
+        half = len(both) // 2
+        products = [
+            T.bind(step.kit.call("sw_silu_mul", gate, up))
+            for gate, up in zip(both[:half], both[half:], strict=True)
+        ]
+        if step.group_of("gated"):
+            _store_in_groups(step, core, row, place, products)
+            return
+        for j, product in zip(place.vectors, products, strict=False):
+            column = place.panel * (layout.panel // 2) + j * layout.lanes
+            step.store_part("gated", row, column, product)
+
+    return epilogue
+
+
+def _store_in_groups(
+    step: Step, core: Expr, row: Expr, place: Place, products: Sequence[Expr]
+) -> None:
+    """Store the vectors of `gated` that a register tile has in whole groups: at once if it has
+    such. Else each waits for the last of its group, which the same core computes before it leaves
+    the panel.
+    """
+    layout, size = step.model.gate_up, step.group_of("gated")
+    lanes, per_group, width = layout.lanes, size // layout.lanes, place.num_vectors // 2
+    first_group = place.panel * (layout.panel // 2 // size)
+    first, *_ = place.vectors
+    if len(products) % per_group == 0 and place.columns[0] % per_group == 0:
+        for i in range(0, len(products), per_group):
+            group = first_group + (first + i) // per_group
+            step.store_group("gated", row, group, products[i : i + per_group])
+        return
+    waiting, mine = step.b[UNFINISHED], T.bind(core * step.spec.limits.max_num_tokens + row)
+
+    def finish(j: Expr, product: Expr, before: int) -> None:
+        vectors = [T.bind(step.kit.load(waiting, mine, i * lanes)) for i in range(before)]
+        step.store_group("gated", row, first_group + j // per_group, [*vectors, product])
+
+    for i, product in enumerate(products):
+        j = T.bind(T.cast(first + i, "int32"))
+        rest = width % per_group  # vectors of the panel's last group, if it is shorter
+        with T.If((j + 1) % per_group == 0):
+            with T.Then():
+                finish(j, product, per_group - 1)
+            with T.Else():
+                step.kit.store(waiting, (mine, j % per_group * lanes), product)
+                if rest:
+                    with T.If(j == width - 1), T.Then():
+                        finish(j, product, rest - 1)

@@ -1,0 +1,290 @@
+"""The GEMM loop nest, once for all ISAs and formats: C[m, n] = sum over k of A[m, k] * W[n, k].
+
+W is packed in N-panels (codegen.layout.panels.PanelLayout), A is row-major. A core owns whole
+panels (loop jr) or, if the tile says so, a part of M in them, and goes through cells of a panel by
+all rows or a block of them (codegen.gemm.walk). In a cell, K is cut in blocks of KC (pc), the panel
+in tiles of NV vectors, the rows in register tiles of MR (ir) and one exact tail slice for M mod MR.
+What happens in a register tile is in codegen.gemm.register_tile. Every output element has one order
+of additions, for every M, tile and plan, so a row's result never depends on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from codegen.cores.parallel import split
+from codegen.gemm.amx_tile import BLOCK_ROWS, BLOCK_VECTORS, AmxBlock, alloc_scratch, has_tiles
+from codegen.gemm.integer_tile import ChannelTile, GroupTile
+from codegen.gemm.register_tile import Activations, FloatTile, Place, RegisterTile, Weights
+from codegen.gemm.rows import RowNumbers, rows_of_tiles
+from codegen.gemm.walk import Share, walk
+from codegen.gemm.widened_tile import WidenedTile, Widening, alloc_widened
+from codegen.kit import Expr, Kit, T
+from codegen.layout.panels import PanelLayout
+from codegen.spec import BLOCK_ASPECT, GemmTile, TileRanges, WeightFormat
+
+# epilogue(row, place, vectors): stores the part of one row that a register tile has; vectors[j]
+# belongs to vector place.vectors[j] of the panel. Tiles of a row and panel follow each other from
+# left to right on one core.
+Epilogue = Callable[[Expr, Place, Sequence[Expr]], None]
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One GEMM of a program.
+
+    tiles: by number of rows; the binary chooses. partial: float32 (num_rows, n_padded) scratch,
+    used where a tile cuts K in blocks. in_halves: the left and the right half of a panel belong
+    together, so every register tile has the same vectors of both.
+    """
+
+    kit: Kit
+    layout: PanelLayout
+    tiles: TileRanges
+    a: Activations
+    w: Weights
+    partial: Expr
+    epilogue: Epilogue
+    in_halves: bool = False
+
+    def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
+        """The share of `core`: its panels, for the first `num_rows` rows of A.
+
+        A Python number of rows gets no code for any other.
+        """
+        is_fixed = isinstance(num_rows, int)
+        most = num_rows if is_fixed else int(self.a.words.shape[0])
+        numbers = rows_of_tiles(self.tiles, range(num_rows if is_fixed else 1, most + 1))
+        nests = [_Nest(self, tile, mine) for tile, mine in numbers.items()]
+        self._emit_one_of(nests, core, num_cores, num_rows)
+
+    def _emit_one_of(
+        self, nests: Sequence[_Nest], core: Expr, num_cores: int, num_rows: Expr
+    ) -> None:
+        nest, *others = nests
+        if not others:
+            nest.emit(core, num_cores, num_rows)
+            return
+        with T.If(nest.numbers.include(num_rows)):
+            with T.Then():
+                nest.emit(core, num_cores, num_rows)
+            with T.Else():
+                self._emit_one_of(others, core, num_cores, num_rows)
+
+
+def arithmetic_of(weights: WeightFormat) -> type[RegisterTile]:
+    """The arithmetic of a register tile for weights of a format."""
+    if weights.has_int8_activations:
+        return GroupTile if weights.group else ChannelTile
+    return WidenedTile if weights.is_quantized else FloatTile
+
+
+def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, ...]]:
+    """The vectors of a panel in tiles of `nv` (0: all), in pairs from both halves if they belong
+    together.
+    """
+    if in_halves:
+        half = num_vectors // 2
+        return [
+            (*left, *(half + j for j in left)) for left in column_tiles(half, -(-nv // 2), False)
+        ]
+    step = nv or num_vectors
+    return [
+        tuple(range(first, min(first + step, num_vectors))) for first in range(0, num_vectors, step)
+    ]
+
+
+def column_runs(tiles: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], int, int]]:
+    """(first tile, step, number) for runs of tiles that are each the one before moved by `step`
+    vectors.
+    """
+    runs: list[tuple[Sequence[int], int, int]] = []
+    for tile in tiles:
+        if runs:
+            first, step, number = runs[-1]
+            step = step or tile[0] - first[0]
+            if [j + step * number for j in first] == [*tile]:
+                runs[-1] = first, step, number + 1
+                continue
+        runs.append((tile, 0, 1))
+    return runs
+
+
+def block_rows(layout: PanelLayout, height: int) -> int:
+    """Rows of a block, whole register tiles of `height` rows."""
+    return max(BLOCK_ASPECT * layout.panel // height, 1) * height
+
+
+def row_parts(tile: GemmTile, num_cores: int) -> int:
+    """Parts that M is cut in on so many cores: those of the tile, or one if they do not divide."""
+    return 1 if num_cores % tile.row_parts else tile.row_parts
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """The loops of a GEMM with one tile, for some numbers of rows."""
+
+    gemm: Gemm
+    tile: GemmTile
+    numbers: RowNumbers
+
+    @property
+    def height(self) -> int:
+        """Rows that are not parted: of a register tile, or of a block of AMX."""
+        gemm = self.gemm
+        return BLOCK_ROWS if has_tiles(gemm.kit.isa, gemm.layout.format) else self.tile.mr
+
+    def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
+        layout, parts = self.gemm.layout, row_parts(self.tile, num_cores)
+        begin, end = split(core // parts, num_cores // parts, layout.num_panels)
+        share = Share(begin, end, *self._rows(core, parts, num_rows))
+        # every part and block of rows but the last is of whole register tiles
+        cell = _Cell(self.gemm, self.tile, self.numbers, self._alloc_widened())
+        walk(self.tile.order, share, block_rows(layout, self.height), cell.emit)
+
+    def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
+        """First row and number of rows of `core`: whole register tiles, but for the last part."""
+        if parts == 1:
+            return 0, num_rows
+        begin, end = split(core % parts, parts, (num_rows + self.height - 1) // self.height)
+        first = T.bind(begin * self.height)
+        return first, T.bind(T.min(end * self.height, num_rows) - first)
+
+    def _alloc_widened(self) -> Expr | None:
+        """The scratch for widened weights, if the tile asks for one and the format needs it."""
+        gemm, weights = self.gemm, self.gemm.layout.format
+        if not (self.tile.is_widened and weights.is_quantized) or weights.has_int8_activations:
+            return None
+        return alloc_widened(gemm.kit, gemm.layout, self.tile)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The loops inside a cell of C: one panel by some rows, whose remainder after whole register
+    tiles is that of one of `numbers`. widened: a scratch for the weights of a K block.
+    """
+
+    gemm: Gemm
+    tile: GemmTile
+    numbers: RowNumbers
+    widened: Expr | None
+
+    @property
+    def num_k_blocks(self) -> int:
+        return self.gemm.layout.num_k_blocks(self.tile.kc)
+
+    def emit(self, panel: Expr, first: Expr, num_rows: Expr) -> None:
+        """Rows [first, first + num_rows) of a panel, which is as wide as all or the last one."""
+        gemm, layout = self.gemm, self.gemm.layout
+        emit = self._blocks if has_tiles(gemm.kit.isa, layout.format) else self._tiles
+        num_full, rest = divmod(layout.n_padded, layout.panel)
+        whole, last = layout.panel // layout.lanes, rest // layout.lanes
+        if not (num_full and rest):
+            emit(panel, whole if num_full else last, first, num_rows)
+            return
+        with T.If(panel < num_full):
+            with T.Then():
+                emit(panel, whole, first, num_rows)
+            with T.Else():
+                emit(panel, last, first, num_rows)
+
+    def _tiles(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
+        """In register tiles."""
+        gemm, mr = self.gemm, self.tile.mr
+        with T.serial(0, self.num_k_blocks) as k_block:
+            if self.widened is not None:
+                whole = Place(panel, num_vectors, range(num_vectors), 0, 0)
+                codes = Widening(gemm.kit, gemm.layout, self.tile, gemm.w, whole)
+                codes.to_scratch(k_block, self.widened)
+            tiles = column_tiles(num_vectors, self.tile.nv, gemm.in_halves)
+            for columns, step, number in column_runs(tiles):
+                with T.serial(0, number) as turn:
+                    place = Place(panel, num_vectors, columns, first, mr, turn * step)
+                    self._tiles_of_columns(place, num_rows, k_block)
+
+    def _tiles_of_columns(self, place: Place, num_rows: Expr, k_block: Expr) -> None:
+        """Register tiles for `num_rows` rows like those of `place` and below it."""
+        if self.numbers.reach(place.rows):
+            with T.serial(0, num_rows // place.rows) as tile_row:
+                self._tile(replace(place, row=place.row + tile_row * place.rows), k_block)
+        tail = T.bind(T.cast(num_rows % place.rows, "int32"))
+        for rows in self.numbers.tails(place.rows):
+            with T.If(tail == rows), T.Then():
+                self._tile(replace(place, row=place.row + num_rows - rows, rows=rows), k_block)
+
+    def _tile(self, place: Place, k_block: Expr) -> None:
+        """A register tile over one K block."""
+        tile = self._make(place)
+        self._begin(tile, k_block)
+        tile.multiply(k_block)
+        self._end(tile, k_block)
+
+    def _blocks(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
+        """In blocks of AMX, which take the remainder of the rows as it comes."""
+        gemm, scratch = self.gemm, alloc_scratch()
+        with (
+            T.serial(0, self.num_k_blocks) as k_block,
+            T.serial(0, (num_rows + BLOCK_ROWS - 1) // BLOCK_ROWS) as block_row,
+        ):
+            row = T.bind(first + block_row * BLOCK_ROWS)
+            rows = T.bind(T.min(first + num_rows - row, BLOCK_ROWS))
+            for columns in column_tiles(num_vectors, BLOCK_VECTORS, gemm.in_halves):
+                place = Place(panel, num_vectors, columns, row, rows)
+                block = AmxBlock(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch)
+                with T.serial(0, rows) as i:
+                    tile = self._make(replace(place, row=row + i, rows=1))
+                    self._begin(tile, k_block)
+                    block.put(i, tile)
+                block.multiply(k_block)
+                with T.serial(0, rows) as i:
+                    tile = self._make(replace(place, row=row + i, rows=1))
+                    block.take(i, tile, k_block)
+                    self._end(tile, k_block)
+
+    def _make(self, place: Place) -> RegisterTile:
+        gemm = self.gemm
+        if self.widened is not None:
+            return WidenedTile(
+                gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch=self.widened
+            )
+        arithmetic = arithmetic_of(gemm.layout.format)
+        return arithmetic(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place)
+
+    def _partial_at(self, place: Place, i: int, j: int) -> tuple[Expr, Expr]:
+        """Where the partial sums of vector j of row i of a tile are."""
+        layout = self.gemm.layout
+        return place.row + i, place.panel * layout.panel + place.vectors[j] * layout.lanes
+
+    def _begin(self, tile: RegisterTile, k_block: Expr) -> None:
+        """Set the sums of a tile to those of the K block before, if there is one."""
+        gemm = self.gemm
+        if self.num_k_blocks == 1:
+            tile.clear()
+            return
+        with T.If(k_block == 0):
+            with T.Then():
+                tile.clear()
+            with T.Else():
+                tile.restore(
+                    lambda i, j: gemm.kit.load(gemm.partial, *self._partial_at(tile.place, i, j))
+                )
+
+    def _end(self, tile: RegisterTile, k_block: Expr) -> None:
+        """Hand the sums of a tile to the epilogue, or keep them for the next K block."""
+        gemm, place = self.gemm, tile.place
+
+        def finish() -> None:
+            for i in range(place.rows):
+                gemm.epilogue(place.row + i, place, tile.results(i))
+
+        if self.num_k_blocks == 1:
+            finish()
+            return
+        with T.If(k_block == self.num_k_blocks - 1):
+            with T.Then():
+                finish()
+            with T.Else():
+                for i in range(place.rows):
+                    for j, vector in enumerate(tile.saved(i)):
+                        gemm.kit.store(gemm.partial, self._partial_at(place, i, j), vector)

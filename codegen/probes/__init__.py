@@ -1,0 +1,1 @@
+"""Small programs that measure the limits of a machine."""

@@ -1,0 +1,1 @@
+"""A phase program and its operators."""

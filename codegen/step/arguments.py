@@ -1,0 +1,146 @@
+"""The arguments of a phase program: their order, shapes and types, and the layouts they follow.
+
+`argument_specs` is the one list; the executor allocates from it and
+`codegen.step.step.Step.declare` turns it into the PrimFunc's parameters. Values only, so that
+memory can be planned without a compiler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codegen.cores.barrier import barrier_spec
+from codegen.layout.arrays import TensorSpec, round_up
+from codegen.layout.model import KvLayout, ModelLayout
+from codegen.layout.operands import Int8Rows, Operands
+from codegen.layout.panels import PanelLayout
+from codegen.spec import GEMM_ROLES, OPERATORS, ProgramSpec
+from platforms.isa import isa_row
+
+SCALARS = ("num_tokens", "num_tiles", "num_logits")
+# The arrays of activations, and whose matrix each meets first.
+ACTIVATIONS = {"normed": "qkv", "attended": "o", "gated": "down", "final": "lm_head"}
+FLOAT_ROWS = "_rows"  # after the name of activations that wait to be rounded, as float32
+UNFINISHED = "unfinished"  # vectors of `gated` that wait for the rest of their group, as float32
+TILE_FIELDS = 3  # sequence, first token row, number of tokens
+TIMER_WORDS = 3  # that codegen/step/timing.py needs beside a counter for each operator
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """The layouts a ProgramSpec implies."""
+
+    model: ModelLayout
+    kv: KvLayout
+
+    @staticmethod
+    def of(spec: ProgramSpec) -> Layouts:
+        """Weights by formats and panel, KV cache by kv_dtype and blocks."""
+        shape, lanes = spec.shape, isa_row(spec.isa).lanes
+        return Layouts(
+            ModelLayout.build(shape, spec.dtype, lanes, spec.panel, spec.weights, spec.lm_head),
+            KvLayout.of_shape(
+                shape, spec.limits.block_size, lanes, spec.kv_dtype, spec.limits.num_blocks
+            ),
+        )
+
+
+def _scratch_columns(spec: ProgramSpec, model: ModelLayout) -> int:
+    """Columns of the partial sums of those roles whose tile cuts K; one if none does."""
+    columns = 1
+    for role in GEMM_ROLES:
+        layout: PanelLayout = getattr(model, role)
+        if any(layout.num_k_blocks(tile.kc) > 1 for _, tile in spec.ranges(role)):
+            columns = max(columns, layout.n_padded)
+    return columns
+
+
+def int8_rows(spec: ProgramSpec, model: ModelLayout, name: str) -> Int8Rows | None:
+    """The form of the activations `name`, or None if they are floats."""
+    panels: PanelLayout = getattr(model, ACTIVATIONS[name])
+    return Int8Rows(isa_row(spec.isa), panels) if panels.format.has_int8_activations else None
+
+
+def rounded_apart(model: ModelLayout) -> tuple[str, ...]:
+    """The activations that an operator of its own rounds to int8, because those who compute them
+    do not have all that shares a scale: a row, or a group that is in the hands of several.
+    """
+    weights, shape = model.weights, model.shape
+    if not weights.has_int8_activations:
+        return ()
+    together = {
+        "attended": shape.group_size * model.head_dim_padded,  # a unit of attention
+        "gated": model.panel // 2,  # a panel of gate and up
+    }
+    return tuple(
+        name for name, columns in together.items() if not weights.group or columns % weights.group
+    )
+
+
+def _activation_specs(spec: ProgramSpec, model: ModelLayout) -> dict[str, TensorSpec]:
+    """The arrays of all activations. Operators write whole vectors; what they do not write stays
+    zero.
+    """
+    operands, float32 = Operands(isa_row(spec.isa), spec.dtype), np.dtype(np.float32)
+    apart = rounded_apart(model)
+    specs: dict[str, TensorSpec] = {}
+    for name, role in ACTIVATIONS.items():
+        panels: PanelLayout = getattr(model, role)
+        limits = spec.limits
+        count = limits.max_num_logits if name == "final" else limits.max_num_tokens
+        columns = round_up(panels.k, model.lanes)
+        if form := int8_rows(spec, model, name):
+            specs |= form.specs(name, count)
+            if name in apart:
+                specs[name + FLOAT_ROWS] = TensorSpec((count, columns), float32)
+            elif name == "gated":
+                waiting = panels.format.group - model.lanes  # all but the last vector
+                shape = (spec.num_cores * count, waiting)
+                specs[UNFINISHED] = TensorSpec(shape, float32)
+        else:
+            words = operands.act_words(max(columns, panels.k_padded))
+            specs[name] = TensorSpec((count, words), np.dtype(operands.act_dtype))
+    return specs
+
+
+def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
+    """The program's buffers in order, by kind: "metadata", "weights", "cache", "workspace"."""
+    layouts, isa = Layouts.of(spec), isa_row(spec.isa)
+    cache = Operands(isa, spec.kv_dtype)
+    model, kv, shape, limits = layouts.model, layouts.kv, spec.shape, spec.limits
+    int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
+    kv_act = np.dtype(cache.act_dtype)
+    tokens, logits = limits.max_num_tokens, limits.max_num_logits
+
+    def rows(count: int, columns: int, dtype: np.dtype[Any]) -> TensorSpec:
+        return TensorSpec((count, columns), dtype)
+
+    ticks = TensorSpec((len(OPERATORS) + TIMER_WORDS,), np.dtype(np.int64))
+    return {
+        "metadata": {
+            "token_ids": TensorSpec((tokens,), int32),
+            "positions": TensorSpec((tokens,), int32),
+            "slots": TensorSpec((tokens,), int32),
+            "tiles": rows(tokens, TILE_FIELDS, int32),
+            "block_tables": rows(limits.max_num_seqs, limits.max_blocks_per_seq, int32),
+            "logit_rows": TensorSpec((logits,), int32),
+        },
+        "weights": model.tensor_specs(),
+        "cache": {"keys": kv.keys, "values": kv.values},
+        "workspace": {
+            "x": rows(tokens, model.hidden_padded, float32),
+            **_activation_specs(spec, model),
+            "qkv_out": rows(tokens, model.qkv.n_padded, float32),
+            "queries": rows(tokens, shape.num_heads * cache.act_words(kv.head_dim_padded), kv_act),
+            "partial": rows(tokens, _scratch_columns(spec, model), float32),
+            "logits": rows(logits, model.lm_head.n_padded, float32),
+            "best_values": rows(spec.num_cores, logits, float32),
+            "best_ids": rows(spec.num_cores, logits, int32),
+            "argmax": TensorSpec((logits,), int32),
+            "barrier": barrier_spec(spec.groups),
+        }
+        | ({"ticks": ticks} if spec.has_timers else {}),
+    }

@@ -1,0 +1,139 @@
+"""Rounding of activations to int8 on the fly: float32 vectors become words, scales and biases.
+
+Whole rows where there is one scale for a row, else groups of K, by whoever has one complete. Their
+truth is codegen.reference.quantize_activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from codegen.gemm.register_tile import Activations
+from codegen.kit import Expr, Kit, T
+from codegen.layout.operands import (
+    HEADROOM,
+    LARGEST,
+    NAN_BITS,
+    ORIGIN_BITS,
+    SCALE_EXPONENTS,
+    TOO_LARGE,
+    Int8Rows,
+)
+
+ONE_FIELD = 127  # the exponent field of a float32 of 1
+FRACTION_BITS = 23
+
+
+def quantize_row(
+    kit: Kit, form: Int8Rows, out: Activations, row: Expr, load: Callable[[Expr], Expr]
+) -> None:
+    """Row `row` of `out`, from its values: load(column) is a float32 vector of the next lanes.
+
+    `load` is called once or twice for every column that is a multiple of lanes and below k; it
+    gives zeros from k on.
+    """
+    layout, lanes = form.weights, kit.lanes
+    num_vectors = -(-layout.k // lanes)
+    if layout.format.group:
+        _each_group(kit, form, out, row, load)
+    else:
+        _whole_row(kit, form, out, row, load)
+    with T.serial(num_vectors * lanes // 4, layout.k_padded // 4) as word:
+        T.buffer_store(out.words, T.int32(0), [row, word])
+
+
+def quantize_group(
+    kit: Kit, form: Int8Rows, out: Activations, row: Expr, group: Expr, vectors: Sequence[Expr]
+) -> None:
+    """A group of K of a row of `out`, from its float32 vectors; the last group of a row may have
+    fewer of them than the others. Its scale is NaN if a value is none, infinite or too large.
+    """
+    largest = _magnitude_bits(kit, vectors[0])
+    for vector in vectors[1:]:
+        largest = T.max(largest, _magnitude_bits(kit, vector))
+    most = _float_of_largest(kit, largest) * T.float32(HEADROOM)
+    bits = T.reinterpret("int32", T.bind(most))
+    lowest, highest = (ONE_FIELD + exponent for exponent in SCALE_EXPONENTS)
+    exact = (bits >> FRACTION_BITS) - (LARGEST.bit_length() - 1)
+    field = T.bind(T.max(T.min(exact, highest), lowest))
+    scaled = (field << FRACTION_BITS) + (ORIGIN_BITS - (ONE_FIELD << FRACTION_BITS))
+    is_representable = most < T.float32(TOO_LARGE)  # what is no number is not
+    origin = T.bind(T.Select(is_representable, scaled, NAN_BITS))
+    T.buffer_store(out.scales, T.reinterpret("float32", origin), [row, group])
+    inverse = T.reinterpret("float32", (2 * ONE_FIELD - field) << FRACTION_BITS)
+    total = _store_rounded(
+        kit, out, row, group * form.weights.format.group, vectors, kit.splat(T.bind(inverse))
+    )
+    bias = kit.call("sw_hsum_int", total) * -form.bias_factor
+    T.buffer_store(out.bias, bias + origin if form.has_origin_in_bias else bias, [row, group])
+
+
+def _store_rounded(
+    kit: Kit, out: Activations, row: Expr, column: Expr, vectors: Sequence[Expr], inverse: Expr
+) -> Expr:
+    """Store vectors times `inverse` as integers from `column` on; their sum in lanes."""
+    total = None
+    for i, vector in enumerate(vectors):
+        rounded = T.bind(kit.call("sw_round_int", vector * inverse))
+        store_int8(kit, out.words, row, column + i * kit.lanes, rounded)
+        total = rounded if total is None else total + rounded
+    return total
+
+
+def _magnitude_bits(kit: Kit, vector: Expr) -> Expr:
+    """The bits of magnitudes: integers in the same order, above which lies what is no number."""
+    return T.reinterpret(f"int32x{kit.lanes}", kit.call("sw_abs", vector))
+
+
+def _float_of_largest(kit: Kit, bits: Expr) -> Expr:
+    """The largest of the magnitudes; NaN if one of them is."""
+    return T.reinterpret("float32", kit.call("sw_hmax_int", bits))
+
+
+def store_int8(kit: Kit, words: Expr, row: Expr, column: Expr, integers: Expr) -> None:
+    """Store int32 lanes as bytes, from value `column` (a multiple of lanes) on."""
+    quarter = kit.lanes // 4
+    packed = kit.call("sw_pack_s8", integers)
+    at = column // 4 if quarter == 1 else kit.ramp(column // 4, quarter)
+    T.buffer_store(words, packed, [row, at])
+
+
+def _each_group(
+    kit: Kit, form: Int8Rows, out: Activations, row: Expr, load: Callable[[Expr], Expr]
+) -> None:
+    """A scale for each group: one look at every value."""
+    layout, lanes = form.weights, kit.lanes
+    whole, rest = divmod(-(-layout.k // lanes), layout.format.group // lanes)
+
+    def quantize(group: Expr, count: int) -> None:
+        first = group * layout.format.group
+        vectors = [T.bind(load(first + i * lanes)) for i in range(count)]
+        quantize_group(kit, form, out, row, group, vectors)
+
+    with T.serial(0, whole) as group:
+        quantize(group, layout.format.group // lanes)
+    if rest:
+        quantize(whole, rest)
+
+
+def _whole_row(
+    kit: Kit, form: Int8Rows, out: Activations, row: Expr, load: Callable[[Expr], Expr]
+) -> None:
+    """One scale for the row: a look for the largest value, then another to round them."""
+    num_vectors = -(-form.weights.k // kit.lanes)
+    largest = T.alloc_buffer((kit.lanes,), "int32")
+    kit.store(largest, (0,), T.broadcast(T.int32(0), kit.lanes))
+    with T.serial(0, num_vectors) as i:
+        magnitude = _magnitude_bits(kit, load(i * kit.lanes))
+        kit.store(largest, (0,), T.max(kit.load(largest, 0), magnitude))
+    most = T.bind(_float_of_largest(kit, kit.load(largest, 0)))
+    T.buffer_store(out.scales, most / T.float32(LARGEST), [row, 0])
+    inverse = T.if_then_else(most > T.float32(0), T.float32(LARGEST) / most, T.float32(0))
+    factor = T.bind(kit.splat(T.bind(inverse)))
+    sums = T.alloc_buffer((kit.lanes,), "int32")
+    kit.store(sums, (0,), T.broadcast(T.int32(0), kit.lanes))
+    with T.serial(0, num_vectors) as i:
+        rounded = _store_rounded(kit, out, row, i * kit.lanes, [load(i * kit.lanes)], factor)
+        kit.store(sums, (0,), kit.load(sums, 0) + rounded)
+    total = kit.call("sw_hsum_int", kit.load(sums, 0))
+    T.buffer_store(out.bias, total * -form.bias_factor, [row, 0])

@@ -1,0 +1,115 @@
+"""What the operators of a phase program share: the sizes, the kits and the buffers, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from codegen.cores.parallel import Team
+from codegen.gemm.register_tile import Activations
+from codegen.kit import Expr, Kit, T
+from codegen.layout.model import KvLayout, ModelLayout
+from codegen.layout.operands import Int8Rows
+from codegen.spec import ProgramSpec
+from codegen.step.arguments import (
+    ACTIVATIONS,
+    FLOAT_ROWS,
+    SCALARS,
+    Layouts,
+    argument_specs,
+    int8_rows,
+    rounded_apart,
+)
+from codegen.step.quantize_rows import quantize_group, quantize_row
+from platforms.isa import isa_row
+
+
+@dataclass
+class Step:
+    """A program under construction: `b[name]` is a buffer, `num_tokens` and its like are
+    scalars.
+    """
+
+    spec: ProgramSpec
+    kit: Kit
+    kv_kit: Kit
+    model: ModelLayout
+    kv: KvLayout
+    b: dict[str, Expr] = field(default_factory=dict)
+    num_tokens: Expr = None
+    num_tiles: Expr = None
+    num_logits: Expr = None
+
+    @staticmethod
+    def of(spec: ProgramSpec) -> Step:
+        """A Step with its kits and layouts and, until `declare`, no buffers."""
+        layouts, isa = Layouts.of(spec), isa_row(spec.isa)
+        kit, kv_kit = Kit(isa, spec.dtype), Kit(isa, spec.kv_dtype)
+        return Step(spec, kit, kv_kit, layouts.model, layouts.kv)
+
+    def declare(self) -> None:
+        """Add the parameters to the PrimFunc under construction: the scalars, then every buffer."""
+        for name in SCALARS:
+            setattr(self, name, T.arg(name, T.int32()))
+        specs = {k: s for group in argument_specs(self.spec).values() for k, s in group.items()}
+        handles = {name: T.arg(name, T.handle()) for name in specs}
+        for name, tensor in specs.items():
+            # 64-bit sizes make 64-bit addresses: weights and caches exceed 2**31 elements
+            shape = [T.int64(size) for size in tensor.shape]
+            self.b[name] = T.match_buffer(handles[name], shape, str(tensor.dtype))
+
+    @property
+    def team(self) -> Team:
+        """The cores that run the program."""
+        return Team(self.spec.groups, self.b["barrier"], isa_row(self.spec.isa))
+
+    def int8_rows(self, name: str) -> Int8Rows | None:
+        """The form of the activations `name`, or None if they are floats."""
+        return int8_rows(self.spec, self.model, name)
+
+    def activations(self, name: str) -> Activations:
+        """The arrays of the activations `name`."""
+        return Activations(self.b[name], self.b.get(name + "_scales"), self.b.get(name + "_bias"))
+
+    def is_rounded_apart(self, name: str) -> bool:
+        """Whether an operator of its own rounds the activations `name` to int8."""
+        return name in rounded_apart(self.model)
+
+    def group_of(self, name: str) -> int:
+        """Columns of the activations `name` that are to be stored together, by `store_group`; 0 if
+        any vector can be stored by itself.
+        """
+        form = self.int8_rows(name)
+        return 0 if form is None or self.is_rounded_apart(name) else form.weights.format.group
+
+    def store_group(self, name: str, row: Expr, group: Expr, vectors: Sequence[Expr]) -> None:
+        """Store a group of a row of activations, float32 vectors, as int8."""
+        form = self.int8_rows(name)
+        assert form is not None, name
+        quantize_group(self.kit, form, self.activations(name), row, group, vectors)
+
+    def store_part(self, name: str, row: Expr, column: Expr, vector: Expr) -> None:
+        """Store float32 lanes of a row of activations, from `column` (a multiple of lanes) on. Rows
+        that are to be int8 wait for the rest in float32.
+        """
+        if self.is_rounded_apart(name):
+            self.kit.store(self.b[name + FLOAT_ROWS], (row, column), vector)
+        else:
+            self.kit.store_act(self.b[name], row, column, vector)
+
+    def store_row(self, name: str, row: Expr, load: Callable[[Expr], Expr]) -> None:
+        """Store a whole row of activations, quantised if they are to be: load(column) is a float32
+        vector.
+        """
+        form = self.int8_rows(name)
+        if form is not None:
+            quantize_row(self.kit, form, self.activations(name), row, load)
+            return
+        panels = getattr(self.model, ACTIVATIONS[name])
+        with T.serial(0, -(-panels.k // self.kit.lanes)) as i:
+            column = i * self.kit.lanes
+            self.kit.store_act(self.b[name], row, column, load(column))
+
+    def has(self, name: str) -> bool:
+        """Whether the model has that tensor (biases and a separate embedding are optional)."""
+        return name in self.b

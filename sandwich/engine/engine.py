@@ -1,0 +1,179 @@
+"""The engine: one executor, one scheduler, one sampler, and the step that joins them.
+
+All of it lives on one thread, except `check_request`, `limits` and reading `stats`. Must not know:
+threads, queues, text, HTTP, or which executor it drives.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegen.spec import Phase
+from sandwich.engine.sampler import Sampler
+from sandwich.engine.scheduler import Scheduler
+from sandwich.engine.stats import EngineStats
+from sandwich.errors import InvalidRequestError
+from sandwich.executor.base import Batch, Executor, ExecutorLimits, NativeTime, StepOutput
+from sandwich.requests.request import Request, SampledToken, TokenEvent
+from schedules.mixed.plan import TAKE_TURNS, MixedPlan
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs requests until each has exactly one last event. Owns the executor."""
+
+    def __init__(self, executor: Executor, mixed: MixedPlan = TAKE_TURNS) -> None:
+        self.executor = executor
+        self.scheduler = Scheduler(executor.limits, mixed)
+        self.sampler = Sampler()
+        self._started = 0.0  # when the batch in flight began, in seconds of time.monotonic()
+        self._last_native: tuple[Phase, float] | None = None  # and when it ended; None: was idle
+        self._is_closed = False
+
+    @property
+    def limits(self) -> ExecutorLimits:
+        return self.executor.limits
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.scheduler.stats
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work()
+
+    def check_request(self, request: Request) -> None:
+        """Raise InvalidRequestError or ContextLengthError if it can never run; any thread may."""
+        self.scheduler.check(request)
+        params = request.params
+        _check_ids("prompt", request.token_ids[: request.num_prompt_tokens], self.limits.vocab_size)
+        _check_ids("logit_bias", params.bias_ids, self.limits.vocab_size)
+        _check_ids("stop_token_ids", params.stop_token_ids, self.limits.vocab_size)
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request. Raises what `check_request` raises, and if the id is in use."""
+        self.check_request(request)
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> list[TokenEvent]:
+        """End a request now; its last event, or nothing if it is unknown or has ended."""
+        return self.scheduler.abort(request_id)
+
+    def adopt_thread(self) -> None:
+        """Called by the thread that will make all steps, and that ends with the engine: it is
+        pinned to a core of the decode plan.
+        """
+        self.executor.adopt_thread()
+
+    def step(self) -> list[TokenEvent]:
+        """One step; what the requests in it saw. Nothing if there is no work.
+
+        A prefill step that runs beside decode steps spans several calls, and one of them is its
+        end. A failure of the executor ends the requests of its batch with "error"; the others go
+        on.
+        """
+        started = time.monotonic()
+        if self.scheduler.in_flight and self.executor.is_done():
+            return self._finish(self.scheduler.in_flight)
+        events = self._start(beside) if (beside := self.scheduler.schedule_beside()) else []
+        if batch := self.scheduler.schedule():
+            events += self._complete(batch, partial(self.executor.run, batch), started)
+        elif self.scheduler.in_flight:
+            events += self._finish(self.scheduler.in_flight)
+        return events
+
+    def close(self) -> None:
+        """Release the executor; the engine is of no use afterwards. Again is no error."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.executor.close()
+
+    def _start(self, batch: Batch) -> list[TokenEvent]:
+        """Begin a batch that runs beside others; it has events now only if that fails."""
+        self._started = time.monotonic()
+        try:
+            self.executor.start(batch)
+        except Exception as error:
+            return self.scheduler.commit(batch, _failed(batch, error))
+        return []
+
+    def _finish(self, batch: Batch) -> list[TokenEvent]:
+        return self._complete(batch, self.executor.wait, self._started)
+
+    def _complete(
+        self, batch: Batch, execute: Callable[[], StepOutput], started: float
+    ) -> list[TokenEvent]:
+        """Get a batch's output, sample and commit it; `started` is when its step began."""
+        try:
+            tokens = self._sample(batch, execute)
+        except Exception as error:
+            tokens = _failed(batch, error)
+        is_beside = self.scheduler.in_flight is not None
+        events = self.scheduler.commit(batch, tokens)
+        self._account(batch, time.monotonic() - started, is_beside)
+        if not self.has_work():
+            self._last_native = None
+        return events
+
+    def _sample(self, batch: Batch, execute: Callable[[], StepOutput]) -> list[SampledToken]:
+        started = time.monotonic()
+        output = execute()
+        self._note_switch(batch.phase, output.native)
+        elapsed = time.monotonic() - started
+        native = elapsed if output.native_seconds is None else output.native_seconds
+        self.stats.steps[batch.kind].run_seconds += native
+        return self.sampler.sample(output, batch)
+
+    def _note_switch(self, phase: Phase, native: NativeTime | None) -> None:
+        """Count the time between native calls of different phases; not while they overlap."""
+        if native is None:
+            return
+        last_phase, last_ended = self._last_native or (phase, native.started)
+        if last_phase is not phase and last_ended <= native.started:
+            self.stats.plan_switches.add(native.started - last_ended)
+        self._last_native = phase, native.ended
+
+    def _account(self, batch: Batch, seconds: float, is_beside: bool) -> None:
+        stats, num_tokens = self.stats.steps[batch.kind], batch.num_tokens
+        stats.num_steps += 1
+        stats.num_tokens += num_tokens
+        stats.step_seconds += seconds
+        if logger.isEnabledFor(logging.DEBUG):
+            note = f" ({batch.num_riders} of them decode)" if batch.num_riders else ""
+            note += " side by side" if is_beside else ""
+            logger.debug(
+                "%s: %d requests%s, %d tokens, %.0f us, %.1f tok/s",
+                batch.kind.value,
+                len(batch.requests),
+                note,
+                num_tokens,
+                seconds * 1e6,
+                num_tokens / seconds,
+            )
+
+
+def _failed(batch: Batch, error: Exception) -> list[SampledToken]:
+    """What the requests of a batch get if it raises; to be called where `error` is handled."""
+    ids = [request.request_id for request in batch.requests]
+    logger.exception("a %s step failed; it ends requests %s", batch.kind.value, ids)
+    message = f"the {batch.kind.value} step failed: {error!r}"
+    return [SampledToken(error=message)] * len(batch.requests)
+
+
+def _check_ids(param: str, ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> None:
+    ids = np.asarray(ids, np.int64)
+    strange = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(strange):
+        raise InvalidRequestError(
+            f"{param} has token id {strange[0]}, but ids of this model go from 0 to "
+            f"{vocab_size - 1}; use the model's own tokenizer",
+            param,
+        )

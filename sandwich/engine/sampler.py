@@ -1,0 +1,165 @@
+"""From logits to tokens, one row at a time, so that no request can feel another.
+
+A token is a function of its row and its request's parameters, seed and tokens so far: the random
+stream is counter based, so neither the batch nor a preemption can change it. Must not know: the
+scheduler, text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sandwich.engine.logits import (
+    Ids,
+    NonFiniteLogitsError,
+    check_finite,
+    edit_logits,
+    logprob_entry,
+    top_ids,
+)
+from sandwich.executor.base import Batch, Float32Array, StepOutput
+from sandwich.requests.request import LogprobEntry, Request, SampledToken
+from sandwich.requests.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+Weights = npt.NDArray[np.float32]
+NO_TOKEN = SampledToken()
+
+# Weights are summed in blocks of this many first: at 128k entries a plain float64 cumulative sum
+# costs more than everything else in `choose` together.
+_BLOCK = 256
+_BIN_OF_ONE = int(np.float32(1.0).view(np.int32)) >> 16
+
+
+class Sampler:
+    """Chooses the tokens of a batch. Holds nothing that could change a choice."""
+
+    def __init__(self) -> None:
+        self._uniform = UniformStream()
+
+    def sample(self, output: StepOutput, batch: Batch) -> list[SampledToken]:
+        """One entry per request of the batch. A row that fails ends its own request only."""
+        tokens = [NO_TOKEN] * len(batch.requests)
+        prompt_logprobs: dict[int, list[LogprobEntry]] = defaultdict(list)
+        logits = output.logits
+        for row, (index, argmax) in enumerate(zip(batch.sampled, output.argmax, strict=True)):
+            request = batch.requests[index]
+            try:
+                check_finite(logits.item(row, argmax))
+                following = _following_prompt_token(batch, row, request)
+                if following is not None:
+                    num_top = request.params.prompt_logprobs or 0
+                    prompt_logprobs[index].append(logprob_entry(logits[row], following, num_top))
+                elif request.params.takes_argmax and request.params.logprobs is None:
+                    tokens[index] = SampledToken(argmax)
+                else:
+                    tokens[index] = self._token(logits[row], argmax, request)
+            except NonFiniteLogitsError as error:
+                tokens[index] = SampledToken(error=str(error))
+            except Exception as error:
+                logger.exception("sampling for request %s failed", request.request_id)
+                tokens[index] = SampledToken(error=f"sampling failed: {error!r}")
+        for index, entries in prompt_logprobs.items():
+            tokens[index] = tokens[index]._replace(prompt_logprobs=tuple(entries))
+        return tokens
+
+    def _token(self, row: Float32Array, argmax: int, request: Request) -> SampledToken:
+        params = request.params
+        token_id = argmax if params.takes_argmax else self._choose(row, request)
+        if params.logprobs is None:
+            return SampledToken(token_id)
+        return SampledToken(token_id, logprob_entry(row, token_id, params.logprobs))
+
+    def _choose(self, row: Float32Array, request: Request) -> int:
+        check_finite(float(row.max()))
+        if request.params.edits_logits:
+            row = row.copy()
+            edit_logits(row, request)
+        if request.params.is_greedy:
+            return int(row.argmax())
+        uniform = self._uniform(request.seed, request.choice_index, request.num_output_tokens)
+        return choose(row, request.params, uniform)
+
+
+class UniformStream:
+    """Numbers in [0, 1) that are a function of (seed, choice, index) alone.
+
+    Philox 4x64 (Salmon et al., SC 2011) with key (seed, choice) and counter index, its first word.
+    One generator is repositioned for each number; to build one would cost several times more.
+    """
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(key=0)
+        self._state: Any = self._philox.state
+        self._state["buffer_pos"] = 4  # nothing is left of the last block
+
+    def __call__(self, seed: int, choice: int, index: int) -> float:
+        self._state["state"]["key"][:] = seed, choice
+        self._state["state"]["counter"][0] = index
+        self._philox.state = self._state
+        return (int(self._philox.random_raw()) >> 11) * 2.0**-53
+
+
+def choose(row: Float32Array, params: SamplingParams, uniform: float) -> int:
+    """The token at `uniform` of the distribution that temperature, top_k, min_p and top_p leave."""
+    ids: Ids | None = top_ids(row, params.top_k) if 0 < params.top_k < len(row) else None
+    logits = row if ids is None else row[ids]
+    weights: Weights = np.exp((logits - logits.max()) / params.temperature)  # the largest is 1
+    if params.min_p > 0.0:
+        weights[weights < params.min_p] = 0.0
+    if params.top_p < 1.0:
+        kept = nucleus(weights, params.top_p)
+        weights = weights[kept]
+        ids = kept if ids is None else ids[kept]
+    index = draw(weights, uniform)
+    return index if ids is None else int(ids[index])
+
+
+def nucleus(weights: Weights, top_p: float) -> Ids:
+    """Indices of the fewest largest weights whose sum reaches `top_p` of the total, in any order.
+
+    Weights lie in [0, 1] and the largest is 1. Nothing long is sorted: weights below the mean of
+    what may be left out are not needed, the others are summed in bins by the upper half of their
+    bits (a larger number has larger bits), and only the bin that reaches `top_p` is sorted.
+    """
+    total = float(weights.sum(dtype=np.float64))
+    candidates = np.flatnonzero(weights >= (1.0 - top_p) * total / len(weights))
+    weights = weights[candidates]
+    bins = _BIN_OF_ONE - (weights.view(np.int32) >> 16)
+    sums = np.cumsum(np.bincount(bins, weights))
+    edge = min(int(np.searchsorted(sums, top_p * total)), len(sums) - 1)
+    before = sums[edge - 1] if edge else 0.0
+    within = np.flatnonzero(bins == edge)
+    within = within[np.argsort(-weights[within], kind="stable")]
+    reached = before + np.cumsum(weights[within], dtype=np.float64)
+    within = within[: int(np.searchsorted(reached, top_p * total)) + 1]
+    kept: Ids = np.concatenate([np.flatnonzero(bins < edge), within])
+    return candidates[kept]
+
+
+def draw(weights: Weights, uniform: float) -> int:
+    """Index of the weight at `uniform` in [0, 1) of the running sum; never one of weight 0."""
+    starts = np.arange(0, len(weights), _BLOCK)
+    sums = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    target = uniform * sums[-1]  # below sums[-1], also rounded, as uniform <= 1 - 2^-53
+    block = int(np.searchsorted(sums, target, side="right"))
+    before = sums[block - 1] if block else 0.0
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    index = int(np.searchsorted(before + np.cumsum(inside, dtype=np.float64), target, side="right"))
+    if index == len(inside):  # the two ways to sum the block differ in their last bits
+        index = int(np.flatnonzero(inside)[-1])
+    return block * _BLOCK + index
+
+
+def _following_prompt_token(batch: Batch, row: int, request: Request) -> int | None:
+    """The prompt token this logit row predicts; None if the row is there to be sampled from."""
+    if not request.num_wanted_prompt_logprobs:
+        return None
+    position = batch.position(row) + 1
+    return request.token_ids.item(position) if position < request.num_tokens else None

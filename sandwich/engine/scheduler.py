@@ -1,0 +1,295 @@
+"""Which requests run in the next step, and what a step's tokens mean for them.
+
+First come, first served, in two sorted places: `waiting` and `running`, both oldest first, every
+running request older than every waiting one. A request is admitted when the cache has room for all
+the tokens it must prefill, so prefill never waits for blocks halfway. Decode grows block by block;
+if none is free the youngest running request gives up its blocks and goes back to the head of
+`waiting`, to be recomputed. The oldest is never the victim while another runs, and alone it always
+fits (`check` saw to that), so the oldest always moves on and nothing can live-lock.
+
+Must not know: logits, text, what the executor does with a batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from codegen.spec import Phase
+from sandwich.engine.batching import build_batch, wanted_rows
+from sandwich.engine.stats import EngineStats
+from sandwich.errors import ContextLengthError, InvalidRequestError
+from sandwich.executor.base import Batch, ExecutorLimits
+from sandwich.requests.blocks import BlockPool
+from sandwich.requests.request import Request, SampledToken, TokenEvent
+from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
+
+
+class Scheduler:
+    """`add` and `abort` requests, `schedule` a batch, `commit` its tokens; on one thread.
+
+    When there is work of both phases, the mixed plan says what happens: prefill and decode steps
+    take turns, or the decoding requests ride in every prefill step, or one prefill batch is in
+    flight (`schedule_beside`) while decode batches come and go. A request in flight keeps its
+    blocks until its batch is committed: it is not preempted, and not freed if it is aborted.
+    """
+
+    def __init__(self, limits: ExecutorLimits, mixed: MixedPlan = TAKE_TURNS) -> None:
+        self.limits = limits
+        self.mixed = mixed
+        self.pool = BlockPool(limits.num_blocks, limits.block_size)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.stats = EngineStats(num_blocks=limits.num_blocks)
+        self._requests: dict[str, Request] = {}
+        self._last_phase: Phase | None = None
+        self.in_flight: Batch | None = None
+
+    def has_work(self) -> bool:
+        return bool(self._requests) or self.in_flight is not None
+
+    @property
+    def max_tokens_per_request(self) -> int:
+        """Prompt and output that any one request may reach: the model's length or the cache's."""
+        return min(self.limits.max_model_len, self.pool.num_token_slots)
+
+    def check(self, request: Request) -> None:
+        """Raise unless the request, alone, can run to its end. Any thread may call it."""
+        num_prompt_tokens = request.num_prompt_tokens
+        if num_prompt_tokens == 0:
+            raise InvalidRequestError(
+                "the prompt has 0 tokens but at least 1 is needed; give it some text", "prompt"
+            )
+        least_new = 0 if request.params.max_tokens == 0 else 1
+        if num_prompt_tokens + least_new <= self.max_tokens_per_request:
+            return
+        if self.limits.max_model_len <= self.pool.num_token_slots:
+            limit = f"the model's length is {self.limits.max_model_len} tokens (--max-model-len)"
+        else:
+            limit = f"the KV cache holds {self.pool.num_token_slots} tokens (--kv-cache-size)"
+        raise ContextLengthError(
+            f"the prompt has {num_prompt_tokens} tokens and {least_new} or more are to follow, but "
+            f"{limit}; shorten the prompt or start the server with a higher limit"
+        )
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises what `check` raises, and if the id is in use."""
+        self.check(request)
+        if request.request_id in self._requests:
+            raise InvalidRequestError(
+                f"request id {request.request_id!r} is in use; choose another", "request_id"
+            )
+        num_fitting = self.max_tokens_per_request - request.num_prompt_tokens
+        asked = request.params.max_tokens
+        request.max_tokens = num_fitting if asked is None else min(asked, num_fitting)
+        self._requests[request.request_id] = request
+        self.waiting.append(request)
+        self._update_gauges()
+
+    def abort(self, request_id: str) -> list[TokenEvent]:
+        """End a request now, between steps. No event if it is unknown or has ended."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return []
+        event = self._end(request, "abort", time.monotonic())
+        (self.running if request in self.running else self.waiting).remove(request)
+        self._update_gauges()
+        return [event]
+
+    def schedule(self) -> Batch | None:
+        """The next batch; None only if no request is left or all wait for the batch in flight."""
+        batch = self._next_batch()
+        assert batch or self.in_flight or not self._requests, "requests are left, but none can run"
+        if batch is not None:
+            self.stats.num_phase_switches += self._last_phase not in (None, batch.phase)
+            self._last_phase = batch.phase
+        self._update_gauges()
+        return batch
+
+    def schedule_beside(self) -> Batch | None:
+        """A prefill batch that is in flight from now until `commit`; None if there may be none.
+
+        It needs a plan that co-runs, work of both phases and, lest it blocks those that decode, a
+        free block for each of them that is to grow.
+        """
+        if self.mixed.mode is not MixedMode.CORUN or self.in_flight:
+            return None
+        decoding = [request for request in self.running if not request.is_prefilling]
+        num_missing = sum(self.pool.num_missing(r.block_table, r.num_tokens) for r in decoding)
+        if decoding and num_missing <= self.pool.num_free:
+            self.in_flight = self._prefill_batch()
+            self._update_gauges()
+        return self.in_flight
+
+    def commit(self, batch: Batch, tokens: list[SampledToken]) -> list[TokenEvent]:
+        """Book a step: `tokens[i]` is of `batch.requests[i]`. Returns what its requests saw."""
+        now = time.monotonic()
+        events: list[TokenEvent] = []
+        if batch is self.in_flight:
+            self.in_flight = None
+        for request, start, count, token in zip(
+            batch.requests, batch.starts, batch.num_new, tokens, strict=True
+        ):
+            if request.is_finished:  # aborted while the step ran
+                self.pool.free(request.block_table)
+                continue
+            request.num_computed = start + count
+            request.prompt_logprobs += token.prompt_logprobs
+            if token.error is not None:
+                events.append(self._end(request, "error", now, token.error))
+            elif token.token_id is not None:
+                events.append(self._accept(request, token, now))
+        self.running = [request for request in self.running if not request.is_finished]
+        self._update_gauges()
+        return events
+
+    def check_integrity(self) -> None:
+        """Assert everything that must hold between two steps."""
+        assert [*self.running, *self.waiting] == [*self._requests.values()], "out of order"
+        assert len(self.running) <= self.limits.max_num_seqs
+        assert all(not request.block_table.num_blocks for request in self.waiting)
+        in_flight = self.in_flight.requests if self.in_flight else ()
+        held = {*self.running, *in_flight}
+        self.pool.check_integrity(request.block_table for request in held)
+
+    def _next_batch(self) -> Batch | None:
+        if self.mixed.mode is MixedMode.RIDE:
+            riders = self._decoding()
+            return self._prefill_batch(riders) or self._decode_batch(riders)
+        if self.in_flight:
+            return self._decode_batch(self._decoding())
+        if self._last_phase is Phase.PREFILL or self.mixed.mode is MixedMode.CORUN:
+            return self._decode_batch(self._decoding()) or self._prefill_batch()
+        return self._prefill_batch() or self._decode_batch(self._decoding())
+
+    def _prefill_batch(self, riders: Sequence[Request] = ()) -> Batch | None:
+        """One token of each rider, then prompt tokens, oldest first, up to the limits.
+
+        A request that prefills runs and is no rider, so the limits leave it a token and a row.
+        """
+        num_tokens = min(self._chunk_tokens(), self.limits.max_step_tokens - len(riders))
+        num_logits = self.limits.max_num_logits - len(riders)
+        requests, lengths = list(riders), [1] * len(riders)
+        for request in self._prefilling():
+            start = request.num_computed
+            end = min(request.num_prefill_tokens, start + num_tokens)
+            if wanted := wanted_rows(request, end):
+                end = min(end, wanted.start + num_logits)
+            requests.append(request)
+            lengths.append(end - start)
+            num_tokens -= end - start
+            num_logits -= len(wanted_rows(request, end)) + (end == request.num_tokens)
+            if num_tokens == 0 or num_logits <= 0:
+                break
+        if len(requests) == len(riders):
+            return None
+        return build_batch(Phase.PREFILL, requests, lengths, num_riders=len(riders))
+
+    def _chunk_tokens(self) -> int:
+        """Most prompt tokens of the next step: all it can take, or fewer if others would wait."""
+        most = self.limits.max_num_batched_tokens
+        if self.mixed.chunk_tokens and any(not request.is_prefilling for request in self.running):
+            return min(most, self.mixed.chunk_tokens)
+        return most
+
+    def _prefilling(self) -> Iterator[Request]:
+        """Requests with tokens to prefill, oldest first; admits waiting ones as it gets to them."""
+        yield from [request for request in self.running if request.is_prefilling]
+        while self.waiting and len(self.running) < self.limits.max_num_seqs:
+            request = self.waiting[0]
+            # One block to grow into for each that runs, lest the newcomer be preempted at once.
+            if not self.pool.can_allocate(
+                request.block_table, request.num_tokens, num_spare=len(self.running)
+            ):
+                return
+            self.waiting.popleft()
+            self.pool.allocate(request.block_table, request.num_tokens)
+            request.num_prefill_tokens = request.num_tokens
+            if request.first_scheduled_time is None:
+                request.first_scheduled_time = time.monotonic()
+            self.running.append(request)
+            yield request
+
+    def _decoding(self) -> list[Request]:
+        """Requests past their prompt, each with a slot for its last token, oldest first; without
+        those that need the blocks of a request in flight.
+        """
+        # Preemption shortens `running` from its end while it is walked, never before `request`.
+        return [
+            request for request in self.running if not request.is_prefilling and self._grow(request)
+        ]
+
+    def _decode_batch(self, requests: Sequence[Request]) -> Batch | None:
+        return build_batch(Phase.DECODE, requests, [1] * len(requests)) if requests else None
+
+    def _grow(self, request: Request) -> bool:
+        """Give the request a slot for its last token; False if it was itself the one to yield, or
+        if the one to yield is in flight.
+        """
+        while not self.pool.can_allocate(request.block_table, request.num_tokens):
+            if self._is_in_flight(self.running[-1]):
+                return False
+            victim = self.running.pop()
+            self._preempt(victim)
+            if victim is request:
+                return False
+        self.pool.allocate(request.block_table, request.num_tokens)
+        return True
+
+    def _is_in_flight(self, request: Request) -> bool:
+        return self.in_flight is not None and request in self.in_flight.requests
+
+    def _preempt(self, request: Request) -> None:
+        self.pool.free(request.block_table)
+        request.num_computed = request.num_prefill_tokens = 0
+        request.num_preemptions += 1
+        self.stats.num_preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _accept(self, request: Request, token: SampledToken, now: float) -> TokenEvent:
+        token_id = token.token_id
+        assert token_id is not None
+        is_first = request.num_output_tokens == 0
+        self.stats.num_prompt_tokens += request.num_prompt_tokens if is_first else 0
+        if request.max_tokens == 0:
+            token = SampledToken()  # only the prompt's logprobs were wanted
+            self._finish(request, "length")
+        else:
+            self.stats.num_generated_tokens += 1
+            if reason := request.accept(token_id, now):
+                self._finish(request, reason)
+        return TokenEvent(
+            request_id=request.request_id,
+            token_id=token.token_id,
+            logprob=token.logprob,
+            finish_reason=request.finish_reason,
+            stop_reason=request.stop_reason(),
+            prompt_logprobs=request.all_prompt_logprobs() if is_first else None,
+            timings=request.timings(now) if request.is_finished else None,
+        )
+
+    def _end(
+        self, request: Request, reason: str, now: float, error: str | None = None
+    ) -> TokenEvent:
+        """Finish a request for a reason that is no token."""
+        self._finish(request, reason)
+        return TokenEvent(
+            request_id=request.request_id,
+            finish_reason=reason,
+            error=error,
+            timings=request.timings(now),
+        )
+
+    def _finish(self, request: Request, reason: str) -> None:
+        """Give up what the request holds; the caller takes it out of `running` or `waiting`."""
+        request.finish_reason = reason
+        if not self._is_in_flight(request):
+            self.pool.free(request.block_table)
+        self.stats.num_finished[reason] += 1
+        del self._requests[request.request_id]
+
+    def _update_gauges(self) -> None:
+        self.stats.num_waiting = len(self.waiting)
+        self.stats.num_running = len(self.running)
+        self.stats.num_used_blocks = self.pool.num_used

@@ -1,0 +1,1 @@
+"""A request: what is asked, how far it is, and the blocks of the KV cache it holds."""

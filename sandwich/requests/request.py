@@ -1,0 +1,186 @@
+"""One request inside the engine: its tokens, how far they are computed, the events that leave it.
+
+Must not know: text, HTTP, who the other requests are, or which blocks are free.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sandwich.errors import InvalidRequestError
+from sandwich.requests.blocks import BlockTable
+from sandwich.requests.sampling_params import SamplingParams
+
+_SPARE_TOKENS = 64  # room for the first tokens of output, made before a step waits for it
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobEntry:
+    """A token's natural log probability in the raw distribution, and the likeliest, best first."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 is the likeliest; among equals the lower id comes first
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+class SampledToken(NamedTuple):
+    """What the sampler says about one sequence of a batch; no token while prefill goes on."""
+
+    token_id: int | None = None
+    logprob: LogprobEntry | None = None
+    prompt_logprobs: tuple[LogprobEntry, ...] = ()  # of the prompt tokens that this step predicted
+    error: str | None = None  # this request cannot go on
+
+
+class RequestTimings(NamedTuple):
+    """When things happened (seconds of time.monotonic()) and how much was done."""
+
+    arrival: float
+    first_scheduled: float | None
+    first_token: float | None
+    last_token: float | None
+    finished: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_preemptions: int
+
+
+class TokenEvent(NamedTuple):
+    """One step of one request, as it leaves the engine.
+
+    Exactly one event of a request has a `finish_reason` ("stop", "length", "abort", "error"): its
+    last, which carries `timings`. The token that ends a request (eos or a stop id) is in that
+    event; `stop_reason` is the stop id that matched, None for eos. `prompt_logprobs` comes once,
+    with the first token: entry i is about prompt token i, entry 0 is None as nothing precedes it.
+    `error` is the message of finish_reason "error".
+    """
+
+    request_id: str
+    token_id: int | None = None
+    logprob: LogprobEntry | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: tuple[LogprobEntry | None, ...] | None = None
+    error: str | None = None
+    timings: RequestTimings | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A prompt and what became of it. Tokens [0, num_computed) have their K and V in the cache.
+
+    Only the engine's thread touches it once it is added. `choice_index` tells the `n` samples of
+    one prompt apart: each is a request of its own with the same seed and another random stream.
+    """
+
+    request_id: str
+    prompt_token_ids: Sequence[int] | npt.NDArray[np.integer] = field(repr=False)
+    params: SamplingParams
+    eos_token_ids: Collection[int] = ()
+    choice_index: int = 0
+    arrival_time: float = field(default_factory=time.monotonic)
+
+    token_ids: npt.NDArray[np.int32] = field(init=False, repr=False)  # [0, num_tokens) are valid
+    num_prompt_tokens: int = field(init=False)
+    num_tokens: int = field(init=False)  # prompt and output
+    num_computed: int = field(init=False, default=0)
+    num_prefill_tokens: int = field(init=False, default=0)  # how far prefill goes, set at admission
+    max_tokens: int = field(init=False, default=0)  # of output; clipped to what fits at add
+    seed: int = field(init=False)  # 64 bits
+    stop_ids: frozenset[int] = field(init=False)  # every id that ends the request, eos included
+    block_table: BlockTable = field(init=False, default_factory=BlockTable)
+    prompt_logprobs: list[LogprobEntry] = field(init=False, default_factory=list)  # of token 1 on
+    finish_reason: str | None = field(init=False, default=None)
+
+    first_scheduled_time: float | None = field(init=False, default=None)
+    first_token_time: float | None = field(init=False, default=None)
+    last_token_time: float | None = field(init=False, default=None)
+    num_preemptions: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        try:
+            prompt = np.array(self.prompt_token_ids, np.int32).reshape(-1)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise InvalidRequestError(
+                f"the prompt's token ids must be a flat list of whole numbers of 31 bits: {error}",
+                param="prompt",
+            ) from error
+        self.num_prompt_tokens = self.num_tokens = len(prompt)
+        self.token_ids = np.concatenate((prompt, np.empty(_SPARE_TOKENS, np.int32)))
+        seed = self.params.seed
+        self.seed = (secrets.randbits(64) if seed is None else seed) % 2**64
+        eos_ids = frozenset() if self.params.ignore_eos else frozenset(self.eos_token_ids)
+        self.stop_ids = eos_ids.union(self.params.stop_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> npt.NDArray[np.int32]:
+        """A view, valid until the next token is appended."""
+        return self.token_ids[self.num_prompt_tokens : self.num_tokens]
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_computed < self.num_prefill_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def num_wanted_prompt_logprobs(self) -> int:
+        """Prompt tokens whose logprobs are still to be computed; the first token has none."""
+        if self.params.prompt_logprobs is None:
+            return 0
+        return self.num_prompt_tokens - 1 - len(self.prompt_logprobs)
+
+    def accept(self, token_id: int, now: float) -> str | None:
+        """Append a sampled token; the finish_reason if it is the last."""
+        if self.num_tokens == len(self.token_ids):
+            grown = np.empty(2 * self.num_tokens, np.int32)
+            grown[: self.num_tokens] = self.token_ids
+            self.token_ids = grown
+        self.token_ids[self.num_tokens] = token_id
+        self.num_tokens += 1
+        if self.first_token_time is None:
+            self.first_token_time = now
+        self.last_token_time = now
+        if token_id in self.stop_ids:
+            return "stop"
+        return "length" if self.num_output_tokens == self.max_tokens else None
+
+    def stop_reason(self) -> int | None:
+        """The stop id that ended the request; None if it was the model's eos or anything else."""
+        if self.finish_reason != "stop":
+            return None
+        last = self.token_ids.item(self.num_tokens - 1)
+        return last if last in self.params.stop_token_ids else None
+
+    def all_prompt_logprobs(self) -> tuple[LogprobEntry | None, ...] | None:
+        """One entry per prompt token, None for the first; None if they were not asked for."""
+        if self.params.prompt_logprobs is None:
+            return None
+        return (None, *self.prompt_logprobs)
+
+    def timings(self, finished: float) -> RequestTimings:
+        return RequestTimings(
+            arrival=self.arrival_time,
+            first_scheduled=self.first_scheduled_time,
+            first_token=self.first_token_time,
+            last_token=self.last_token_time,
+            finished=finished,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_output_tokens=self.num_output_tokens,
+            num_preemptions=self.num_preemptions,
+        )

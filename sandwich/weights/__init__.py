@@ -1,0 +1,1 @@
+"""From a checkpoint's tensors to the packed arrays that programs read."""

@@ -1,0 +1,197 @@
+"""Fills the packed weights of a model, from a checkpoint or at random.
+
+Streams chunks of rows through small buffers: memory peaks at the packed weights plus a bounded
+remainder. It must not know kernels, plans or the machine.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from codegen.layout.arrays import bf16_from_float32
+from codegen.layout.model import ModelLayout
+from codegen.spec import ModelShape
+from platforms.memory import Arena
+from sandwich.checkpoint.safetensors import NUMPY_DTYPES, SafetensorsCheckpoint, StoredTensor
+from sandwich.errors import ModelError
+from sandwich.models.config import ModelConfig
+from sandwich.models.llama import CheckpointTensor, checkpoint_tensors, is_redundant
+from sandwich.models.rope import fill_tables
+from sandwich.weights.pack import WeightPacker
+
+CHUNK_VALUES: Final = 1 << 20  # of a tensor, read and packed at once
+MAX_VALUE_NBYTES: Final = 4  # of the types a checkpoint may hold
+NUM_THREADS: Final = 2
+RANDOM_SCALE: Final = 0.02  # standard deviation of random weights, as models are initialised
+NAMES_SHOWN: Final = 5  # of each kind of wrong tensor
+
+Array = npt.NDArray[Any]
+Buffer = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """The packed tensors of a model by name: `layout.tensor_specs()` as views of one arena."""
+
+    layout: ModelLayout
+    tensors: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows [start, stop) of a checkpoint tensor."""
+
+    tensor: CheckpointTensor
+    start: int
+    stop: int
+
+    @property
+    def num_values(self) -> int:
+        return (self.stop - self.start) * self.tensor.num_columns
+
+
+# Gives the rows of a chunk as float32, float16 or bf16 bit patterns, perhaps in the buffer. It is
+# called from several threads, each with a buffer of its own.
+ReadRows = Callable[[Chunk, Buffer], Array]
+
+
+def load_weights(
+    path: Path, config: ModelConfig, layout: ModelLayout, arena: Arena
+) -> ModelWeights:
+    """Pack the safetensors checkpoint in the folder `path` into `arena`.
+
+    The arena needs `layout.weight_bytes` free. Shows a progress bar on a terminal.
+
+    Raises:
+        ModelError: a file is missing or damaged, or its tensors are not those of `config`.
+    """
+    with SafetensorsCheckpoint(path) as checkpoint:
+        stored = checkpoint.tensors
+        _check_tensors(path, stored, layout.shape)
+
+        def position(tensor: CheckpointTensor) -> tuple[Path, int]:
+            return stored[tensor.name].file, stored[tensor.name].offset
+
+        def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
+            return checkpoint.read_rows(chunk.tensor.name, chunk.start, chunk.stop, buffer)
+
+        tensors = sorted(checkpoint_tensors(layout.shape), key=position)
+        chunks = list(_chunks(tensors, layout))
+        return _pack(read_rows, chunks, config, layout, arena)
+
+
+def random_weights(
+    config: ModelConfig, layout: ModelLayout, arena: Arena, seed: int = 0
+) -> ModelWeights:
+    """Fill `arena` with small random weights, the same for the same seed; norms are 1.
+
+    Rows are cut out of one block of normal values, every chunk from another place of it.
+    """
+    chunks = list(_chunks(checkpoint_tensors(layout.shape), layout))
+    size = max(chunk.num_values for chunk in chunks) + CHUNK_VALUES
+    values = np.random.default_rng(seed).standard_normal(size, np.float32)
+    values *= np.float32(RANDOM_SCALE)
+    is_bf16 = layout.weights.dtype == "bfloat16"
+    block: Array = bf16_from_float32(values) if is_bf16 else values
+
+    def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
+        if chunk.tensor.role.endswith("norm"):
+            return np.ones(chunk.stop - chunk.start, np.float32)
+        at = zlib.crc32(f"{chunk.tensor.name}[{chunk.start}]".encode()) % CHUNK_VALUES
+        rows = block[at : at + chunk.num_values]
+        return rows.reshape(chunk.stop - chunk.start, *chunk.tensor.shape[1:])
+
+    return _pack(read_rows, chunks, config, layout, arena)
+
+
+def _check_tensors(path: Path, stored: dict[str, StoredTensor], shape: ModelShape) -> None:
+    """ModelError if the checkpoint lacks tensors, has others, or has them in another shape."""
+    expected = {tensor.name: tensor.shape for tensor in checkpoint_tensors(shape)}
+    found = {name for name in stored if name in expected or not is_redundant(name, shape)}
+    common = [name for name in expected if name in stored]
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "not part of the model": sorted(found - expected.keys()),
+        "of another shape than config.json says": [
+            f"{name} {list(stored[name].shape)} instead of {list(expected[name])}"
+            for name in common
+            if stored[name].shape != expected[name]
+        ],
+        f"of a type other than {', '.join(NUMPY_DTYPES)}": [
+            f"{name} {stored[name].dtype}"
+            for name in common
+            if stored[name].dtype not in NUMPY_DTYPES
+        ],
+    }
+    lines = [f"{_shorten(names)} {what}" for what, names in problems.items() if names]
+    if lines:
+        raise ModelError(
+            f"{path}: the tensors do not fit config.json: {'; '.join(lines)}. "
+            "Fetch the checkpoint again, or correct config.json"
+        )
+
+
+def _shorten(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more + (" is" if len(names) == 1 else " are")
+
+
+def _pack(
+    read_rows: ReadRows,
+    chunks: Sequence[Chunk],
+    config: ModelConfig,
+    layout: ModelLayout,
+    arena: Arena,
+) -> ModelWeights:
+    tensors = {
+        name: arena.array(spec.shape, spec.dtype) for name, spec in layout.tensor_specs().items()
+    }
+    fill_tables(config.rope, config.head_dim, tensors["rope_cos"], tensors["rope_sin"])
+    packer = WeightPacker(layout, tensors)
+    per_thread = threading.local()
+
+    def pack_chunk(chunk: Chunk) -> int:
+        if len(getattr(per_thread, "buffer", ())) < chunk.num_values * MAX_VALUE_NBYTES:
+            per_thread.buffer = np.empty(chunk.num_values * MAX_VALUE_NBYTES, np.uint8)
+        packer.pack(chunk.tensor, chunk.start, read_rows(chunk, per_thread.buffer))
+        return chunk.num_values
+
+    value_nbytes = layout.weights.bits / 8
+    threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pack-weights")
+    try:
+        with _progress() as progress:
+            total = sum(chunk.num_values for chunk in chunks) * value_nbytes
+            bar = progress.add_task(f"loading {config.name}", total=total)
+            for packed in as_completed([threads.submit(pack_chunk, chunk) for chunk in chunks]):
+                progress.advance(bar, packed.result() * value_nbytes)
+    finally:
+        threads.shutdown(cancel_futures=True)
+    return ModelWeights(layout, tensors)
+
+
+def _chunks(tensors: Iterable[CheckpointTensor], layout: ModelLayout) -> Iterator[Chunk]:
+    """Whole panels of every matrix, about CHUNK_VALUES at once; vectors in one piece."""
+    for tensor in tensors:
+        num_rows = tensor.shape[0]
+        panels = max(1, CHUNK_VALUES // (tensor.num_columns * layout.panel))
+        step = panels * layout.panel if len(tensor.shape) == 2 else num_rows
+        for start in range(0, num_rows, step):
+            yield Chunk(tensor, start, min(start + step, num_rows))
+
+
+def _progress() -> Progress:
+    """A bar on standard error, if that is a terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

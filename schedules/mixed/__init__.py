@@ -1,0 +1,1 @@
+"""What happens while there is work of both phases."""

@@ -1,0 +1,193 @@
+"""What is tuned of a model's plans, and plans with the tiles of tuned records.
+
+Rows come in ranges; each has one tile, tuned at the number of rows that stands for it. Knows
+nothing of how tiles are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from codegen.layout.model import ModelLayout
+from codegen.layout.panels import PanelLayout
+from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges
+from platforms.isa import isa_row
+from schedules.plan import Plan, PlanPair, default_plans
+from schedules.records import RecordBook, TileKey
+from schedules.tiles.defaults import MANY_ROWS
+from schedules.tiles.space import TileSpace
+from schedules.tiles.trial import slice_of
+from schedules.tiles.tuner import Task
+
+# (most rows, the number that stands for the range) of each phase. Logits are few in both phases.
+RANGES = {
+    Phase.DECODE: ((1, 1), (4, 4), (8, 8), (MANY_ROWS, 32)),
+    Phase.PREFILL: ((128, 128), (MANY_ROWS, 512)),
+}
+_FEW_ROWS_ROLE = "lm_head"
+_HALVES_ROLE = "gate_up"
+MIN_WEIGHT = 0.05  # of a phase's rows, below which no task's part of the budget falls
+
+
+def ranges_of(phase: Phase, role: str) -> tuple[tuple[int, int], ...]:
+    """The ranges of rows of a role: (most rows, the number of rows to tune at)."""
+    return RANGES[Phase.DECODE if role == _FEW_ROWS_ROLE else phase]
+
+
+def phase_of(rows: int) -> Phase:
+    """The phase that so many rows stand for."""
+    is_decode = rows in (number for _, number in RANGES[Phase.DECODE])
+    return Phase.DECODE if is_decode else Phase.PREFILL
+
+
+def tile_at(ranges: TileRanges, rows: int) -> GemmTile:
+    """The tile that a program with these ranges takes for so many rows."""
+    return next((tile for most, tile in ranges if rows <= most), ranges[-1][1])
+
+
+def key_of(plan: Plan, layout: PanelLayout, rows: int) -> TileKey:
+    """What a record must be for."""
+    return TileKey(plan.isa, layout.format.name, layout.n, layout.k, len(plan.cpus), rows)
+
+
+def _space(plan: Plan, role: str, layout: PanelLayout, rows: int, l2_bytes: int) -> TileSpace:
+    in_halves = role == _HALVES_ROLE
+    return TileSpace(isa_row(plan.isa), layout, rows, l2_bytes, in_halves, len(plan.cpus))
+
+
+def tasks_of(
+    plans: PlanPair,
+    layout: ModelLayout,
+    l2_bytes: int,
+    phases: Sequence[Phase] = tuple(Phase),
+    roles: Sequence[str] = GEMM_ROLES,
+) -> list[Task]:
+    """What to tune for a model; GEMMs that come down to the same slice are one task, unless one in
+    halves cannot start from the default.
+
+    Where both phases have it, it starts from the default tile of decode.
+    """
+    tasks: dict[tuple[PanelLayout, int, tuple[int, ...], bool], Task] = {}
+    for plan, role, rows in _decisions(plans, phases, roles):
+        panels: PanelLayout = getattr(layout, role)
+        part = slice_of(panels, rows, len(plan.cpus))
+        repeats = 1 if role == _FEW_ROWS_ROLE else layout.shape.num_layers
+        entry = (role, key_of(plan, panels, rows))
+        space = _space(plan, role, part, rows, l2_bytes)
+        default = tile_at(dict(plan.tiles)[role], rows)
+        start = space.in_pairs(default)
+        key = (part, rows, plan.cpus, start == default)
+        known = tasks.get(key, Task((), space, plan.cpus, start, 0.0))
+        if entry not in known.roles:
+            tasks[key] = replace(
+                known,
+                roles=(*known.roles, entry),
+                space=replace(known.space, in_halves=known.space.in_halves or role == _HALVES_ROLE),
+                weight=known.weight + repeats * panels.n * panels.k,
+            )
+    return _weighed(list(tasks.values()))
+
+
+def _decisions(
+    plans: PlanPair, phases: Sequence[Phase], roles: Sequence[str]
+) -> Iterator[tuple[Plan, str, int]]:
+    """(plan, role, rows) of every range of every plan."""
+    for phase in (phase for phase in (Phase.DECODE, Phase.PREFILL) if phase in phases):
+        for role in roles:
+            for _, rows in ranges_of(phase, role):
+                yield plans.of(phase), role, rows
+
+
+def _weighed(tasks: list[Task]) -> list[Task]:
+    """Tasks of the same rows share the weight 1, by their parts of a step's time."""
+    total = {
+        rows: sum(task.weight for task in tasks if task.rows == rows)
+        for rows in {task.rows for task in tasks}
+    }
+    return [replace(task, weight=max(task.weight / total[task.rows], MIN_WEIGHT)) for task in tasks]
+
+
+def untuned(plans: PlanPair, layout: ModelLayout) -> PlanPair:
+    """The plans with the default tiles for the formats of `layout`."""
+    isa, cpus = isa_row(plans.prefill.isa), plans.prefill.cpus
+    default = default_plans(isa, cpus, 1, layout.weights, layout.lm_head.format)
+    return replace(
+        plans,
+        prefill=replace(plans.prefill, tiles=default.prefill.tiles),
+        decode=replace(plans.decode, tiles=default.decode.tiles),
+    )
+
+
+@dataclass(frozen=True)
+class TileOrigin:
+    """Where the tiles of a role come from: for people, one text for each range."""
+
+    phase: Phase
+    role: str
+    origins: tuple[str, ...]
+
+    def render(self) -> str:
+        """ "default", "tuned on this machine", or both where the ranges differ."""
+        return " and ".join(dict.fromkeys(self.origins))
+
+
+def render_origins(origins: Sequence[TileOrigin], phase: Phase) -> str:
+    """One line for people: where each role's tiles in a phase come from."""
+    roles: dict[str, list[str]] = {}
+    for origin in origins:
+        if origin.phase is phase:
+            roles.setdefault(origin.render(), []).append(origin.role)
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in roles.items())
+
+
+def tuned_plans(
+    plans: PlanPair, layout: ModelLayout, book: RecordBook
+) -> tuple[PlanPair, tuple[TileOrigin, ...]]:
+    """The plans with the tiles of the best records, and the default where there is none."""
+    origins: list[TileOrigin] = []
+
+    def tuned(plan: Plan) -> Plan:
+        tiles = []
+        for role, default in plan.tiles:
+            ranges, origin = _tuned_ranges(plan, role, getattr(layout, role), default, book)
+            tiles.append((role, ranges))
+            origins.append(origin)
+        return replace(plan, tiles=tuple(tiles))
+
+    pair = replace(plans, prefill=tuned(plans.prefill), decode=tuned(plans.decode))
+    return pair, tuple(origins)
+
+
+def _tuned_ranges(
+    plan: Plan, role: str, panels: PanelLayout, default: TileRanges, book: RecordBook
+) -> tuple[TileRanges, TileOrigin]:
+    ranges: list[tuple[int, GemmTile]] = []
+    origins = []
+    anything = _space(plan, role, panels, MANY_ROWS, l2_bytes=0)
+    default = tuple((most, anything.in_pairs(tile)) for most, tile in default)
+    above = 0
+    for most, rows in ranges_of(plan.phase, role):
+        origin, pieces = "default", _between(default, above, most)
+        found = book.best(key_of(plan, panels, rows))
+        if found is not None:
+            space = _space(plan, role, panels, rows, l2_bytes=0)
+            known = space.start(found.record.tile)
+            start = space.start(tile_at(default, rows))
+            if known == start:  # it needs no code of its own
+                origin = f"tuned on {found.origin}"
+            elif space.is_legal(known, start):
+                origin, pieces = f"tuned on {found.origin}", [(most, known)]
+        for piece in pieces:
+            if ranges and ranges[-1][1] == piece[1]:
+                ranges.pop()
+            ranges.append(piece)
+        origins.append(origin)
+        above = most
+    return tuple(ranges), TileOrigin(plan.phase, role, tuple(origins))
+
+
+def _between(ranges: TileRanges, above: int, most: int) -> list[tuple[int, GemmTile]]:
+    """The part of `ranges` for more than `above` rows and at most `most`."""
+    inside = [(bound, tile) for bound, tile in ranges if above < bound < most]
+    return [*inside, (most, tile_at(ranges, most))]

@@ -1,0 +1,66 @@
+"""What the names of quantisations stand for, and which choices are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from codegen.spec import WeightFormat
+from sandwich.cli import main
+from sandwich.config import QUANTIZATIONS, ConfigError, EngineConfig
+from sandwich.startup.quantization import weight_formats
+
+INT8 = WeightFormat("int8")
+W8A8 = WeightFormat("int8", activations="int8")
+
+
+def int4(group: int) -> WeightFormat:
+    return WeightFormat("int4", activations="int8", group=group, scale_dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("options", "layers", "lm_head"),
+    [
+        ({}, WeightFormat("bfloat16"), WeightFormat("bfloat16")),
+        ({"quantization": "none"}, WeightFormat("bfloat16"), WeightFormat("bfloat16")),
+        ({"quantization": "int8"}, INT8, INT8),
+        ({"quantization": "int8-w8a8"}, W8A8, W8A8),
+        ({"quantization": "int4"}, int4(32), W8A8),
+        ({"quantization": "int4", "quantization_group": "128"}, int4(128), W8A8),
+        ({"quantization": "int4", "quantization_group": 0}, int4(0), W8A8),
+        ({"quantization": "int8", "quantization_group": 64}, WeightFormat("int8", group=64), INT8),
+    ],
+)
+def test_a_name_stands_for_two_formats(
+    options: dict[str, Any], layers: WeightFormat, lm_head: WeightFormat
+) -> None:
+    found = weight_formats(EngineConfig(**options), "bfloat16")
+    assert (found.layers, found.lm_head) == (layers, lm_head)
+
+
+def test_every_quantisation_has_formats() -> None:
+    names = {weight_formats(EngineConfig(quantization=q), "float32").layers for q in QUANTIZATIONS}
+    assert len(names) == len(QUANTIZATIONS)
+
+
+def test_a_group_without_a_quantisation_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--quantization-group is 32, but without --quantization"):
+        weight_formats(EngineConfig(quantization_group=32), "float32")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--quantization", "int3"], "'int3' is not one of none, int8, int8-w8a8, int4"),
+        (["--quantization-group", "48"], "'48' is not one of 0, 32, 64, 128"),
+        (["--quantization-group", "64"], "give --quantization too"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
