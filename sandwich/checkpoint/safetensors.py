@@ -122,6 +122,11 @@ class SafetensorsCheckpoint:
             done += count
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint in this format."""
+    return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+
+
 def _read_index(folder: Path) -> dict[str, Path]:
     """Tensor name -> file of a sharded checkpoint; empty if the checkpoint is a single file."""
     if (folder / SINGLE_FILE).is_file():

@@ -13,6 +13,7 @@ from pathlib import Path
 from codegen.spec import ModelShape
 from sandwich.checkpoint.fields import Fields, read_json
 from sandwich.models.rope import RopeConfig, read_rope
+from sandwich.models.tied import has_own_head
 
 SUPPORTED_ARCHITECTURE = "LlamaForCausalLM"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -68,11 +69,15 @@ class ModelConfig:
     def from_folder(folder: Path) -> ModelConfig:
         """The configuration of the checkpoint in `folder`.
 
+        `tie_word_embeddings` is false if the checkpoint holds an LM head of its own.
+
         Raises:
             ModelError: config.json is missing, damaged, or asks for something not supported.
         """
         file = folder / "config.json"
         config = _read_config(Fields(read_json(file), file), folder.resolve().name)
+        if config.tie_word_embeddings and has_own_head(folder):
+            config = dataclasses.replace(config, tie_word_embeddings=False)
         generation_file = folder / "generation_config.json"
         if not generation_file.is_file():
             return config

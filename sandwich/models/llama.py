@@ -17,8 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from codegen.spec import ModelShape
+
+STORED_FREQUENCIES: Final = ".rotary_emb.inv_freq"  # of the rotation, as old checkpoints hold them
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ def _layer_tensors(shape: ModelShape, layer: int) -> Iterator[CheckpointTensor]:
 
 
 def is_redundant(name: str, shape: ModelShape) -> bool:
-    """Whether a checkpoint may hold this tensor though the model computes or shares it."""
+    """Whether a checkpoint may hold this tensor though the model computes or shares it.
+
+    A tied LM head equals the embedding: `models/tied.py` has compared them.
+    """
     is_shared = shape.tied_embeddings and name == "lm_head.weight"
-    return is_shared or name.endswith(".rotary_emb.inv_freq")
+    return is_shared or name.endswith(STORED_FREQUENCIES)

@@ -6,6 +6,7 @@ remainder. It must not know kernels, plans or the machine.
 
 from __future__ import annotations
 
+import logging
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,15 +20,20 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from codegen.layout.arrays import bf16_from_float32
+from codegen.layout.arrays import bf16_from_float32, widen
 from codegen.layout.model import ModelLayout
 from codegen.spec import ModelShape
 from platforms.memory import Arena
 from sandwich.checkpoint.safetensors import NUMPY_DTYPES, SafetensorsCheckpoint, StoredTensor
 from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
-from sandwich.models.llama import CheckpointTensor, checkpoint_tensors, is_redundant
-from sandwich.models.rope import fill_tables
+from sandwich.models.llama import (
+    STORED_FREQUENCIES,
+    CheckpointTensor,
+    checkpoint_tensors,
+    is_redundant,
+)
+from sandwich.models.rope import fill_tables, inverse_frequencies
 from sandwich.weights.pack import WeightPacker
 
 CHUNK_VALUES: Final = 1 << 20  # of a tensor, read and packed at once
@@ -35,6 +41,9 @@ MAX_VALUE_NBYTES: Final = 4  # of the types a checkpoint may hold
 NUM_THREADS: Final = 2
 RANDOM_SCALE: Final = 0.02  # standard deviation of random weights, as models are initialised
 NAMES_SHOWN: Final = 5  # of each kind of wrong tensor
+FREQUENCY_ROUNDING: Final = 1e-2  # of rotation frequencies that are stored in 16 bits
+
+_log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Buffer = npt.NDArray[np.uint8]
@@ -79,6 +88,7 @@ def load_weights(
     with SafetensorsCheckpoint(path) as checkpoint:
         stored = checkpoint.tensors
         _check_tensors(path, stored, layout.shape)
+        _check_frequencies(checkpoint, config)
 
         def position(tensor: CheckpointTensor) -> tuple[Path, int]:
             return stored[tensor.name].file, stored[tensor.name].offset
@@ -140,6 +150,31 @@ def _check_tensors(path: Path, stored: dict[str, StoredTensor], shape: ModelShap
             f"{path}: the tensors do not fit config.json: {'; '.join(lines)}. "
             "Fetch the checkpoint again, or correct config.json"
         )
+
+
+def _check_frequencies(checkpoint: SafetensorsCheckpoint, config: ModelConfig) -> None:
+    """Warn if the checkpoint stores other rotation frequencies than config.json asks for.
+
+    They are computed from config.json, as in transformers; a stored copy is rounded at most.
+    """
+    expected = inverse_frequencies(config.rope, config.head_dim)
+    for name, tensor in checkpoint.tensors.items():
+        if not name.endswith(STORED_FREQUENCIES) or tensor.dtype not in NUMPY_DTYPES:
+            continue
+        if tensor.shape == expected.shape:
+            buffer = np.empty(expected.nbytes, np.uint8)
+            values = widen(checkpoint.read_rows(name, 0, len(expected), buffer))
+            is_same = np.allclose(values, expected, rtol=FREQUENCY_ROUNDING, atol=0.0)
+        else:
+            is_same = False
+        if not is_same:
+            _log.warning(
+                "%s: %s is not what config.json's rope settings give; config.json is used, as in "
+                "transformers",
+                tensor.file,
+                name,
+            )
+            return
 
 
 def _shorten(names: list[str]) -> str:

@@ -20,6 +20,7 @@ from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
 from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
 from sandwich.models.llama import checkpoint_tensors
+from sandwich.models.rope import inverse_frequencies
 from sandwich.weights import load as weights_module
 from sandwich.weights.load import ModelWeights, load_weights, random_weights
 
@@ -240,14 +241,32 @@ def test_padding_is_zero(tmp_path: Path) -> None:
     assert not packed["o_bias"][:, 37:].any()
 
 
-def test_tensors_that_a_model_computes_or_shares_itself_may_be_stored(tmp_path: Path) -> None:
+def test_tensors_that_a_model_computes_or_shares_itself_may_be_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = make_config(tie_word_embeddings=True)
     tensors = make_tensors(config)
     extra = {
-        "lm_head.weight": tensors["model.embed_tokens.weight"] + 1,
-        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(10, np.float32),
+        "lm_head.weight": tensors["model.embed_tokens.weight"],
+        "model.layers.0.self_attn.rotary_emb.inv_freq": inverse_frequencies(config.rope, 20),
     }
     assert_same(unpack(load(write_checkpoint(tmp_path, tensors | extra), config)), tensors)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("stored", [np.ones(10, np.float32), np.ones(9, np.float16)])
+def test_stored_frequencies_that_are_not_those_of_the_config_are_spoken_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stored: np.ndarray
+) -> None:
+    config = make_config()
+    name = "model.layers.1.self_attn.rotary_emb.inv_freq"
+    tensors = make_tensors(config)
+    assert_same(
+        unpack(load(write_checkpoint(tmp_path, {**tensors, name: stored}), config)), tensors
+    )
+    [record] = caplog.records
+    assert name in record.getMessage()
+    assert "config.json is used" in record.getMessage()
 
 
 def test_missing_extra_and_misshapen_tensors_are_all_named(tmp_path: Path) -> None:
