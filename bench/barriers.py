@@ -1,4 +1,4 @@
-"""What a barrier of a plan's cores costs, alone and in a step. Knows nothing of models' speed."""
+"""What a barrier of a plan's cores costs, alone and in a step."""
 
 from __future__ import annotations
 

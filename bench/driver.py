@@ -1,7 +1,4 @@
-"""Drives a real engine through whole prompts and through decode steps, and times every step.
-
-Knows nothing of limits, of tables or of files: it returns times and what they were spent on.
-"""
+"""Drives a real engine through whole prompts and through decode steps, and times every step."""
 
 from __future__ import annotations
 

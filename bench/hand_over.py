@@ -1,7 +1,4 @@
-"""What it costs to hand a job from the engine's thread to another launcher, and to hear of its end.
-
-Knows nothing of programs: the job is empty.
-"""
+"""What it costs to hand a job from the engine's thread to another launcher and hear of its end."""
 
 from __future__ import annotations
 

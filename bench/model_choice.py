@@ -1,7 +1,4 @@
-"""Which model a benchmark of the engine runs: a folder, a hub id, or a published shape.
-
-Knows nothing of what is measured.
-"""
+"""Which model a benchmark of the engine runs: a folder, a hub id, or a published shape."""
 
 from __future__ import annotations
 

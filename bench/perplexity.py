@@ -1,8 +1,7 @@
 """`sandwich bench perplexity`: what quantised weights cost, on a text that the model has not seen.
 
 Every quantisation runs as it is served: the engine's programs predict each token of the text, and
-perplexity is taken from the log probabilities that a request may ask for. Knows nothing of how
-weights are quantised.
+perplexity is taken from the log probabilities that a request may ask for.
 """
 
 from __future__ import annotations

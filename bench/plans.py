@@ -32,9 +32,10 @@ from sandwich.startup.step_bench import MAX_SEQS, MAX_TOKENS, StepBench, StepTim
 from schedules.calibration import Calibration, load_calibration, save_calibration
 from schedules.cost import Seats, StepCase, operators, step_cost
 from schedules.meters import PeakMeter, ReadMeter, last_level_cache_bytes
-from schedules.plan import PlanPair, default_plans, panel_width
+from schedules.plan import PlanPair
 from schedules.rates import MachineRates
 from schedules.search import PlanSearch, on_candidate
+from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.topotree import Candidate, TopoTree, candidates
 
 MAX_CONTEXT: Final = 2048

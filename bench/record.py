@@ -1,4 +1,4 @@
-"""What a result must carry to be believed: commit, machine, versions. Knows nothing of results."""
+"""What a result must carry to be believed: commit, machine, versions."""
 
 from __future__ import annotations
 

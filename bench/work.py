@@ -1,7 +1,7 @@
 """How much arithmetic and memory traffic a step of a model needs at the very least.
 
 Counted from the model's own sizes, without padding, so that an engine gains nothing by wasting
-work. Knows nothing of how the step is done.
+work.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The slow truth of every kernel: what each one computes, in plain NumPy.
 
-It must not know tvm, plans, tiles or threads. Functions take and return float32; where a kernel
-reads packed memory, the layout says so. "bfloat16" means that both inputs of a product are rounded
-to bf16 and the sums are float32.
+Functions take and return float32; where a kernel reads packed memory, the layout says so.
+"bfloat16" means that both inputs of a product are rounded to bf16 and the sums are float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """Facts about a machine: what it is, what it can run, and what this process may use of it.
 
-Knows nothing of kernels, models or servers. Depends on the standard library, NumPy and py-libnuma.
+Depends on the standard library, NumPy and py-libnuma.
 """

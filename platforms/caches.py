@@ -1,7 +1,4 @@
-"""The data and unified caches of a machine: how large, how many, and which CPUs share one.
-
-Knows nothing of cores or sockets, and nothing of what is blocked for which cache.
-"""
+"""The data and unified caches of a machine: how large, how many, and which CPUs share one."""
 
 from dataclasses import dataclass
 

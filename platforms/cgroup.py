@@ -1,7 +1,6 @@
 """The limits that control groups put on this process: version 1, version 2, and both at once.
 
 A limit may sit on any ancestor, so every file is read from the process's own group up to the mount.
-Knows nothing of affinity, of the machine's size, or of what the limits are used for.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,4 @@
-"""What /proc/cpuinfo says: the architecture, the model's name and the instruction set features.
-
-Knows nothing of cores, caches or ISA rows.
-"""
+"""What /proc/cpuinfo says: the architecture, the model's name and the instruction set features."""
 
 import platform
 from dataclasses import dataclass

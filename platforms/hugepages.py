@@ -1,7 +1,4 @@
-"""The state of huge pages: transparent ones (THP) and the pools of explicit ones (hugetlbfs).
-
-Knows nothing of who wants them.
-"""
+"""The state of huge pages: transparent ones (THP) and the pools of explicit ones (hugetlbfs)."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,6 @@
 """The instruction sets Sandwich has kernels for, as a table, and the choice of one at run time.
 
-A new ISA is one row here and one file of intrinsics in codegen. Knows nothing of kernels; of
-TVM it knows what a target description looks like.
+A new ISA is one row here and one file of intrinsics in codegen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What this process may use of the machine, and the choice of CPUs that follows from it.
 
 Limits come from affinity, control groups and memory; the choice is made step by step, and every
-step is kept, so that it can be shown. Knows nothing of plans: which CPU does what is decided
-elsewhere.
+step is kept, so that it can be shown.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""A machine as one frozen value: what `probe` found, printable as JSON and read back without loss.
-
-Knows nothing of files below /sys and /proc: a recorded machine serves as well as the live one.
-"""
+"""A machine as one frozen value: what `probe` found, printed as JSON and read back without loss."""
 
 import hashlib
 import json

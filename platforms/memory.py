@@ -1,7 +1,4 @@
-"""Memory that the engine owns: arenas on huge pages, placed on NUMA nodes, and dropping file pages.
-
-Knows nothing of weights, caches or models: it hands out zeroed arrays.
-"""
+"""Memory that the engine owns: arenas on huge pages, placed on NUMA nodes; dropping file pages."""
 
 import logging
 import math

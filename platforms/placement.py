@@ -1,7 +1,6 @@
 """On which NUMA nodes the pages of a memory range shall lie, and on which they do.
 
 Containers often refuse these calls: whoever asks learns whether it worked, and goes on without.
-Knows nothing of what the memory holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Probing a machine: every reader once, over the live system or a recorded tree.
-
-Knows nothing of how the facts are read or shown.
-"""
+"""Probing a machine: every reader once, over the live system or a recorded tree."""
 
 from platforms.amx import granted_flags
 from platforms.caches import read_caches

@@ -1,7 +1,7 @@
 """Frozen dataclasses to JSON values and back, without loss, guided by their type annotations.
 
 Handles nested dataclasses, tuples, optional values, scalars, sets of words (as one string, space
-between) and CPU lists (as the kernel writes them, "0-3,8"). Knows nothing of machines.
+between) and CPU lists (as the kernel writes them, "0-3,8").
 """
 
 import dataclasses

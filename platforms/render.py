@@ -1,7 +1,4 @@
-"""A machine as text for a person: what was found, what limits apply, what will be used and why.
-
-Knows nothing of terminals: the text is plain, aligned and at most about a hundred columns wide.
-"""
+"""A machine as text for a person: what was found, what limits apply, what will be used and why."""
 
 from collections.abc import Iterator
 from textwrap import wrap

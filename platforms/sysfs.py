@@ -1,8 +1,7 @@
 """Reading the kernel's small text files below a root directory.
 
-Every fact about a machine comes through a `Tree`: a recorded one is probed like the live one.
-A file that is missing, unreadable or malformed reads as None: containers hide all sorts of them.
-Knows nothing of what the files mean.
+Every fact about a machine comes through a `Tree`: a recorded one is probed like the live one. A
+file that is missing, unreadable or malformed reads as None: containers hide all sorts of them.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""The tree of a machine: sockets > NUMA nodes > LLC groups > physical cores > SMT siblings.
-
-Knows nothing of limits: it shows what the machine has, not what this process may use.
-"""
+"""The tree of a machine: sockets > NUMA nodes > LLC groups > physical cores > SMT siblings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """Every error Sandwich raises on purpose: a user's mistake or a machine's limit; bugs assert.
 
-A message names the value, the limit and the remedy. Must not know HTTP: the server maps classes to
-status codes.
+A message names the value, the limit and the remedy.
 """
 
 from __future__ import annotations

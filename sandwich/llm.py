@@ -1,7 +1,6 @@
 """The Python API: `LLM(model).generate(prompts, SamplingParams(...))`, in the shape vLLM gave it.
 
-Runs the engine on the caller's thread, without a server. Knows nothing of the wire, nor of how an
-engine is built or makes a step.
+Runs the engine on the caller's thread, without a server.
 """
 
 from __future__ import annotations

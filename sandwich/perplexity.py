@@ -1,4 +1,4 @@
-"""How well a model predicts a text, as one value. Knows nothing of models or of how they ran."""
+"""How well a model predicts a text, as one value."""
 
 from __future__ import annotations
 

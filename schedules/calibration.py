@@ -2,7 +2,7 @@
 
 A calibration belongs to a fingerprint and an ISA. It also finds the groups of cores that sysfs
 hides, as virtual machines without L3 ids do: cores of one group pass a cache line faster than
-others. Knows nothing of how the figures were measured.
+others.
 """
 
 from __future__ import annotations

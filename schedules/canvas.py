@@ -1,6 +1,6 @@
 """Boxes and labels on a canvas, written as SVG text or, through matplotlib, as PNG.
 
-Coordinates are pixels from the top left. Knows nothing of what is drawn.
+Coordinates are pixels from the top left.
 """
 
 from __future__ import annotations

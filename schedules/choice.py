@@ -1,7 +1,4 @@
-"""What a phase runs on and why: candidates with their predicted and measured times, as values.
-
-Knows nothing of how times are predicted or measured.
-"""
+"""What a phase runs on and why: candidates with their predicted and measured times, as values."""
 
 from __future__ import annotations
 

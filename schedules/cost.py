@@ -4,8 +4,7 @@ A step is a row of operators with a barrier behind each. An operator's units (pa
 heads and query tiles of attention, tokens of a norm) are split among the cores in equal contiguous
 ranges, as the programs do it; it lasts about as long as its slowest core computes or its slowest
 memory path delivers, whichever is longer. Assumed: weights and KV cache come from memory in every
-step, read once, unless all of them fit in the last level caches of the cores. Knows nothing of how
-candidates are found.
+step, read once, unless all of them fit in the last level caches of the cores.
 """
 
 from __future__ import annotations

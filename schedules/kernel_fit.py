@@ -1,7 +1,4 @@
-"""From the times of operators in real steps to the rates of one core's kernels.
-
-Knows nothing of how the steps were run.
-"""
+"""From the times of operators in real steps to the rates of one core's kernels."""
 
 from __future__ import annotations
 

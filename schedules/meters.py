@@ -1,7 +1,7 @@
 """What some cores can do at most, measured: read bandwidth and the register-only peak.
 
 A machine that others use is never twice the same, so a meter takes single samples, to be
-interleaved with what they are compared with. Knows nothing of models, plans or engines.
+interleaved with what they are compared with.
 """
 
 from __future__ import annotations

@@ -17,14 +17,11 @@ from codegen.spec import (
     Groups,
     Phase,
     TileRanges,
-    WeightFormat,
     check_ranges,
     num_cores,
 )
-from platforms.isa import IsaRow
 from platforms.sysfs import format_cpu_list
 from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
-from schedules.tiles.defaults import default_tiles
 
 
 class PlanError(ValueError):
@@ -195,38 +192,3 @@ class PlanPair:
             "decode": self.decode.to_json(),
             "mixed": self.mixed.to_json(),
         }
-
-
-def panel_width(isa: IsaRow) -> int:
-    """Columns of a weight panel: four vectors where the registers hold a 6 x 4 tile, else two."""
-    return isa.lanes * (4 if isa.num_vector_registers >= 32 else 2)
-
-
-def default_plans(
-    isa: IsaRow,
-    cpus: Iterable[int],
-    group_size: int,
-    weights: WeightFormat | None = None,
-    lm_head: WeightFormat | None = None,
-) -> PlanPair:
-    """The plans of an ISA with nothing measured: complete and right, every core in both phases.
-
-    group_size: query heads that share one KV head. weights, lm_head: the formats of the layers'
-    matrices and of the LM head; None for weights that are not quantised.
-    """
-    cores, plain = tuple(cpus), WeightFormat("bfloat16")
-
-    def plan(phase: Phase, query_tile: int) -> Plan:
-        layers = default_tiles(isa, phase, weights or plain)
-        head = default_tiles(isa, phase, lm_head or plain)
-        tiles = tuple((role, head if role == "lm_head" else layers) for role in GEMM_ROLES)
-        return Plan(phase, isa.name, cores, tiles, query_tile)
-
-    return PlanPair(
-        panel=panel_width(isa),
-        prefill=plan(Phase.PREFILL, max(1, QUERY_ROWS // group_size)),
-        decode=plan(Phase.DECODE, 1),
-    )
-
-
-QUERY_ROWS = 16  # rows of an attention tile: query heads x tokens

@@ -1,7 +1,5 @@
 """The TopoTree as a picture: sockets, nodes and LLC groups as boxes, and in every core a stripe for
 each use that is made of it.
-
-Knows nothing of files or formats.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tuned records: which tile was found best for a GEMM, on what machine, and how good it was.
 
 A record is one JSON line, appended when it is found; decisions are kept and replayed, binaries are
-rebuilt. Knows nothing of how tiles are found, nor of plans.
+rebuilt.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A replica reads its own copy of the weights from its own node and shares nothing, so that it never
 waits for another; a single request is served by one node alone. Rated here; running replicas is a
-matter of several servers, each with its own `--cpu-bind`. Knows nothing of how cores were chosen.
+matter of several servers, each with its own `--cpu-bind`.
 """
 
 from __future__ import annotations

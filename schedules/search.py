@@ -2,7 +2,7 @@
 
 The cost model ranks; where real steps can be timed, they decide between the best few. Decode
 chooses first, and weights and KV cache lie on the nodes of its cores; prefill chooses with the
-memory where it is, because both phases share one copy. Knows nothing of tiles or programs.
+memory where it is, because both phases share one copy.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every set of cores is a plain shape (CoreSet) of a TopoTree, so that the same measurements make
 sense on two cores and on 128. Neighbours on a shared machine only ever slow a sample down, so the
-best of several counts. Knows nothing of models or plans.
+best of several counts.
 """
 
 from __future__ import annotations

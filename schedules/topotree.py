@@ -3,7 +3,7 @@
 machine > socket > NUMA node > LLC group > core > SMT thread. Two pure functions make one tree of
 another: `group` declares subtrees to be partitions, `remove` keeps some children of every node of a
 level. Applied in turn they enumerate the candidates for a plan, partial ones included (Sandwich,
-arXiv 2507.18454). Knows nothing of models, costs or phases.
+arXiv 2507.18454).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from platforms.machine import Machine
 from platforms.probe import probe
 from sandwich.config import SANDWICH_CACHE_DIR
 from schedules.meters import PeakMeter, ReadMeter, last_level_cache_bytes
-from schedules.plan import panel_width
+from schedules.tiles.default_plans import panel_width
 
 DEFAULT_M = "1,2,4,8,16,24,32,48,64,100,128,256,300,512,1024"
 # Samples of the limits are about as long as turns.

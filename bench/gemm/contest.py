@@ -1,7 +1,6 @@
 """A problem of the GEMM benchmark, who may take part in it, and our own entry.
 
-A contestant multiplies one weight shape for any M and times itself. It knows nothing of the others,
-of tables or of limits.
+A contestant multiplies one weight shape for any M and times itself.
 """
 
 from __future__ import annotations

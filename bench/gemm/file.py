@@ -1,7 +1,4 @@
-"""The result file of the GEMM benchmark: written after every cell, and gone on with later.
-
-Knows nothing of how cells are measured.
-"""
+"""The result file of the GEMM benchmark: written after every cell, and gone on with later."""
 
 from __future__ import annotations
 

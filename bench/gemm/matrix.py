@@ -1,7 +1,4 @@
-"""One weight matrix of the GEMM benchmark: its contestants are built once, for every M.
-
-Knows nothing of flags, of tables or of files.
-"""
+"""One weight matrix of the GEMM benchmark: its contestants are built once, for every M."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A peer of the GEMM benchmark that is tuned for one shape at a time: TVM's MetaSchedule.
 
 Every number of rows is a search of its own, which takes minutes, so the result is kept in the
-cache's folder, and the peer takes part only where `--peers` names it. Knows nothing of our own
-kernels, of tables or of limits.
+cache's folder, and the peer takes part only where `--peers` names it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the other libraries of the GEMM benchmark have in common: threads, weights, trials.
-
-Knows nothing of our own kernels, of tables or of limits, nor of any one library.
-"""
+"""What the other libraries of the GEMM benchmark have in common: threads, weights, trials."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The libraries that the GEMM benchmark compares with, by name and weight format.
-
-Knows nothing of our own kernels, of tables or of limits.
-"""
+"""The libraries that the GEMM benchmark compares with, by name and weight format."""
 
 from __future__ import annotations
 

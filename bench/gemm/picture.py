@@ -1,6 +1,6 @@
 """Draws the result of the GEMM benchmark: a heat map of ratios and a roofline for each dtype.
 
-matplotlib is an extra (`plot`), imported only to draw. Knows nothing of how cells were measured.
+matplotlib is an extra (`plot`), imported only to draw.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The plans that our kernels of the GEMM benchmark run with: those that the engine would have.
 
 That is default tiles, tuned ones where there are records, and newly tuned ones if it is asked for.
-Knows nothing of contestants.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from codegen.layout.model import ModelLayout
 from codegen.spec import TileRanges
 from platforms.machine import Machine
 from sandwich.cli.tune import to_json
-from schedules.plan import PlanPair, default_plans
+from schedules.plan import PlanPair
 from schedules.records import RecordBook
+from schedules.tiles.default_plans import default_plans
 from schedules.tiles.tuned_plans import tuned_plans
 from schedules.tiles.tuning import TuningJob, run
 

@@ -1,7 +1,4 @@
-"""What the GEMM benchmark multiplies: matrices of published models, in types of weights.
-
-Knows nothing of clocks.
-"""
+"""What the GEMM benchmark multiplies: matrices of published models, in types of weights."""
 
 from __future__ import annotations
 

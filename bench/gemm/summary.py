@@ -1,4 +1,4 @@
-"""Times of GEMM cells -> rates, ratios and tables. Knows nothing of how the times were taken."""
+"""Times of GEMM cells -> rates, ratios and tables."""
 
 from __future__ import annotations
 

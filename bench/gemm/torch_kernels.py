@@ -1,7 +1,4 @@
-"""Peers of the GEMM benchmark in torch: oneDNN, and what torch has for quantised weights.
-
-Knows nothing of our own kernels, of tables or of limits.
-"""
+"""Peers of the GEMM benchmark in torch: oneDNN, and what torch has for quantised weights."""
 
 from __future__ import annotations
 

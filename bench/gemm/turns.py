@@ -2,7 +2,7 @@
 
 Memory and neighbours of a shared machine change within seconds, by a factor of two. So a turn is
 short, every round has one of each contestant and of each limit, and figures of one round are
-compared with each other alone. Knows nothing of what the contestants multiply.
+compared with each other alone.
 """
 
 from __future__ import annotations

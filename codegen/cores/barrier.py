@@ -5,7 +5,7 @@ line of its NUMA node, the last of those to the machine's. Release comes down th
 that waits polls a flag of its own group, which is written once for each barrier with the number of
 that barrier. So a line crosses from socket to socket once for each node, not once for each core
 (Yew, Tzeng and Lawrie, "Distributing Hot-Spot Addressing in Large-Scale Multiprocessors", IEEE TC
-1987). Must not know tvm, or what runs between two barriers.
+1987).
 """
 
 from __future__ import annotations

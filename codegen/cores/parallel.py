@@ -1,7 +1,4 @@
-"""How the cores of a plan work together: one launch, shares of the work, waiting for each other.
-
-Knows nothing of operators.
-"""
+"""How the cores of a plan work together: one launch, shares of the work, waiting for each other."""
 
 from __future__ import annotations
 

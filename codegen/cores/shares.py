@@ -1,7 +1,7 @@
 """How items are shared between the cores of a plan: for kernels, and for whoever must know which
 core reads what.
 
-Arithmetic only: it must not know tvm.
+Arithmetic only.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Its design space, postprocessors and mutators are used as they are, with measured times for fitness.
 Its own drivers are not: in TVM 0.27.0 the evolutionary and the replay strategy end the process with
 a segmentation fault before their first trial (TuneContext.pre_tuning), and so do two of its four
-mutators (compute location, parallelism) when they are set up. Knows nothing of our own kernels.
+mutators (compute location, parallelism) when they are set up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The arithmetic of a register tile: rows of activations times vectors of packed weights.
 
-Every format multiplies in one ascending order of k, whatever the tile. Knows nothing of the loops
-around a tile, nor of what becomes of its results.
+Every format multiplies in one ascending order of k, whatever the tile.
 """
 
 from __future__ import annotations

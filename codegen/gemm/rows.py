@@ -1,7 +1,4 @@
-"""The numbers of rows that each tile of a GEMM is for, so that no code is made for any other.
-
-Knows nothing of what is done with a row.
-"""
+"""The numbers of rows that each tile of a GEMM is for, so that no code is made for any other."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 
 Matrix products along a space-filling curve that takes any rectangle: Georganas, Heinecke, Dubey,
 "Space Filling Curves is All You Need" (arXiv 2601.16294). Here the curve fills squares side by
-side, and steps over what is outside. Knows nothing of what is done in a cell.
+side, and steps over what is outside.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Arrays as kernels see them: their specs, and 16-bit floats held as uint16 bit patterns.
 
-NumPy only: it must not know tvm, models or layouts.
+NumPy only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The tensors of a model and of its KV cache, as the kernels read them.
 
-Values and NumPy only: it must not know tvm, files, threads or where the memory comes from. bf16
-data is uint16 bit patterns (one value) or int32 words (a pair of consecutive values, low half =
-even index).
+Values and NumPy only. bf16 data is uint16 bit patterns (one value) or int32 words (a pair of
+consecutive values, low half = even index).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How the operands of kernels travel: the words of weights and activations, by ISA and dtype.
 
-Values only: it must not know tvm.
+Values only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one writer of packed weights: matrices in N-panels, in every format.
 
-Values and NumPy only: it must not know tvm, models, files or where the memory comes from. Words are
-float32, int32 (a bf16 pair, four bytes, eight nibbles) or int16 (two bytes).
+Values and NumPy only. Words are float32, int32 (a bf16 pair, four bytes, eight nibbles) or int16
+(two bytes).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rounding weights to 8 or 4 bits, in NumPy: the nearest code, one scale per row or group of a row.
 
-Values only: it must not know where rows come from, nor how codes are packed.
+Values only.
 """
 
 from __future__ import annotations

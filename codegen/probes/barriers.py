@@ -2,7 +2,6 @@
 
 It is compiled for the same ISA row as the phase programs, whose barrier it is. TVM's own, which
 polls every other worker and gives way to other threads at each look, can be had for comparison.
-Knows nothing of plans, nor of what is done with the figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A probe of how far two cores are from each other: a cache line that they write by turns.
-
-Knows nothing of what is done with the figures.
-"""
+"""A probe of how far two cores are from each other: a cache line that they write by turns."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Probes of what a machine can do at most: reading memory, and multiplying out of registers alone.
 
 They are compiled for the same ISA row by the same compiler as the kernels they are compared with.
-Knows nothing of plans, nor of what is done with the figures.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from codegen.cores.parallel import each_core, parallel_region
-from codegen.gemm.epilogues import add_to_residual, silu_gate, store
 from codegen.gemm.nest import Epilogue, Gemm
 from codegen.gemm.register_tile import Weights
 from codegen.kit import Expr, T, prim_func
@@ -26,6 +25,7 @@ from codegen.step.elementwise import (
     rope_and_cache,
 )
 from codegen.step.embedding import embed
+from codegen.step.epilogues import add_to_residual, silu_gate, store
 from codegen.step.step import Step
 from codegen.step.timing import OUTSIDE, clock_import, switch_to
 

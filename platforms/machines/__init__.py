@@ -1,7 +1,7 @@
 """Recorded machines, one JSON file each as `sandwich probe --json` prints it, and how to read one.
 
 Most are written by `python -m platforms.machines.make`; a record of a live machine is added by
-putting its file here. Knows nothing of what is simulated on them.
+putting its file here.
 """
 
 from pathlib import Path

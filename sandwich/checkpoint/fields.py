@@ -1,7 +1,4 @@
-"""Checked reading of a model's JSON files: every refusal names file, key, value and what is taken.
-
-It must not know what any key means.
-"""
+"""Checked reading of a model's JSON files: a refusal names file, key, value and what is taken."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Reads Hugging Face safetensors checkpoints, one file or sharded, rows at a time.
 
 The `safetensors` library checks the headers; the data is read with `pread` into the caller's
-buffer, because the library has no NumPy type for bf16 and maps whole files. It must not know what
-a tensor is for.
+buffer, because the library has no NumPy type for bf16 and maps whole files.
 """
 
 from __future__ import annotations

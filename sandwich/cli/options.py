@@ -1,7 +1,4 @@
-"""Options of sandwich/config.py -> flags, and flags or a YAML file -> configuration objects.
-
-Knows nothing of any single option: names, help and checks come from the fields.
-"""
+"""Options of sandwich/config.py -> flags, and flags or a YAML file -> configuration objects."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""An argparse parser that loads a verb's flags when the verb is used, and the table of verbs.
-
-Knows nothing of any verb's flags or of what it does.
-"""
+"""An argparse parser that loads a verb's flags when the verb is used, and the table of verbs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The picture of `sandwich plan --draw`: what a search has chosen, as uses of the TopoTree's cores.
-
-Knows nothing of how it is painted.
-"""
+"""The picture of `sandwich plan --draw`: a search's choice, as uses of the TopoTree's cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the model that travels with the package lies. Knows nothing of the engine or training."""
+"""Where the model that travels with the package lies."""
 
 from pathlib import Path
 

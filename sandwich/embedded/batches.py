@@ -1,6 +1,6 @@
 """Token windows for training: documents packed end to end, each beginning with end-of-text.
 
-Knows documents and ids; knows nothing of the model. Batches are a pure function of (seed, step).
+Batches are a pure function of (seed, step).
 """
 
 import random

@@ -1,7 +1,4 @@
-"""Does the model write Python? Complete a signature and see whether a function comes of it.
-
-Knows the transformers interface of a model; knows nothing of training.
-"""
+"""Does the model write Python? Complete a signature and see whether a function comes of it."""
 
 import ast
 import warnings

@@ -1,7 +1,4 @@
-"""The training text: the running interpreter's standard library, as files, functions and chats.
-
-Knows Python source and how it is split; knows nothing of tokens or of models.
-"""
+"""The training text: the running interpreter's standard library, as files, functions and chats."""
 
 import ast
 import hashlib

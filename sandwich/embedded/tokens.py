@@ -1,7 +1,4 @@
-"""The tokenizer: byte-level BPE, special tokens, chat template, in the Hugging Face layout.
-
-Knows text and ids; knows nothing of models or of training.
-"""
+"""The tokenizer: byte-level BPE, special tokens, chat template, in the Hugging Face layout."""
 
 import json
 from collections.abc import Iterable

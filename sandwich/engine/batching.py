@@ -1,6 +1,6 @@
 """From "these requests, this many tokens each" to a batch.
 
-Must not know: why these requests were chosen. Their block tables already reach far enough.
+Their block tables already reach far enough.
 """
 
 from __future__ import annotations

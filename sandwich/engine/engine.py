@@ -1,7 +1,6 @@
 """The engine: one executor, one scheduler, one sampler, and the step that joins them.
 
-All of it lives on one thread, except `check_request`, `limits` and reading `stats`. Must not know:
-threads, queues, text, HTTP, or which executor it drives.
+All of it lives on one thread, except `check_request`, `limits` and reading `stats`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is done to, or read from, one row of logits: edits a request asks for, top ids, log probs.
 
-Rows are float32 (vocab_size,). Ties always go to the lower id. Must not know: batches, randomness.
+Rows are float32 (vocab_size,). Ties always go to the lower id.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """From logits to tokens, one row at a time, so that no request can feel another.
 
 A token is a function of its row and its request's parameters, seed and tokens so far: the random
-stream is counter based, so neither the batch nor a preemption can change it. Must not know: the
-scheduler, text.
+stream is counter based, so neither the batch nor a preemption can change it.
 """
 
 from __future__ import annotations

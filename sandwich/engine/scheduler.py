@@ -6,8 +6,6 @@ the tokens it must prefill, so prefill never waits for blocks halfway. Decode gr
 if none is free the youngest running request gives up its blocks and goes back to the head of
 `waiting`, to be recomputed. The oldest is never the victim while another runs, and alone it always
 fits (`check` saw to that), so the oldest always moves on and nothing can live-lock.
-
-Must not know: logits, text, what the executor does with a batch.
 """
 
 from __future__ import annotations

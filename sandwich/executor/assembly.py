@@ -1,7 +1,4 @@
-"""A compiled executor from its parts: programs are compiled while the weights are filled.
-
-Knows nothing of where plans and weights come from.
-"""
+"""A compiled executor from its parts: programs are compiled while the weights are filled."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from codegen.layout.model import KvLayout, ModelLayout
 from platforms.memory import Arena
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor, Programs
+from sandwich.executor.numa_placement import NOT_PLACED, Placement
 from sandwich.executor.programs import compile_programs
 from sandwich.executor.specs import beside_specs, program_specs, step_bytes
-from sandwich.startup.numa_placement import NOT_PLACED, Placement
 from sandwich.weights.load import ModelWeights
 from schedules.plan import PlanPair
 

@@ -2,8 +2,6 @@
 
 What a step makes is named tuples: they are built between two native calls, on caches that have just
 been swept by the weights, and cost a fraction of frozen dataclasses.
-
-Must not know: how a batch was chosen, what is done with the logits, or any one executor.
 """
 
 from __future__ import annotations

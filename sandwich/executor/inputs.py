@@ -2,7 +2,6 @@
 
 The next native call waits for this, on caches that the weights have just swept. Memory views touch
 a fraction of the code and data that NumPy does, and what is in the arrays already is left alone.
-Must not know: why these requests were chosen, what reads the arrays.
 """
 
 from __future__ import annotations

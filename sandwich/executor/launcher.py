@@ -1,7 +1,7 @@
 """A launcher: the thread from which programs of one set of cores start, with its own pinned pool.
 
 TVM keeps one worker pool per calling thread, so two launchers are two sets of pinned cores side by
-side, and a plan switch is a step handed to the other launcher. It knows nothing of batches.
+side, and a plan switch is a step handed to the other launcher.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An executor without a model: tokens are a hash of (token, position), so tests can predict them.
 
-It carries the tests of scheduler, engine, server, metrics. Must not know: TVM, weights, requests.
+It carries the tests of scheduler, engine, server, metrics.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The slow truth of a whole model: a forward step in plain NumPy over the packed weights.
 
 Reads the same packed arenas and writes the same paged KV cache layout as the compiled programs, so
-it checks layouts as well as arithmetic. It must not know tvm, plans, threads or scheduling.
+it checks layouts as well as arithmetic.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A look inside a step: one line per operator with its time, its share and its rates.
 
-Reads the timers of a program that has them. Knows nothing of the machine's limits.
+Reads the timers of a program that has them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each of the two has a cache of its own, so no error hides by spreading from one to the other. For
 debugging: a step takes as long as NumPy does, and the reference holds a float32 copy of all
-matrices. It must not know why a batch was chosen, nor how either executor works.
+matrices.
 """
 
 from __future__ import annotations

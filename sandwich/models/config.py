@@ -1,7 +1,6 @@
 """What a checkpoint's config.json says, as one frozen value; refuses what is not supported.
 
-Reads `config.json` as transformers 4 and 5 write it, and `generation_config.json` beside it. It
-must not know weights, kernels or how the model is served.
+Reads `config.json` as transformers 4 and 5 write it, and `generation_config.json` beside it.
 """
 
 from __future__ import annotations

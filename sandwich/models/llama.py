@@ -9,8 +9,7 @@
         h = h + down_proj (silu(gate_proj x) * up_proj x)
     logits = lm_head rms_norm(h, norm)
 
-Source: LLaMA (arXiv 2302.13971), Llama 3 (arXiv 2407.21783). It must not know files, packing,
-batches or threads.
+Source: LLaMA (arXiv 2302.13971), Llama 3 (arXiv 2407.21783).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Who owns which block of the KV cache: a pool of block ids and one table of them per request.
 
-A block holds `block_size` tokens of every layer and KV head. Must not know: where the bytes are,
-what is in them, which request is more important.
+A block holds `block_size` tokens of every layer and KV head.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One request inside the engine: its tokens, how far they are computed, the events that leave it.
-
-Must not know: text, HTTP, who the other requests are, or which blocks are free.
-"""
+"""One request inside the engine: its tokens, how far they are computed, its events."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a client may ask about how tokens are chosen: one frozen value, checked when it is built.
-
-Must not know: servers, tokenizers, or a vocabulary (the engine checks ids when a request is added).
-"""
+"""What a client may ask about how tokens are chosen: one frozen value, checked when it is built."""
 
 from __future__ import annotations
 

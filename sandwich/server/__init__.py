@@ -1,4 +1,1 @@
-"""The HTTP server: the OpenAI wire format on one side, the bridge to the engine on the other.
-
-Knows nothing of kernels, plans, blocks or batches.
-"""
+"""The HTTP server: the OpenAI wire format on one side, the bridge to the engine on the other."""

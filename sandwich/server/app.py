@@ -1,7 +1,4 @@
-"""The application: routes, middlewares, and the life of a server from listening to the last byte.
-
-Knows nothing of what the endpoints do.
-"""
+"""The application: routes, middlewares, the life of a server from listening to the last byte."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a server serves: an engine, its tokenizer, and the model's facts that clients can see.
 
-The one place where the server meets the builder of engines. Knows nothing of HTTP.
+The one place where the server meets the builder of engines.
 """
 
 from __future__ import annotations

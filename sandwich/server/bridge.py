@@ -2,7 +2,7 @@
 
 The engine lives on one thread of its own, which blocks while there is nothing to do. Work enters
 through an inbox that the thread empties between steps; events leave with one wake-up of the event
-loop per step. Knows nothing of text, HTTP or how a step is made.
+loop per step.
 
 The number of requests in the house is bounded, every wait ends (with events, or with the failure
 that ended them), and a request whose owner has gone is aborted.

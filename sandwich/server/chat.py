@@ -1,8 +1,4 @@
-"""POST /v1/chat/completions: a conversation in, the assistant's reply out.
-
-Knows the shape of chat completions; knows nothing of text completions, batches or the engine's
-thread.
-"""
+"""POST /v1/chat/completions: a conversation in, the assistant's reply out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""POST /v1/completions: text or token ids in, text out.
-
-Knows the shape of text completions; knows nothing of chat, batches or the engine's thread.
-"""
+"""POST /v1/completions: text or token ids in, text out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The choices of one call on their way: token events in, text deltas, usage and timings out.
 
-Shared by text and chat completions, streamed or not. Knows nothing of either's shape.
+Shared by text and chat completions, streamed or not.
 """
 
 from __future__ import annotations

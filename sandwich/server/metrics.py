@@ -1,7 +1,7 @@
 """Prometheus metrics: the one writer of their names. The suffixes are those of vLLM.
 
 Counters and gauges of the engine are read from its statistics when somebody asks; histograms are
-filled from the events that leave it. Knows nothing of HTTP.
+filled from the events that leave it.
 """
 
 from __future__ import annotations

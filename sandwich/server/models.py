@@ -1,7 +1,4 @@
-"""The small endpoints: models, health, version, metrics, tokens and back.
-
-Knows nothing of completions.
-"""
+"""The small endpoints: models, health, version, metrics, tokens and back."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""From the bytes of a request to a typed body, or to an error that names the field.
-
-Knows the types of `protocol.py` and how JSON can be wrong; knows nothing of HTTP or the engine.
-"""
+"""From the bytes of a request to a typed body, or to an error that names the field."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """The bodies that clients send, as types. One writer of every request field's name and type.
 
-Knows nothing of HTTP, tokens or the engine: ranges are checked where the values are used
-(`SamplingParams`, `validation.py`), and this file says only what a body may contain.
-
 A field that is absent, or `null` as OpenAI's clients like to send, is UNSET, so that the
 checkpoint's own default can apply. Each struct also names the fields that are accepted and
 ignored because they are a client's bookkeeping, and those that mean something Sandwich cannot do:

@@ -1,7 +1,4 @@
-"""What one call waits for: the events of its requests, on the event loop's side of the bridge.
-
-Knows nothing of threads, text or HTTP, nor of how the engine is reached: its owner does that.
-"""
+"""What one call waits for: the events of its requests, on the event loop's side of the bridge."""
 
 from __future__ import annotations
 

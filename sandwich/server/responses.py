@@ -1,6 +1,6 @@
 """The bodies that clients get, as types. One writer of every response field's name.
 
-Knows nothing of HTTP or the engine. A field at UNSET is left out; None is written as null.
+A field at UNSET is left out; None is written as null.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A backend at work: the bridge to its engine, and text to tokens without holding up the loop.
-
-Knows tokens and requests; knows nothing of HTTP or of any response's shape.
-"""
+"""A backend at work: the bridge to its engine, and text to tokens without holding up the loop."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Server-sent events: the frames of a streamed answer and the care for the client's connection.
-
-Knows HTTP and bytes; knows nothing of what the events mean.
-"""
+"""Server-sent events: the frames of a streamed answer and the care for the client's connection."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the handlers of one server share; the only thing that changes in it is the service.
-
-Knows nothing of HTTP.
-"""
+"""What the handlers of one server share; the only thing that changes in it is the service."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """From a typed body to what the engine takes: prompts, messages, sampling parameters.
 
-Checks what types cannot say: ranges, limits, combinations. Knows nothing of HTTP, the engine's
-state or tokens' meaning.
+Checks what types cannot say: ranges, limits, combinations.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What every endpoint does with HTTP: find the service, read a body, write JSON.
-
-Knows nothing of what the bodies mean.
-"""
+"""What every endpoint does with HTTP: find the service, read a body, write JSON."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from sandwich.engine.engine import Engine
 from sandwich.executor.assembly import compiled_executor
 from sandwich.executor.base import Executor
 from sandwich.executor.null import NullExecutor
+from sandwich.executor.numa_placement import Placement, place, report
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.executor.verify import TOLERANCE, VerifyingExecutor
 from sandwich.models.config import ModelConfig
@@ -31,7 +32,6 @@ from sandwich.models.presets import PRESETS, preset
 from sandwich.models.sampling_defaults import generation_defaults
 from sandwich.startup.hub import resolve_model
 from sandwich.startup.memory_plan import MemoryPlan
-from sandwich.startup.numa_placement import Placement, place, report
 from sandwich.startup.planning import TimeSteps, executor_limits, make_plans
 from sandwich.startup.step_bench import timed_steps
 from sandwich.text.tokenizer import Tokenizer

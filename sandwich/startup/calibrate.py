@@ -22,8 +22,8 @@ from sandwich.startup.step_bench import MAX_SEQS, MAX_TOKENS, StepBench, StepTim
 from schedules.calibration import Calibration, ProgramRates
 from schedules.cost import StepCase
 from schedules.kernel_fit import TimedStep, program_rates
-from schedules.plan import default_plans, panel_width
 from schedules.records import current_generator
+from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.topology_meters import (
     Track,
     barrier_times,

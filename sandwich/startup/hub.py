@@ -1,7 +1,6 @@
 """The model argument -> a folder on disk: the embedded model, a local folder, or a hub id.
 
-The only importer of huggingface_hub, and only when a hub id is given. Knows nothing of what the
-folder holds.
+The only importer of huggingface_hub, and only when a hub id is given.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How much memory a model will take, decided and checked before anything is loaded.
 
-Sizes the KV cache from what is left beside weights and workspace. It must not know how the memory
-is allocated, nor what the workspace is for.
+Sizes the KV cache from what is left beside weights and workspace.
 """
 
 from __future__ import annotations

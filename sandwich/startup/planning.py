@@ -29,7 +29,7 @@ from schedules.cost import StepCase
 from schedules.mixed.choice import MixedChoice, choose_mixed
 from schedules.mixed.cost import MixedLoad, MixedSpace
 from schedules.mixed.plan import MixedMode, MixedPlanError
-from schedules.plan import PlanPair, default_plans, panel_width
+from schedules.plan import PlanPair
 from schedules.rates import MachineRates, estimated_rates
 from schedules.records import RecordBook
 from schedules.search import (
@@ -39,6 +39,7 @@ from schedules.search import (
     SearchResult,
     on_candidate,
 )
+from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.tiles.tuned_plans import render_origins, tuned_plans
 from schedules.topotree import Candidate, TopoTree, candidates, named_candidate, refined
 

@@ -1,6 +1,6 @@
 """From the name of a quantisation to how each matrix is stored and multiplied.
 
-The only place that knows what the names stand for. It must not know how values are rounded.
+The only place that knows what the names stand for.
 """
 
 from __future__ import annotations

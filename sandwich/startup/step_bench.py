@@ -1,8 +1,7 @@
 """Times real steps of a model with random weights on the cores of any plan.
 
 One copy of the weights serves all plans that are tried, as it does when an engine switches; it is
-filled again only where it belongs on other NUMA nodes. Knows nothing of predictions, nor of who
-asks.
+filled again only where it belongs on other NUMA nodes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from platforms.memory import Arena
 from sandwich.executor.assembly import TIMERS_FROM, compiled_executor
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor
+from sandwich.executor.numa_placement import Placement, place
 from sandwich.executor.rehearsal import blocks_of, rehearsal
 from sandwich.models.config import ModelConfig
-from sandwich.startup.numa_placement import Placement, place
 from sandwich.weights.load import ModelWeights, random_weights
 from schedules.cost import StepCase
 from schedules.mixed.cost import MixedLoad

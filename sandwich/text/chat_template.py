@@ -1,7 +1,7 @@
 """Chat messages -> prompt text, by the Jinja template that comes with a model.
 
 Renders as transformers does: the same environment, filters, globals and names. Templates are
-programs by strangers, so they run in Jinja's immutable sandbox. Knows nothing of tokens.
+programs by strangers, so they run in Jinja's immutable sandbox.
 """
 
 from __future__ import annotations

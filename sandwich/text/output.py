@@ -1,7 +1,6 @@
 """Token events of one request -> text, logprobs and the reason why it ended.
 
 One OutputStream belongs to one choice of one request; the server and the Python API both use it.
-Knows nothing of the engine or the wire; whoever feeds it aborts the request when it says so.
 """
 
 from __future__ import annotations

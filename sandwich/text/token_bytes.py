@@ -2,7 +2,6 @@
 
 Vocabularies write bytes in three ways: byte-level alphabets (GPT-2, Llama 3), `<0x0A>` tokens
 beside SentencePiece pieces (Llama 2), or plain text. Which one it is, the tokenizer's decoder says.
-Knows nothing of ids.
 """
 
 from __future__ import annotations

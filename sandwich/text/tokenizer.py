@@ -1,7 +1,6 @@
 """Text to token ids and back: the tokenizer of a Hugging Face folder, and text piece by piece.
 
 Reads `tokenizer.json` and `tokenizer_config.json` and behaves as transformers does, without it.
-Knows nothing of requests, sampling or the wire.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fills the packed weights of a model, from a checkpoint or at random.
 
 Streams chunks of rows through small buffers: memory peaks at the packed weights plus a bounded
-remainder. It must not know kernels, plans or the machine.
+remainder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Writes rows of checkpoint tensors into a model's packed tensors: which role goes where.
-
-It must not know where the rows come from, nor how a panel is laid out or quantised.
-"""
+"""Writes rows of checkpoint tensors into a model's packed tensors: which role goes where."""
 
 from __future__ import annotations
 

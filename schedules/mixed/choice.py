@@ -1,8 +1,7 @@
 """The choice of a mixed plan among all that there are.
 
 What counts first is the time from token to token while a prompt is prefilled (TPOT), then how long
-each request occupies the machine when one prompt follows the other. Knows nothing of how times are
-predicted.
+each request occupies the machine when one prompt follows the other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The time of mixed plans: what each mode, chunk and split of the cores does to a typical load.
 
 Some sequences decode when a prompt arrives; the cost model of a step says how long the prompt and
-their next tokens take meanwhile. Knows nothing of targets, tiles, programs or schedulers.
+their next tokens take meanwhile.
 """
 
 from __future__ import annotations

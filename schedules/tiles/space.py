@@ -1,7 +1,7 @@
 """The tiles worth trying for a GEMM: what fits registers and caches, the likeliest first.
 
 A small analytic prior orders them; it knows of register tiles, not of any one CPU. Illegal tiles
-are never made. Knows nothing of clocks, and nothing of what was measured.
+are never made.
 """
 
 from __future__ import annotations

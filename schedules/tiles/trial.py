@@ -1,8 +1,7 @@
 """A trial of a tile as a value: which slice of a GEMM is timed on which cores.
 
 A trial is the slice of a GEMM that the cores really run: all of K, and so many columns for each
-core that weights come from memory as in a step. Must not know tvm, so that plans can be looked up
-in records without it.
+core that weights come from memory as in a step.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from codegen.layout.model import ModelLayout
 from codegen.layout.panels import PanelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges
 from platforms.isa import isa_row
-from schedules.plan import Plan, PlanPair, default_plans
+from schedules.plan import Plan, PlanPair
 from schedules.records import RecordBook, TileKey
+from schedules.tiles.default_plans import default_plans
 from schedules.tiles.defaults import MANY_ROWS
 from schedules.tiles.space import TileSpace
 from schedules.tiles.trial import slice_of

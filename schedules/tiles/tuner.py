@@ -4,7 +4,7 @@ Fast start ranks register tiles on cache-resident data, one core, a few millisec
 runs the best few on the slice that the cores really run, with weights from memory, and goes from
 the winner in single steps while steps win. Whatever is compared takes turns, sample by sample, and
 a step counts only when a second, longer comparison confirms it: neighbours make noise, and noise
-must not decide. Knows nothing of clocks but the one it is given, nor of how trials are run.
+must not decide.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Tuning on a live machine: tasks, trials, limits and records put together.
-
-Knows nothing of how progress or results are shown.
-"""
+"""Tuning on a live machine: tasks, trials, limits and records put together."""
 
 from __future__ import annotations
 

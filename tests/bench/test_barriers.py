@@ -20,7 +20,8 @@ from platforms.isa import isa_row
 from sandwich.executor.base import NativeTime
 from sandwich.executor.launcher import Job, Launcher
 from schedules.cost import LAYER_BARRIERS, STEP_BARRIERS, num_barriers
-from schedules.plan import PlanPair, default_plans
+from schedules.plan import PlanPair
+from schedules.tiles.default_plans import default_plans
 from tests.codegen.conftest import make_spec
 
 GENERIC = isa_row("generic")

@@ -12,9 +12,9 @@ import pytest
 
 import codegen.compile
 from codegen.compile import load, lower, object_code, pin_pool, tensor
-from codegen.gemm.epilogues import store
 from codegen.kit import T, prim_func
 from codegen.spec import GemmTile
+from codegen.step.epilogues import store
 from codegen.step.program import linear, phase_program, run
 from codegen.step.step import Step
 from platforms.isa import isa_row

@@ -24,9 +24,9 @@ from platforms.machine import Machine
 from platforms.memory import Arena
 from platforms.placement import NodeRange, nodes_of_pages
 from platforms.probe import probe
+from sandwich.executor.numa_placement import place
 from sandwich.models.presets import preset
-from sandwich.startup.numa_placement import place
-from schedules.plan import panel_width
+from schedules.tiles.default_plans import panel_width
 from schedules.topotree import TopoTree, candidates
 
 SYSTEM = Path("/sys/devices/system")

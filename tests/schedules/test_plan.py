@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from codegen.spec import GEMM_ROLES, LOOP_ORDERS, GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import ISA_TABLE, IsaRow
-from schedules.plan import Plan, PlanError, PlanPair, default_plans, panel_width
+from schedules.plan import Plan, PlanError, PlanPair
+from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.tiles.defaults import MANY_ROWS, default_tiles
 
 TILES = tuple((role, ((1, GemmTile(mr=2)),)) for role in GEMM_ROLES)

@@ -24,9 +24,9 @@ from sandwich.models.presets import preset
 from sandwich.startup.planning import make_plans
 from schedules.choice import MIN_SPREAD, NUM_MEASURED, NUM_RUNNERS_UP, PhaseChoice
 from schedules.cost import StepCase
-from schedules.plan import default_plans, panel_width
 from schedules.rates import Curve, MachineRates, estimated_rates
 from schedules.search import PlanSearch, SearchResult
+from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.topotree import Candidate, TopoTree, candidates, named_candidate
 
 GOLDEN = Path(__file__).parent / "golden"

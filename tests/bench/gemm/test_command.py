@@ -23,7 +23,7 @@ from codegen.spec import GEMM_ROLES, GemmTile, TileRanges, WeightFormat
 from platforms.isa import select_isa
 from sandwich.cli import main
 from sandwich.models.presets import preset
-from schedules.plan import default_plans
+from schedules.tiles.default_plans import default_plans
 
 TINY = ["bench", "gemm", "--models", "tiny", "--repeats", "2", "--cell-seconds", "0"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.gemm.epilogues import add_to_residual, silu_gate, store
 from codegen.gemm.nest import Gemm
 from codegen.kit import Expr, T
 from codegen.layout.panels import PanelLayout
 from codegen.reference import silu_mul
 from codegen.spec import GemmTile
+from codegen.step.epilogues import add_to_residual, silu_gate, store
 from codegen.step.program import linear, run
 from codegen.step.step import Step
 from platforms.isa import isa_row

@@ -26,7 +26,8 @@ from sandwich.models.rope import RopeConfig, fill_tables
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.weights.load import ModelWeights
-from schedules.plan import Plan, PlanPair, panel_width
+from schedules.plan import Plan, PlanPair
+from schedules.tiles.default_plans import panel_width
 
 Array = np.ndarray
 

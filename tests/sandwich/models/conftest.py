@@ -28,7 +28,7 @@ from sandwich.executor.base import Executor, ExecutorLimits
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.config import ModelConfig
 from sandwich.weights.load import ModelWeights, load_weights
-from schedules.plan import default_plans
+from schedules.tiles.default_plans import default_plans
 from tests.sandwich.executor.conftest import Sequences
 
 BLOCK_SIZE = 32

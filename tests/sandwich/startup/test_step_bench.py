@@ -14,7 +14,7 @@ from sandwich.engine.batching import build_batch
 from sandwich.models.presets import preset
 from sandwich.startup.step_bench import StepBench, batch_of
 from schedules.cost import StepCase
-from schedules.plan import default_plans, panel_width
+from schedules.tiles.default_plans import default_plans, panel_width
 
 TINY = preset("tiny")
 

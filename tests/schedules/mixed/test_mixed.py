@@ -17,8 +17,8 @@ from sandwich.models.presets import preset
 from schedules.mixed.choice import MIN_GAIN, MixedChoice, choose_mixed
 from schedules.mixed.cost import MixedLoad, MixedPrediction, MixedSpace
 from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan, MixedPlanError
-from schedules.plan import default_plans, panel_width
 from schedules.rates import estimated_rates
+from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.topotree import Candidate, TopoTree, candidates
 
 CORUN = MixedPlan(MixedMode.CORUN, 64, (0, 1, 4, 5), (2, 6), "it is the best")

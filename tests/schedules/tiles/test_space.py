@@ -8,7 +8,7 @@ import pytest
 from codegen.layout.panels import PanelLayout
 from codegen.spec import LOOP_ORDERS, GemmTile, Phase, WeightFormat
 from platforms.isa import ISA_TABLE, IsaRow, isa_row
-from schedules.plan import default_plans, panel_width
+from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.tiles.defaults import default_tiles
 from schedules.tiles.space import BLOCK_PREFETCHES, K_UNROLLS, PREFETCHES, TileSpace
 from schedules.tiles.tuned_plans import tile_at

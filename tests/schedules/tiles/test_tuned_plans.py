@@ -10,8 +10,9 @@ from codegen.layout.model import ModelLayout
 from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, WeightFormat
 from platforms.isa import isa_row
 from platforms.machines import load_machine
-from schedules.plan import PlanPair, default_plans, panel_width
+from schedules.plan import PlanPair
 from schedules.records import CpuKind, RecordBook, TuningRecord, current_generator
+from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.tiles.tuned_plans import (
     key_of,
     phase_of,

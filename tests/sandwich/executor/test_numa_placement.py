@@ -20,9 +20,9 @@ from platforms.placement import NodeRange, PageCount, PlacementError, whole_page
 from platforms.probe import probe
 from platforms.topology import LlcGroup, NumaNode, Socket, Topology
 from sandwich.config import EngineConfig
+from sandwich.executor.numa_placement import NOT_PLACED, Placement, home_nodes, place, report
 from sandwich.models.presets import preset
 from sandwich.startup import build
-from sandwich.startup.numa_placement import NOT_PLACED, Placement, home_nodes, place, report
 
 SEVERAL_NODES = ("xeon-gold-6151-2s", "epyc-7h12-2s", "kunpeng-920-4826-2s")
 HUGE = 2 << 20

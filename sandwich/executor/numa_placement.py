@@ -2,7 +2,7 @@
 there.
 
 A byte belongs where the core is that reads it in every decode step, which is bound by memory: each
-core's panels of every matrix, each core's KV heads. It must not know how pages are moved or mapped.
+core's panels of every matrix, each core's KV heads.
 """
 
 from __future__ import annotations
