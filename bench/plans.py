@@ -197,7 +197,9 @@ class Trials:
                 Console(stderr=True).print(f"{self.model} on {candidate.name}")
                 plans = on_candidate(self._plans(candidate), self.machine, candidate)
                 with bench.on(plans, self.cache_dir) as timer:
-                    trial = Trial(self.machine, self.layout, dtype, candidate, plans, rates, timer)
+                    trial = CoreSetTrial(
+                        self.machine, self.layout, dtype, candidate, plans, rates, timer
+                    )
                     with closing(trial):
                         for case in cases:
                             yield trial.time(self.model, case, num_repeats)
@@ -222,7 +224,7 @@ class Trials:
         return default_plans(self.machine.isa_row, candidate.cpus, heads, *formats)
 
 
-class Trial:
+class CoreSetTrial:
     """One set of cores: steps, and samples of the limits of these cores between them."""
 
     def __init__(

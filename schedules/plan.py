@@ -173,7 +173,7 @@ class PlanPair:
         return self.prefill if phase is Phase.PREFILL else self.decode
 
     @property
-    def side_by_side(self) -> PlanPair | None:
+    def corun(self) -> PlanPair | None:
         """The plans on the cores that the mixed plan sets apart for each; None if it does not."""
         if self.mixed.mode is not MixedMode.CORUN:
             return None

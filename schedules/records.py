@@ -27,7 +27,7 @@ _DIGITS = 12  # of a digest
 _log = logging.getLogger(__name__)
 
 
-class RecordError(ValueError):
+class TuningRecordError(ValueError):
     """A line or a file that holds no tuned records, or those of another CPU."""
 
 
@@ -106,7 +106,7 @@ class TuningRecord:
 
     @staticmethod
     def from_line(line: str) -> TuningRecord:
-        """The record of `to_line`; RecordError if the line is none."""
+        """The record of `to_line`; TuningRecordError if the line is none."""
         try:
             entry: dict[str, Any] = json.loads(line)
             record = TuningRecord(
@@ -119,7 +119,7 @@ class TuningRecord:
             )
             record.check()
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"not a tuned record ({error}): {line[:80]!r}") from error
+            raise TuningRecordError(f"not a tuned record ({error}): {line[:80]!r}") from error
         return record
 
     def check(self) -> None:
@@ -159,7 +159,7 @@ def read_records(path: Path) -> list[TuningRecord]:
             continue
         try:
             records.append(TuningRecord.from_line(line))
-        except RecordError as error:
+        except TuningRecordError as error:
             _log.warning("%s line %d is skipped: %s", path, number, error)
     return records
 
@@ -186,7 +186,7 @@ def shipped_records() -> list[TuningRecord]:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRecord:
     """A record that answers a key, and how near its machine is: a sentence's end for people."""
 
     record: TuningRecord
@@ -234,13 +234,13 @@ class RecordBook:
         ]
         return max(same, key=lambda record: record.speedup, default=None)
 
-    def best(self, key: TileKey) -> Found | None:
+    def best(self, key: TileKey) -> FoundRecord | None:
         """The record that answers `key` best; None if the default has to do."""
         fitting = [record for record in self.records if self._fits(record.key, key)]
         if not fitting:
             return None
         record = min(fitting, key=lambda record: self._distance(record, key))
-        return Found(record, self.ORIGINS[self._level(record)])
+        return FoundRecord(record, self.ORIGINS[self._level(record)])
 
     @staticmethod
     def _fits(known: TileKey, key: TileKey) -> bool:
@@ -267,18 +267,18 @@ class RecordBook:
 def import_records(book: RecordBook, machine: Machine, path: Path) -> list[TuningRecord]:
     """The records of a file that are for machines like `machine` and that `book` does not have.
 
-    RecordError if there is no record in it or all are of other CPUs: says in what they differ. Some
-    of other CPUs among them cost a warning.
+    TuningRecordError if there is no record in it or all are of other CPUs: says in what they
+    differ. Some of other CPUs among them cost a warning.
     """
     records = read_records(path)
     if not records:
-        raise RecordError(f"{path} holds no tuned record")
+        raise TuningRecordError(f"{path} holds no tuned record")
     cpu = CpuKind.of(machine)
     like = [record for record in records if record.cpu == cpu]
     unlike = {record.cpu for record in records} - {cpu}
     reasons = "; ".join(sorted(cpu.difference(other) for other in unlike))
     if not like:
-        raise RecordError(f"the records in {path} are of an unlike CPU: {reasons}")
+        raise TuningRecordError(f"the records in {path} are of an unlike CPU: {reasons}")
     if unlike:
         _log.warning("records of unlike CPUs are left out of %s: %s", path, reasons)
     known = set(book.records)

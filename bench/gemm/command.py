@@ -30,7 +30,7 @@ from bench.gemm.picture import draw, require_matplotlib
 from bench.gemm.plans import DECODE_ROWS, PlanSource, tiles_of
 from bench.gemm.shapes import FORMATS, SHAPES, product_dtype
 from bench.gemm.summary import cell_row, show
-from bench.gemm.turns import MIN_ROUNDS, Limits
+from bench.gemm.turns import MIN_ROUNDS, LimitMeters
 from bench.record import provenance
 from codegen.layout.model import ModelLayout
 from codegen.spec import GEMM_ROLES, WeightFormat
@@ -187,7 +187,7 @@ def measure(selection: Selection, source: PlanSource, file: ResultFile, progress
         for (weights, model), layout in layouts.items():
             todo = matrices[weights, model]
             plans = source.plans(model, layout, say) if todo else None
-            limits = Limits(read, peaks[product_dtype(weights)])
+            limits = LimitMeters(read, peaks[product_dtype(weights)])
             for matrix in todo:
                 assert plans is not None
                 name = f"{weights.name} {model} {matrix.role}"

@@ -12,7 +12,7 @@ from bench.gemm.contest import Ours, Problem
 from bench.gemm.peer import Peer
 from bench.gemm.peers import peer_for
 from bench.gemm.summary import CellTimes, PeerTimes
-from bench.gemm.turns import Limits, take_turns
+from bench.gemm.turns import LimitMeters, take_turns
 from codegen.layout.panels import PanelLayout
 from codegen.spec import TileRanges
 
@@ -74,7 +74,7 @@ class Matrix:
         return max(0, needed - int(psutil.virtual_memory().available))
 
     def measure(
-        self, tiles: TileRanges, limits: Limits, pace: Pace, say: Callable[[str], None]
+        self, tiles: TileRanges, limits: LimitMeters, pace: Pace, say: Callable[[str], None]
     ) -> Iterator[CellTimes]:
         """The times of one M after the other."""
         problem = self.problem()
@@ -96,7 +96,7 @@ class Matrix:
         return [kernels for kernels in found if kernels]
 
     def _cell(
-        self, m: int, ours: Ours, peers: Sequence[Peer], limits: Limits, pace: Pace
+        self, m: int, ours: Ours, peers: Sequence[Peer], limits: LimitMeters, pace: Pace
     ) -> CellTimes:
         turns = take_turns([ours, *peers], m, limits, pace.num_rounds, pace.cell_seconds)
         return CellTimes(

@@ -24,7 +24,7 @@ from platforms.memory import Arena
 from sandwich.config import SANDWICH_CACHE_DIR
 
 if TYPE_CHECKING:
-    from codegen.gemm.metaschedule import Found, StaticGemm
+    from codegen.gemm.metaschedule import FoundProgram, StaticGemm
 
 TRIALS = 1000  # of each search, which takes some three minutes
 SLOW_SECONDS = 0.05  # a run that takes so long is not repeated
@@ -76,9 +76,11 @@ class MetaSchedule(Peer):
         yield text, lambda i: function(x, self._columns[i], out)
 
 
-def cached_search(gemm: StaticGemm, folder: Path, seconds_of: Callable[[Any], float]) -> Found:
+def cached_search(
+    gemm: StaticGemm, folder: Path, seconds_of: Callable[[Any], float]
+) -> FoundProgram:
     """The result of the search for this shape and ISA, kept in `folder`, or made now."""
-    from codegen.gemm.metaschedule import Found, search
+    from codegen.gemm.metaschedule import FoundProgram, search
 
     isa = select_isa()
     cache = ProgramCache(folder)
@@ -87,7 +89,7 @@ def cached_search(gemm: StaticGemm, folder: Path, seconds_of: Callable[[Any], fl
     if facts_file.exists():
         facts = json.loads(facts_file.read_text(encoding="utf-8"))
         code = cache.get(key, lambda: search(gemm, isa, TRIALS, seconds_of).code)
-        return Found(code=code, **facts)
+        return FoundProgram(code=code, **facts)
     found = search(gemm, isa, TRIALS, seconds_of)
     cache.get(key, lambda: found.code)
     facts = {name: value for name, value in asdict(found).items() if name != "code"}

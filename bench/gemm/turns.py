@@ -21,7 +21,7 @@ MAX_IDLE_STEPS = 100
 
 
 @dataclass(frozen=True)
-class Limits:
+class LimitMeters:
     """The meters of what cores can do at most: GB/s read, and GFLOP/s of a type's products."""
 
     read: Meter
@@ -40,7 +40,7 @@ class Turns:
 def take_turns(
     contestants: Sequence[Contestant],
     num_rows: int,
-    limits: Limits,
+    limits: LimitMeters,
     num_rounds: int,
     cell_seconds: float,
 ) -> Turns:

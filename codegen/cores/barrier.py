@@ -109,14 +109,14 @@ define i32 @sw_barrier(ptr %state, i32 %core) {
 
 
 @dataclass(frozen=True)
-class Level:
+class MeetingLevel:
     """Points at which members meet. points: of each member, its point; sizes: members of each."""
 
     points: tuple[int, ...]
     sizes: tuple[int, ...]
 
 
-def barrier_levels(groups: Groups) -> tuple[Level, ...]:
+def barrier_levels(groups: Groups) -> tuple[MeetingLevel, ...]:
     """Cores meet in groups, groups in nodes, nodes at one point; no level where nobody would meet.
 
     None for one core. Raises ValueError if a group or a node is empty.
@@ -128,7 +128,7 @@ def barrier_levels(groups: Groups) -> tuple[Level, ...]:
     for counts in (*sizes, [len(groups)]):
         if max(counts) > 1:
             points = tuple(point for point, count in enumerate(counts) for _ in range(count))
-            levels.append(Level(points, tuple(counts)))
+            levels.append(MeetingLevel(points, tuple(counts)))
     return tuple(levels)
 
 
@@ -171,7 +171,7 @@ def barrier_text(groups: Groups, isa: IsaRow) -> str:
     return "\n".join((wait, *meet, entry))
 
 
-def _meet_text(index: int, level: Level, start: int, is_root: bool) -> str:
+def _meet_text(index: int, level: MeetingLevel, start: int, is_root: bool) -> str:
     is_counter_polled = is_root and max(level.sizes) <= MAX_POLLED_ARRIVALS
     point_table, point = _look_up(f"@sw_barrier_points{index}", level.points, "%member")
     size_table, size = _look_up(f"@sw_barrier_sizes{index}", level.sizes, "%point")

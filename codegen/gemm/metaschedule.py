@@ -48,7 +48,7 @@ class StaticGemm:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundProgram:
     """The fastest program of a search: its object code, and what finding it took."""
 
     code: bytes
@@ -67,7 +67,7 @@ def search(
     num_trials: int,
     seconds_of: Callable[[Any], float],
     seed: int = 0,
-) -> Found:
+) -> FoundProgram:
     """The best of `num_trials` programs; `seconds_of` runs a function of (a, w, c) and times it.
 
     Programs that do not compile count as trials. RuntimeError if none does.
@@ -92,7 +92,7 @@ def search(
             best = (seconds, code)
     if best is None:
         raise RuntimeError(f"none of {num_trials} programs of MetaSchedule for {gemm} compiles")
-    return Found(best[1], best[0], num_trials, time.perf_counter() - started)
+    return FoundProgram(best[1], best[0], num_trials, time.perf_counter() - started)
 
 
 class _Candidates:

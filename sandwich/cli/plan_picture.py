@@ -17,7 +17,7 @@ from schedules.search import SearchResult
 from schedules.topotree import Level, TopoTree, counted
 
 # Told apart by colour-blind eyes too; side by side, phases have lighter ones.
-PREFILL, DECODE, PREFILL_BESIDE, DECODE_BESIDE = "#2f6fb0", "#e08a1e", "#a9c6e3", "#f4cf9b"
+PREFILL, DECODE, CORUN_PREFILL, CORUN_DECODE = "#2f6fb0", "#e08a1e", "#a9c6e3", "#f4cf9b"
 _MODES: Final = {
     MixedMode.TURNS: "prefill steps and decode steps take turns",
     MixedMode.RIDE: "prefill steps take the next token of every reply along",
@@ -68,8 +68,8 @@ def _use(choice: PhaseChoice, colour: str, row: int) -> Use:
 def _uses_beside(plan: MixedPlan) -> list[Use]:
     """What cores do while prefill and decode run side by side; nothing in the other modes."""
     shares = (
-        ("prefill", plan.prefill_cpus, PREFILL_BESIDE, "beside decode"),
-        ("decode", plan.decode_cpus, DECODE_BESIDE, "beside prefill"),
+        ("prefill", plan.prefill_cpus, CORUN_PREFILL, "beside decode"),
+        ("decode", plan.decode_cpus, CORUN_DECODE, "beside prefill"),
     )
     return [
         Use(name, frozenset(cpus), colour, f"{text}, on {counted(len(cpus), 'core')}", 2)

@@ -114,7 +114,7 @@ def _carry(config: EngineConfig, args: argparse.Namespace) -> None:
         FILE_NAME,
         CpuKind,
         RecordBook,
-        RecordError,
+        TuningRecordError,
         append_records,
         import_records,
         read_records,
@@ -131,7 +131,7 @@ def _carry(config: EngineConfig, args: argparse.Namespace) -> None:
     try:
         book = RecordBook.open(machine, config.cache_dir)
         records = import_records(book, machine, Path(args.import_file))
-    except (OSError, RecordError) as error:
+    except (OSError, TuningRecordError) as error:
         raise ConfigError(f"--import: {error}") from error
     append_records(own, records)
     print(f"{len(records)} new records are in {own}")

@@ -82,7 +82,7 @@ class Engine:
         started = time.monotonic()
         if self.scheduler.in_flight and self.executor.is_done():
             return self._finish(self.scheduler.in_flight)
-        events = self._start(beside) if (beside := self.scheduler.schedule_beside()) else []
+        events = self._start(corun) if (corun := self.scheduler.schedule_corun()) else []
         if batch := self.scheduler.schedule():
             events += self._complete(batch, partial(self.executor.run, batch), started)
         elif self.scheduler.in_flight:
@@ -115,9 +115,9 @@ class Engine:
             tokens = self._sample(batch, execute)
         except Exception as error:
             tokens = _failed(batch, error)
-        is_beside = self.scheduler.in_flight is not None
+        is_corun = self.scheduler.in_flight is not None
         events = self.scheduler.commit(batch, tokens)
-        self._account(batch, time.monotonic() - started, is_beside)
+        self._account(batch, time.monotonic() - started, is_corun)
         if not self.has_work():
             self._last_native = None
         return events
@@ -140,14 +140,14 @@ class Engine:
             self.stats.plan_switches.add(native.started - last_ended)
         self._last_native = phase, native.ended
 
-    def _account(self, batch: Batch, seconds: float, is_beside: bool) -> None:
+    def _account(self, batch: Batch, seconds: float, is_corun: bool) -> None:
         stats, num_tokens = self.stats.steps[batch.kind], batch.num_tokens
         stats.num_steps += 1
         stats.num_tokens += num_tokens
         stats.step_seconds += seconds
         if logger.isEnabledFor(logging.DEBUG):
             note = f" ({batch.num_riders} of them decode)" if batch.num_riders else ""
-            note += " side by side" if is_beside else ""
+            note += " side by side" if is_corun else ""
             logger.debug(
                 "%s: %d requests%s, %d tokens, %.0f us, %.1f tok/s",
                 batch.kind.value,

@@ -29,7 +29,7 @@ class Scheduler:
 
     When there is work of both phases, the mixed plan says what happens: prefill and decode steps
     take turns, or the decoding requests ride in every prefill step, or one prefill batch is in
-    flight (`schedule_beside`) while decode batches come and go. A request in flight keeps its
+    flight (`schedule_corun`) while decode batches come and go. A request in flight keeps its
     blocks until its batch is committed: it is not preempted, and not freed if it is aborted.
     """
 
@@ -105,7 +105,7 @@ class Scheduler:
         self._update_gauges()
         return batch
 
-    def schedule_beside(self) -> Batch | None:
+    def schedule_corun(self) -> Batch | None:
         """A prefill batch that is in flight from now until `commit`; None if there may be none.
 
         It needs a plan that co-runs, work of both phases and, lest it blocks those that decode, a

@@ -13,13 +13,13 @@ from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.compiled import CompiledExecutor, Programs
 from sandwich.executor.numa_placement import NOT_PLACED, Placement
 from sandwich.executor.programs import compile_programs
-from sandwich.executor.specs import beside_specs, program_specs, step_bytes
+from sandwich.executor.specs import corun_specs, program_specs, step_bytes
 from sandwich.weights.load import ModelWeights
 from schedules.plan import PlanPair
 
 TIMERS_FROM: Final = 3  # levels of SANDWICH_DEBUG
 DUMPS_FROM: Final = {"tir": 4, "ll": 4, "asm": 5}
-BESIDE_PREFIX: Final = "corun-"  # of the files and threads of programs that run side by side
+CORUN_PREFIX: Final = "corun-"  # of the files and threads of programs that run side by side
 
 
 def compiled_executor(
@@ -39,29 +39,27 @@ def compiled_executor(
     """
     has_timers = debug >= TIMERS_FROM
     specs = program_specs(plans, layout, kv.dtype, limits, has_timers)
-    beside = beside_specs(plans, layout, kv.dtype, limits, has_timers)
+    corun = corun_specs(plans, layout, kv.dtype, limits, has_timers)
     dump = [form for form, level in DUMPS_FROM.items() if debug >= level]
 
     def compile_all() -> tuple[Programs, Programs | None]:
         programs = compile_programs(specs, plans, cache_dir, is_pinned, dump)
-        if plans.side_by_side is None:
+        if plans.corun is None:
             return programs, None
-        how = (plans.side_by_side, cache_dir, is_pinned, dump, BESIDE_PREFIX)
-        return programs, compile_programs(beside, *how)
+        how = (plans.corun, cache_dir, is_pinned, dump, CORUN_PREFIX)
+        return programs, compile_programs(corun, *how)
 
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(compile_all)
         weights = load()
-    programs, programs_beside = compiling.result()
+    programs, corun_programs = compiling.result()
     cache_nbytes = kv.keys.arena_nbytes + kv.values.arena_nbytes
     cache_arena = Arena(cache_nbytes, "KV cache", placement.nodes, placement.cache)
     cache = {
         "keys": cache_arena.array(kv.keys.shape, kv.keys.dtype),
         "values": cache_arena.array(kv.values.shape, kv.values.dtype),
     }
-    workspace = Arena(step_bytes(specs, beside), "workspace", placement.nodes)
-    executor = CompiledExecutor(
-        programs, limits, weights.tensors, cache, workspace, programs_beside
-    )
+    workspace = Arena(step_bytes(specs, corun), "workspace", placement.nodes)
+    executor = CompiledExecutor(programs, limits, weights.tensors, cache, workspace, corun_programs)
     executor.warm_up()
     return executor

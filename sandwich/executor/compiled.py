@@ -23,7 +23,7 @@ class CompiledExecutor:
     """Runs batches on the compiled programs of their phase. Use from one thread at a time.
 
     `weights` and `cache` are arrays in arenas, `arena` has room for `step_bytes`; the executor
-    shares them and owns the launchers. `beside` are the programs for the time between `start` and
+    shares them and owns the launchers. `corun` are the programs for the time between `start` and
     `wait`, on disjoint cores; without them nothing can be started.
     """
 
@@ -34,21 +34,21 @@ class CompiledExecutor:
         weights: Arrays,
         cache: Arrays,
         arena: Arena,
-        beside: Programs | None = None,
+        corun: Programs | None = None,
     ) -> None:
         self._limits = limits
         self._programs: dict[Phase, BoundProgram] = {}
-        self._beside: dict[Phase, BoundProgram] = {}
+        self._corun: dict[Phase, BoundProgram] = {}
         self._in_flight: BoundProgram | None = None
         alone = list(programs.values())
-        if beside:
-            alone.append(beside[Phase.PREFILL])
-            (decode,) = bind([beside[Phase.DECODE]], weights, cache, arena)
-            self._beside[Phase.DECODE] = decode
+        if corun:
+            alone.append(corun[Phase.PREFILL])
+            (decode,) = bind([corun[Phase.DECODE]], weights, cache, arena)
+            self._corun[Phase.DECODE] = decode
         bound = bind(alone, weights, cache, arena)
         self._programs.update(zip(programs, bound, strict=False))
-        if beside:
-            self._beside[Phase.PREFILL] = bound[-1]
+        if corun:
+            self._corun[Phase.PREFILL] = bound[-1]
 
     @property
     def limits(self) -> ExecutorLimits:
@@ -61,13 +61,13 @@ class CompiledExecutor:
 
     def run(self, batch: Batch) -> StepOutput:
         """One step; the logits are a view that the next step of the phase overwrites."""
-        programs = self._beside if self._in_flight else self._programs
+        programs = self._corun if self._in_flight else self._programs
         return programs[batch.phase].run(batch)
 
     def start(self, batch: Batch) -> None:
         """Begin a prefill step on the cores that are its own while decode steps run."""
         assert self._in_flight is None, "a step is in flight"
-        program = self._beside[batch.phase]
+        program = self._corun[batch.phase]
         program.start(batch)
         self._in_flight = program
 
@@ -90,11 +90,11 @@ class CompiledExecutor:
         """Run a token through every program, so that the first request does not wait for threads to
         start and pages to be mapped. It leaves its keys and values in a block nobody has yet.
         """
-        for program in (*self._programs.values(), *self._beside.values()):
+        for program in (*self._programs.values(), *self._corun.values()):
             spec = program.program.spec
             program.run(rehearsal(spec.phase, [(0, 1)], spec.limits.block_size, vocab_size=1))
 
     def close(self) -> None:
         """End the launchers, once they have done what was started."""
-        for program in (*self._programs.values(), *self._beside.values()):
+        for program in (*self._programs.values(), *self._corun.values()):
             program.program.launcher.close()

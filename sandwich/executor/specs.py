@@ -54,7 +54,7 @@ def program_specs(
     }
 
 
-def beside_specs(
+def corun_specs(
     plans: PlanPair,
     layout: ModelLayout,
     kv_dtype: str,
@@ -64,11 +64,11 @@ def beside_specs(
     """What else to compile if the mixed plan co-runs: both phases on the cores set apart for each,
     with room for the tokens of a decode step alone beside a prefill step; else nothing.
     """
-    if plans.side_by_side is None:
+    if plans.corun is None:
         return {}
     short = replace(limits, max_num_batched_tokens=limits.max_num_seqs)
     return {
-        phase: program_specs(plans.side_by_side, layout, kv_dtype, most, has_timers)[phase]
+        phase: program_specs(plans.corun, layout, kv_dtype, most, has_timers)[phase]
         for phase, most in ((Phase.PREFILL, limits), (Phase.DECODE, short))
     }
 
@@ -86,12 +86,12 @@ def distinct_arrays(specs: Iterable[ProgramSpec]) -> dict[tuple[str, TensorSpec]
     return {(name, array): array for spec in specs for name, array in step_arrays(spec).items()}
 
 
-def step_bytes(specs: Specs, beside: Specs = NO_SPECS) -> int:
-    """Bytes of an arena for the metadata and workspace of all programs, those of `beside_specs`
+def step_bytes(specs: Specs, corun: Specs = NO_SPECS) -> int:
+    """Bytes of an arena for the metadata and workspace of all programs, those of `corun_specs`
     included. What decodes beside a prefill step shares nothing.
     """
-    alone = [*specs.values(), *(beside[phase] for phase in beside if phase is Phase.PREFILL)]
-    apart = [beside[phase] for phase in beside if phase is Phase.DECODE]
+    alone = [*specs.values(), *(corun[phase] for phase in corun if phase is Phase.PREFILL)]
+    apart = [corun[phase] for phase in corun if phase is Phase.DECODE]
     return sum(
         array.arena_nbytes for group in (alone, apart) for array in distinct_arrays(group).values()
     )

@@ -20,7 +20,7 @@ from platforms.memory import HUGE_PAGE_BYTES
 from platforms.sysfs import format_cpu_list, parse_cpu_list
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.executor.base import ExecutorLimits
-from sandwich.executor.specs import beside_specs, program_specs, step_bytes
+from sandwich.executor.specs import corun_specs, program_specs, step_bytes
 from sandwich.models.config import ModelConfig
 from sandwich.startup.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.startup.quantization import weight_formats
@@ -97,7 +97,7 @@ def make_plans(
         limits = executor_limits(config, shape, num_blocks=1)
         nbytes = step_bytes(
             program_specs(plans, layout, kv_dtype, limits),
-            beside_specs(plans, layout, kv_dtype, limits),
+            corun_specs(plans, layout, kv_dtype, limits),
         )
         pool_bytes = machine.hugepages.free_explicit_bytes(HUGE_PAGE_BYTES)
         return plan_memory(model, layout, kv_dtype, nbytes, config, machine.limits, pool_bytes)

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
+class TaskLimits:
     """What the cores can do at most, sampled while tuning."""
 
     gflops: float
@@ -87,7 +87,7 @@ class Outcome:
     tile: GemmTile
     seconds: float
     speedup: float
-    limits: Limits
+    limits: TaskLimits
     num_trials: int
 
     @property
@@ -112,7 +112,7 @@ class Progress:
     task: Task
     tile: GemmTile
     seconds: float
-    limits: Limits
+    limits: TaskLimits
 
     def rate_text(self) -> str:
         """The rate as a part of the limit that is nearer, for people."""
@@ -134,7 +134,7 @@ class Surroundings:
     runner: Runner
     machine: str
     cpu: CpuKind
-    limits: Callable[[Task], Limits]
+    limits: Callable[[Task], TaskLimits]
     is_right: Callable[[Task, GemmTile], bool]
     clock: Callable[[], float]
     save: Callable[[Sequence[TuningRecord]], None]

@@ -16,7 +16,7 @@ from schedules.plan import PlanPair
 from schedules.records import FILE_NAME, CpuKind, RecordBook, append_records
 from schedules.tiles.trials import TrialRunner, is_right
 from schedules.tiles.tuned_plans import tasks_of
-from schedules.tiles.tuner import Limits, Progress, Summary, Surroundings, Task, tune
+from schedules.tiles.tuner import Progress, Summary, Surroundings, Task, TaskLimits, tune
 
 DEFAULT_BUDGET = 60.0  # seconds
 LIMIT_SAMPLES = 2  # of each limit for every task
@@ -78,7 +78,7 @@ class _LimitMeters:
         self._reads: dict[tuple[int, ...], ReadMeter] = {}
         self._peaks: dict[tuple[str, tuple[int, ...]], PeakMeter] = {}
 
-    def sample(self, task: Task) -> Limits:
+    def sample(self, task: Task) -> TaskLimits:
         """With a few new samples. The workers sleep again when it returns."""
         cpus, dtype = task.cpus, _operands(task.space.layout.format)
         if cpus not in self._reads:
@@ -89,7 +89,7 @@ class _LimitMeters:
         for meter in (peak, read) * LIMIT_SAMPLES:
             meter.sample()
             time.sleep(IDLE_SECONDS)
-        return Limits(gflops=peak.best, gbps=read.best)
+        return TaskLimits(gflops=peak.best, gbps=read.best)
 
     def close(self) -> None:
         """End their threads."""

@@ -14,9 +14,9 @@ from schedules.records import (
     FILE_NAME,
     CpuKind,
     RecordBook,
-    RecordError,
     TileKey,
     TuningRecord,
+    TuningRecordError,
     append_records,
     current_generator,
     import_records,
@@ -171,7 +171,9 @@ def test_records_of_an_unlike_cpu_are_refused_with_the_difference(
     own = record_of(machine)
     unlike = replace(own, cpu=replace(own.cpu, model="Another", l2_bytes=1))
     append_records(path, [unlike])
-    with pytest.raises(RecordError, match=r"model 'Another' instead of .*l2_bytes 1 instead of"):
+    with pytest.raises(
+        TuningRecordError, match=r"model 'Another' instead of .*l2_bytes 1 instead of"
+    ):
         import_records(RecordBook(machine, []), machine, path)
     append_records(path, [own])
     assert import_records(RecordBook(machine, []), machine, path) == [own]
@@ -179,7 +181,7 @@ def test_records_of_an_unlike_cpu_are_refused_with_the_difference(
 
 
 def test_a_file_without_records_is_refused(machine: Machine, tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="holds no tuned record"):
+    with pytest.raises(TuningRecordError, match="holds no tuned record"):
         import_records(RecordBook(machine, []), machine, tmp_path / "none")
 
 

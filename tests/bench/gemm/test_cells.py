@@ -16,7 +16,7 @@ from bench.gemm.peer import pin_workers
 from bench.gemm.peers import PEERS, OpenBlas
 from bench.gemm.shapes import FORMATS
 from bench.gemm.summary import CellTimes, PeerTimes, cell_row, show, summary_of
-from bench.gemm.turns import Limits, take_turns
+from bench.gemm.turns import LimitMeters, take_turns
 from codegen.layout.panels import PanelLayout
 from codegen.spec import WeightFormat
 
@@ -55,7 +55,9 @@ def test_turns_alternate_until_the_rounds_or_the_time_are_over(
     log: list[str] = []
     read: Any = Fake("r", log, 3.0)
     peak: Any = Fake("p", log, 4.0)
-    turns = take_turns([Fake("a", log), Fake("b", log)], 1, Limits(read, peak), 3, cell_seconds)
+    turns = take_turns(
+        [Fake("a", log), Fake("b", log)], 1, LimitMeters(read, peak), 3, cell_seconds
+    )
     assert turns.seconds == {"a": (1.0,) * num_rounds, "b": (1.0,) * num_rounds}
     assert (turns.read_gbps, turns.peak_gflops) == ((3.0,) * num_rounds, (4.0,) * num_rounds)
     assert "".join(log) == "abrpbarpabrp"[: 4 * num_rounds]

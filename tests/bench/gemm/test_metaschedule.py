@@ -14,7 +14,7 @@ import codegen.gemm.metaschedule
 from bench.gemm.metaschedule import cached_search
 from bench.gemm.peers import DEFAULT_PEERS, PEERS
 from codegen.compile import tensor
-from codegen.gemm.metaschedule import Found, StaticGemm, search
+from codegen.gemm.metaschedule import FoundProgram, StaticGemm, search
 from platforms.isa import IsaRow, select_isa
 from platforms.memory import Arena
 
@@ -24,9 +24,9 @@ GEMM = StaticGemm(m=4, n=32, k=16, num_cores=1)
 def test_the_result_is_kept_by_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[StaticGemm] = []
 
-    def fake(gemm: StaticGemm, isa: IsaRow, num_trials: int, seconds_of: Any) -> Found:
+    def fake(gemm: StaticGemm, isa: IsaRow, num_trials: int, seconds_of: Any) -> FoundProgram:
         searched.append(gemm)
-        return Found(b"code", 0.5, num_trials, 60.0)
+        return FoundProgram(b"code", 0.5, num_trials, 60.0)
 
     monkeypatch.setattr(codegen.gemm.metaschedule, "search", fake)
     other = StaticGemm(m=5, n=32, k=16, num_cores=1)

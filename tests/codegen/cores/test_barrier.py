@@ -15,7 +15,7 @@ from codegen.compile import load, lower, object_code, tensor
 from codegen.cores.barrier import (
     MAX_SPINS,
     MIN_SPINS,
-    Level,
+    MeetingLevel,
     barrier_levels,
     barrier_spec,
     barrier_text,
@@ -129,9 +129,9 @@ def test_a_core_never_waits_for_longer_or_shorter_than_the_bounds(
 
 def test_cores_meet_in_their_group_groups_in_their_node_nodes_at_one_point() -> None:
     assert barrier_levels(((2, 1), (3,))) == (
-        Level(points=(0, 0, 1, 2, 2, 2), sizes=(2, 1, 3)),
-        Level(points=(0, 0, 1), sizes=(2, 1)),
-        Level(points=(0, 0), sizes=(2,)),
+        MeetingLevel(points=(0, 0, 1, 2, 2, 2), sizes=(2, 1, 3)),
+        MeetingLevel(points=(0, 0, 1), sizes=(2, 1)),
+        MeetingLevel(points=(0, 0), sizes=(2,)),
     )
 
 

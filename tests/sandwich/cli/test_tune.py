@@ -24,7 +24,7 @@ from schedules.records import (
     current_generator,
     read_records,
 )
-from schedules.tiles.tuner import Limits, Outcome, Progress, Summary
+from schedules.tiles.tuner import Outcome, Progress, Summary, TaskLimits
 from schedules.tiles.tuning import TuningJob
 
 Run = Callable[..., Any]
@@ -33,7 +33,7 @@ Run = Callable[..., Any]
 def outcomes_of(job: TuningJob) -> tuple[Outcome, ...]:
     """One step of mr for each task, of double speed."""
     return tuple(
-        Outcome(task, replace(task.start, mr=3), 1e-3, 2.0, Limits(100.0, 10.0), num_trials=7)
+        Outcome(task, replace(task.start, mr=3), 1e-3, 2.0, TaskLimits(100.0, 10.0), num_trials=7)
         for task in job.tasks()
     )
 

@@ -31,7 +31,7 @@ def plans_of(**options: Any) -> tuple[PlanPair, int]:
 def test_a_mode_can_be_forced(mode: MixedMode) -> None:
     plans, _ = plans_of(mixed_steps=mode.value)
     assert plans.mixed.mode is mode
-    assert (plans.side_by_side is not None) == (mode is MixedMode.CORUN)
+    assert (plans.corun is not None) == (mode is MixedMode.CORUN)
 
 
 def test_the_memory_plan_counts_the_programs_that_run_side_by_side() -> None:

@@ -64,10 +64,10 @@ def test_a_plan_says_what_it_does() -> None:
 def test_the_plans_side_by_side_keep_their_groups_and_lose_the_others_cores() -> None:
     isa = load_machine("epyc-guest").isa_row
     plans = default_plans(isa, range(10), group_size=4)
-    assert plans.side_by_side is None
+    assert plans.corun is None
     wide = replace(plans, prefill=plans.prefill.on(range(10), ((4, 1), (3, 2))))
     mixed = MixedPlan(MixedMode.CORUN, 64, (1, 2, 3, 4, 6, 7, 9), (0, 5, 8))
-    beside = replace(wide, mixed=mixed).side_by_side
+    beside = replace(wide, mixed=mixed).corun
     assert beside is not None
     assert (beside.prefill.cpus, beside.decode.cpus) == (mixed.prefill_cpus, mixed.decode_cpus)
     assert beside.prefill.groups == ((3, 1), (2, 1))

@@ -15,7 +15,7 @@ from platforms.machines import load_machine
 from schedules.records import CpuKind, RecordBook, TileKey, TuningRecord
 from schedules.tiles.space import TileSpace
 from schedules.tiles.trial import Trial
-from schedules.tiles.tuner import Limits, Progress, Summary, Surroundings, Task, tune
+from schedules.tiles.tuner import Progress, Summary, Surroundings, Task, TaskLimits, tune
 
 MACHINE = load_machine("epyc-guest")
 LAYOUT = PanelLayout(1024, 2048, WeightFormat("bfloat16"), 64, 16)
@@ -87,7 +87,7 @@ class FakeMachine:
             runner=self,
             machine=MACHINE.fingerprint,
             cpu=CpuKind.of(MACHINE),
-            limits=lambda task: Limits(gflops=1000.0, gbps=10.0),
+            limits=lambda task: TaskLimits(gflops=1000.0, gbps=10.0),
             is_right=self.is_right,
             clock=lambda: self.now,
             save=self.saved.extend,
@@ -202,4 +202,4 @@ def test_the_fast_start_runs_small_on_one_core() -> None:
 )
 def test_the_rate_is_told_beside_its_nearer_limit(rows: int, text: str) -> None:
     seconds = 2e-3
-    assert Progress(task_of(rows), START, seconds, Limits(1000.0, 10.0)).rate_text() == text
+    assert Progress(task_of(rows), START, seconds, TaskLimits(1000.0, 10.0)).rate_text() == text

@@ -16,7 +16,7 @@ from sandwich.engine.engine import Engine
 from sandwich.executor.base import ExecutorLimits, StepKind
 from sandwich.executor.compiled import CompiledExecutor
 from sandwich.executor.programs import compile_programs
-from sandwich.executor.specs import beside_specs, program_specs, step_bytes
+from sandwich.executor.specs import corun_specs, program_specs, step_bytes
 from sandwich.executor.verify import VerifyingExecutor
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
@@ -75,23 +75,23 @@ def test_a_started_step_is_done_some_time_and_then_waited_for(executor: Compiled
 def test_what_decodes_beside_shares_no_array_with_the_other_programs(
     executor: CompiledExecutor,
 ) -> None:
-    apart = executor._beside[Phase.DECODE].arrays
-    others = [*executor._programs.values(), executor._beside[Phase.PREFILL]]
+    apart = executor._corun[Phase.DECODE].arrays
+    others = [*executor._programs.values(), executor._corun[Phase.PREFILL]]
     assert {len(array) for array in (apart["x"], apart["token_ids"])} == {LIMITS.max_num_seqs}
     for other in others:
         for array in other.arrays.values():
             assert not any(np.shares_memory(array, own) for own in apart.values())
     shared = executor._programs[Phase.PREFILL].arrays["x"]
-    assert np.shares_memory(shared, executor._beside[Phase.PREFILL].arrays["x"])
+    assert np.shares_memory(shared, executor._corun[Phase.PREFILL].arrays["x"])
 
 
 def test_the_workspace_has_room_for_all_four_programs(
     corun_model: TinyModel, cache_dir: Path
 ) -> None:
     plans, layout, kv = corun_model.plans, corun_model.weights.layout, corun_model.kv
-    assert plans.side_by_side is not None
+    assert plans.corun is not None
     specs = program_specs(plans, layout, kv.dtype, LIMITS)
-    beside = beside_specs(plans, layout, kv.dtype, LIMITS)
+    beside = corun_specs(plans, layout, kv.dtype, LIMITS)
     assert {phase: spec.num_cores for phase, spec in beside.items()} == dict.fromkeys(Phase, 1)
     arena = Arena(kv.keys.arena_nbytes + kv.values.arena_nbytes, "cache")
     caches = (("keys", kv.keys), ("values", kv.values))
@@ -103,7 +103,7 @@ def test_the_workspace_has_room_for_all_four_programs(
         corun_model.weights.tensors,
         cache,
         exact,
-        compile_programs(beside, plans.side_by_side, cache_dir, is_pinned=False),
+        compile_programs(beside, plans.corun, cache_dir, is_pinned=False),
     )
     with closing(made):
         assert 0 <= exact.nbytes - exact.nbytes_used < 64
@@ -111,7 +111,7 @@ def test_the_workspace_has_room_for_all_four_programs(
 
 
 def test_plans_that_do_not_co_run_have_no_programs_beside(model: TinyModel) -> None:
-    assert beside_specs(model.plans, model.weights.layout, model.kv.dtype, LIMITS) == {}
+    assert corun_specs(model.plans, model.weights.layout, model.kv.dtype, LIMITS) == {}
 
 
 def test_a_step_in_flight_is_verified_when_it_is_waited_for(
