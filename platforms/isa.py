@@ -35,6 +35,8 @@ class IsaRow:
     has_bf16_dot: bool = False  # multiplies pairs of bf16 and accumulates in fp32
     has_u8_dot: bool = False  # multiplies quads of signed by unsigned bytes, accumulates in int32
     has_amx: bool = False  # multiplies tiles, once the kernel has granted them
+    fma_instructions: int = 1  # of a multiply-add of float32
+    int8_instructions: int = 1  # of a dot product of four bytes, with its addition
     extends: IsaRow | None = None  # the row whose intrinsics it has unless it has its own
 
     def plus(
@@ -45,6 +47,7 @@ class IsaRow:
         has_bf16_dot: bool = False,
         has_u8_dot: bool = False,
         has_amx: bool = False,
+        int8_instructions: int | None = None,
     ) -> IsaRow:
         """The row `name`: this one and what the LLVM `features` add, which CPUs show by `flags`."""
         return replace(
@@ -55,8 +58,16 @@ class IsaRow:
             has_bf16_dot=self.has_bf16_dot or has_bf16_dot,
             has_u8_dot=self.has_u8_dot or has_u8_dot,
             has_amx=self.has_amx or has_amx,
+            int8_instructions=int8_instructions or self.int8_instructions,
             extends=self,
         )
+
+    def multiply_adds_per_cycle(self, num_instructions: int) -> float:
+        """How many of so many vector instructions each, one of them a multiplication or more, no
+        core of this architecture can beat.
+        """
+        most, most_multiplies = _VECTOR_ISSUE[self.arch]
+        return min(most / num_instructions, most_multiplies)
 
     def llvm_target(self, arch: str | None = None) -> dict[str, object]:
         """What tvm.target.Target takes. `arch` places an "any" row; its default is this host's."""
@@ -69,19 +80,29 @@ class IsaRow:
         }
 
 
+# Vector instructions that a core starts in a cycle at most, and multiplications among them: x86 has
+# two units for these from Haswell to Zen 5, ARM's widest cores (Cortex-X925) have six.
+_VECTOR_ISSUE = {"x86_64": (4, 2), "aarch64": (6, 6), "any": (8, 4)}
+
 # The psABI levels x86-64-v2 to -v4, in the kernel's spelling (abm is lzcnt, pni is sse3).
 _X86_V2 = frozenset({"pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm"})
 _X86_V3 = _X86_V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
 _X86_V4 = _X86_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-_GENERIC = IsaRow("generic", "any", 4, 16, frozenset(), "generic")
+_GENERIC = IsaRow(
+    *("generic", "any", 4, 16, frozenset(), "generic"), fma_instructions=2, int8_instructions=4
+)
 
-_AVX2 = IsaRow("avx2", "x86_64", 8, 16, _X86_V3, "x86-64-v3")
-_AVX2_VNNI = _AVX2.plus("avx2_vnni", {"avx_vnni"}, "+avxvnni", has_u8_dot=True)
+_AVX2 = IsaRow("avx2", "x86_64", 8, 16, _X86_V3, "x86-64-v3", int8_instructions=4)
+_AVX2_VNNI = _AVX2.plus("avx2_vnni", {"avx_vnni"}, "+avxvnni", has_u8_dot=True, int8_instructions=1)
 
 # LLVM tunes x86-64-v4 for the first Skylakes and would cut loops to 256-bit vectors.
-_AVX512 = IsaRow("avx512", "x86_64", 16, 32, _X86_V4, "x86-64-v4", ("-prefer-256-bit",))
-_AVX512_VNNI = _AVX512.plus("avx512_vnni", {"avx512_vnni"}, "+avx512vnni", has_u8_dot=True)
+_AVX512 = IsaRow(
+    *("avx512", "x86_64", 16, 32, _X86_V4, "x86-64-v4", ("-prefer-256-bit",)), int8_instructions=4
+)
+_AVX512_VNNI = _AVX512.plus(
+    "avx512_vnni", {"avx512_vnni"}, "+avx512vnni", has_u8_dot=True, int8_instructions=1
+)
 _AVX512_BF16 = _AVX512_VNNI.plus("avx512_bf16", {"avx512_bf16"}, "+avx512bf16", has_bf16_dot=True)
 _AMX = _AVX512_BF16.plus(
     "amx",
@@ -91,8 +112,11 @@ _AMX = _AVX512_BF16.plus(
 )
 
 # cortex-a72 is plain ARMv8.0 with the schedule of an out-of-order core.
-_NEON = IsaRow("neon", "aarch64", 4, 32, frozenset({"fp", "asimd"}), "cortex-a72", ("+neon",))
-_NEON_DOTPROD = _NEON.plus("neon_dotprod", {"asimddp"}, "+dotprod")
+_NEON = IsaRow(
+    *("neon", "aarch64", 4, 32, frozenset({"fp", "asimd"}), "cortex-a72", ("+neon",)),
+    int8_instructions=4,
+)
+_NEON_DOTPROD = _NEON.plus("neon_dotprod", {"asimddp"}, "+dotprod", int8_instructions=1)
 _NEON_I8MM = _NEON_DOTPROD.plus("neon_i8mm", {"i8mm"}, "+i8mm", has_u8_dot=True)
 _NEON_BF16 = _NEON_I8MM.plus("neon_bf16", {"bf16"}, "+bf16", has_bf16_dot=True)
 

@@ -1,4 +1,5 @@
-"""Probes of what a machine can do at most: reading memory, and multiplying out of registers alone.
+"""Probes of what a machine can do at most: reading memory, and multiplying with nothing in the way;
+and of its clock, which bounds the latter.
 
 They are compiled for the same ISA row by the same compiler as the kernels they are compared with.
 """
@@ -6,6 +7,7 @@ They are compiled for the same ISA row by the same compiler as the kernels they 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ READ_STREAMS = 2
 READ_VECTORS = 4
 # Multiply-adds of one accumulator in a turn of the loop.
 PEAK_UNROLL = 2
+CLOCK_CYCLES = 64  # of a turn of the clock's loop
 
 Words = npt.NDArray[np.int32]
 
@@ -65,26 +68,28 @@ class PeakProbe:
     def __init__(self, isa: IsaRow, dtype: str, num_cores: int) -> None:
         self._is_int8 = dtype == "int8"
         kit = Kit(isa, dtype if isa.has_bf16_dot and not self._is_int8 else "float32")
-        kr = 4 if self._is_int8 else kit.kr
-        # More chains than any known core's latency times throughput, and never a spill.
-        self.chains = min(isa.num_vector_registers - 4, 24)
-        self.operand_shape = (self.chains + 2, isa.lanes)
+        self._kr = 4 if self._is_int8 else kit.kr
+        self.tile = _tile_of(isa, kit.has_dot, self._is_int8)
+        self.operand_shape = (self.tile.num_rows, isa.lanes)
         self.sums_shape = (num_cores, isa.lanes)
-        self.flops_per_turn = 2 * self.chains * PEAK_UNROLL * isa.lanes * kr * num_cores
-        self._kr = kr
+        flops_of_one = 2 * isa.lanes * self._kr * num_cores
+        self.flops_per_turn = flops_of_one * self.tile.num_sums * PEAK_UNROLL
+        per_cycle = isa.multiply_adds_per_cycle(self.tile.instructions)
+        self.most_flops_per_cycle = flops_of_one * per_cycle
         dot = ("sw_dot_u8" if isa.has_u8_dot else "sw_dot_s8") if self._is_int8 else None
-        self._module = lower(peak_function(kit, num_cores, self.chains, dot), isa)
+        self._module = lower(peak_function(kit, num_cores, self.tile, dot), isa)
 
     def write_operands(self, out: Words) -> None:
         """What `multiply` starts from (operand_shape): no zeros, no subnormals, no overflow."""
+        sums = out[: self.tile.num_sums]
         if self._is_int8:
-            out[: self.chains] = np.arange(out[: self.chains].size).reshape(self.chains, -1)
-            out[self.chains :] = 0x01010101
+            sums[:] = np.arange(sums.size).reshape(sums.shape)
+            out[len(sums) :] = 0x01010101
             return
-        starts = np.linspace(1.0, 2.0, out[: self.chains].size, dtype=np.float32)
-        out[: self.chains] = starts.view(np.int32).reshape(self.chains, -1)
+        starts = np.linspace(1.0, 2.0, sums.size, dtype=np.float32)
+        sums[:] = starts.view(np.int32).reshape(sums.shape)
         one = np.float32(1.0).view(np.int32)
-        out[self.chains :] = one | one >> 16 if self._kr == 2 else one
+        out[len(sums) :] = one | one >> 16 if self._kr == 2 else one
 
     @property
     def sums_dtype(self) -> np.dtype[np.generic]:
@@ -100,6 +105,69 @@ class PeakProbe:
     def assembly(self) -> str:
         """The machine code, for its test."""
         return str(self._module.inspect_source("asm"))
+
+
+@dataclass(frozen=True)
+class PeakTile:
+    """The sums of a peak probe, rows x vectors, each of `instructions` per multiply-add.
+
+    Where that is one, all sums meet the same two operands, which stay in registers. Where it is
+    several, LLVM would compute such a product once and leave the additions: each row and each
+    vector has an operand of its own then, `depth` of them that take turns and come from L1.
+    """
+
+    rows: int
+    vectors: int
+    instructions: int
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a product is an instruction apart from its addition."""
+        return self.instructions > 1
+
+    @property
+    def num_sums(self) -> int:
+        return self.rows * self.vectors
+
+    @property
+    def depth(self) -> int:
+        """Operands that take turns; a power of two."""
+        return 4 if self.is_split else 1
+
+    @property
+    def operands_of_a_turn(self) -> tuple[int, int]:
+        """Of rows and of vectors."""
+        return (self.rows, self.vectors) if self.is_split else (1, 1)
+
+    @property
+    def num_rows(self) -> int:
+        """Of the array that holds what sums start from, and all operands."""
+        return self.num_sums + self.depth * sum(self.operands_of_a_turn)
+
+
+def _tile_of(isa: IsaRow, has_bf16_dot: bool, is_int8: bool) -> PeakTile:
+    """More sums than any known core's latency times throughput, and never a spill: those of several
+    instructions need registers for what lies between these, and do not wait for one another.
+    """
+    floats = 1 if has_bf16_dot else isa.fma_instructions
+    instructions = isa.int8_instructions if is_int8 else floats
+    has_32 = isa.num_vector_registers >= 32
+    if instructions > 1:
+        return PeakTile(6 if has_32 else 4, 2, instructions)
+    return PeakTile(6, 4 if has_32 else 2, instructions)
+
+
+class ClockProbe:
+    """Counts cycles: additions and exclusive ors that each wait for the one before, which take a
+    cycle each on every core of these architectures. Threads as for ReadProbe, on one core.
+    """
+
+    def __init__(self, isa: IsaRow) -> None:
+        self._count = compiled(clock_function(), isa)
+
+    def wait(self, turns: Words, result: Words) -> None:
+        """`turns[0]` turns of CLOCK_CYCLES; both arrays have one word."""
+        self._count(tensor(turns), tensor(result))
 
 
 def compiled(prim_func: Any, isa: IsaRow) -> Any:
@@ -158,44 +226,68 @@ def read_function(kit: Kit, num_cores: int, num_words: int) -> Any:
     return prim_func("limit_read", build)
 
 
-def peak_function(kit: Kit, num_cores: int, chains: int, dot: str | None = None) -> Any:
-    """(operands, turns, sums): independent chains of multiply-adds that never touch memory; those
-    of the intrinsic `dot` in integers, else those of `kit`.
+def peak_function(kit: Kit, num_cores: int, tile: PeakTile, dot: str | None = None) -> Any:
+    """(operands, turns, sums): independent multiply-adds and nothing else; those of the intrinsic
+    `dot` in integers, else those of `kit`.
 
-    The starts differ, or LLVM would see that the chains are one; they and the operands come from
+    The starts differ, or LLVM would see that the sums are one; they and the operands come from
     memory, or it would compute the result itself.
     """
+    num_a, num_w = tile.operands_of_a_turn
 
     def build() -> None:
-        operands = T.arg("operands", T.buffer((chains + 2, kit.lanes), "int32"))
+        operands = T.arg("operands", T.buffer((tile.num_rows, kit.lanes), "int32"))
         turns = T.arg("turns", T.buffer((1,), "int32"))
         dtype = "int32" if dot else "float32"
         sums = T.arg("sums", T.buffer((num_cores, kit.lanes), dtype))
 
         def as_word(value: Any, lanes: int) -> Any:
             suffix = f"x{lanes}" if lanes > 1 else ""
-            return value if dot or kit.kr == 2 else T.reinterpret(f"float32{suffix}", value)
+            return T.bind(value if dot or kit.kr == 2 else T.reinterpret(f"float32{suffix}", value))
+
+        def multiply(acc: Any, first: Any) -> None:
+            """One multiply-add of every sum, with the operands from row `first` on."""
+            w = [as_word(kit.load(operands, first + num_a + j, 0), kit.lanes) for j in range(num_w)]
+            a = [as_word(operands[first + i, 0], 1) for i in range(num_a)]
+            for i in range(tile.num_sums):
+                scalar, vector = a[i // tile.vectors % num_a], w[i % num_w]
+                before = kit.load(acc, i * kit.lanes)
+                if dot:
+                    after = kit.call(dot, before, scalar, vector)
+                else:
+                    after = kit.mac(before, (scalar,), vector)
+                kit.store(acc, (i * kit.lanes,), after)
 
         with kit.imports(), T.parallel(0, num_cores) as core:
-            acc = T.alloc_buffer((chains * kit.lanes,), dtype, scope="local")
-            for i in range(chains):
+            acc = T.alloc_buffer((tile.num_sums * kit.lanes,), dtype, scope="local")
+            for i in range(tile.num_sums):
                 start = T.reinterpret(f"{dtype}x{kit.lanes}", kit.load(operands, i, 0))
                 kit.store(acc, (i * kit.lanes,), start)
-            vector = T.bind(as_word(kit.load(operands, chains, 0), kit.lanes))
-            scalar = T.bind(as_word(operands[chains + 1, 0], 1))
-            with T.serial(0, turns[0]):
-                for i in [*range(chains)] * PEAK_UNROLL:
-                    at = i * kit.lanes
-                    before = kit.load(acc, at)
-                    if dot:
-                        after = kit.call(dot, before, scalar, vector)
-                    else:
-                        after = kit.mac(before, (scalar,), vector)
-                    kit.store(acc, (at,), after)
-            total = sum_of([kit.load(acc, i * kit.lanes) for i in range(chains)])
+            with T.serial(0, turns[0]) as turn:
+                for u in range(PEAK_UNROLL):
+                    set_of = (turn * PEAK_UNROLL + u) & (tile.depth - 1) if tile.is_split else 0
+                    multiply(acc, T.bind(tile.num_sums + set_of * (num_a + num_w)))
+            total = sum_of([kit.load(acc, i * kit.lanes) for i in range(tile.num_sums)])
             kit.store(sums, (core, 0), total)
 
     return prim_func("limit_peak", build)
+
+
+def clock_function() -> Any:
+    """(turns, result): a chain of CLOCK_CYCLES dependent operations in a turn."""
+
+    def build() -> None:
+        turns = T.arg("turns", T.buffer((1,), "int32"))
+        result = T.arg("result", T.buffer((1,), "int32"))
+        link = T.alloc_buffer((1,), "int32", scope="local")
+        mask, step = T.bind(turns[0] | 5), T.bind(turns[0] | 3)
+        T.buffer_store(link, T.int32(1), [0])
+        with T.serial(0, turns[0]):
+            for _ in range(CLOCK_CYCLES // 2):
+                T.buffer_store(link, (link[0] ^ mask) + step, [0])
+        T.buffer_store(result, link[0], [0])
+
+    return prim_func("limit_clock", build)
 
 
 def sum_of(vectors: list[Any]) -> Any:

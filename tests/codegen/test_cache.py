@@ -50,6 +50,8 @@ CHANGED_ISA: dict[str, Any] = {
     "has_bf16_dot": True,
     "has_u8_dot": True,
     "has_amx": True,
+    "fma_instructions": 1,
+    "int8_instructions": 3,
     "extends": isa_row("avx2"),
     "mcpu": "generic-rv64",
     "mattr": ("+fast",),

@@ -1,13 +1,15 @@
 """Meters take samples of the cores they were given and let go of their threads."""
 
 import threading
+from contextlib import closing
 
 import pytest
 
-from platforms.isa import select_isa
+from platforms.isa import isa_row, select_isa
 from platforms.probe import probe
-from schedules.meters import PeakMeter, ReadMeter
+from schedules.meters import CLOCK_MARGIN, PeakMeter, ReadMeter
 
+GHZ = 2.0
 CPUS = probe().usable_cpus()
 
 
@@ -30,3 +32,17 @@ def test_meters_count_what_they_sample(cpus: tuple[int, ...]) -> None:
     for meter in meters:
         meter.close()
     assert not threads()
+
+
+def test_a_peak_is_held_to_what_the_clock_allows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    isa = isa_row("avx2")
+    monkeypatch.setattr("schedules.meters.PeakProbe.multiply", lambda *_: None)
+    monkeypatch.setattr(PeakMeter, "_sampled_ghz", lambda _: GHZ)
+    meter = PeakMeter(isa, "float32", CPUS)
+    with closing(meter):
+        fused_per_cycle = 2
+        most = CLOCK_MARGIN * GHZ * len(CPUS) * 2 * isa.lanes * fused_per_cycle
+        assert meter.sample() == pytest.approx(most)
+    assert "please report" in caplog.text
