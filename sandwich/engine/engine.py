@@ -20,7 +20,7 @@ from sandwich.engine.scheduler import Scheduler
 from sandwich.engine.stats import EngineStats
 from sandwich.errors import InvalidRequestError
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, NativeTime, StepOutput
-from sandwich.requests.request import Request, SampledToken, TokenEvent
+from sandwich.requests.request import Request, SampledTokens, TokenEvent
 from schedules.mixed.plan import TAKE_TURNS, MixedPlan
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Engine:
             self._last_native = None
         return events
 
-    def _sample(self, batch: Batch, execute: Callable[[], StepOutput]) -> list[SampledToken]:
+    def _sample(self, batch: Batch, execute: Callable[[], StepOutput]) -> list[SampledTokens]:
         started = time.monotonic()
         output = execute()
         self._note_switch(batch.phase, output.native)
@@ -159,12 +159,12 @@ class Engine:
             )
 
 
-def _failed(batch: Batch, error: Exception) -> list[SampledToken]:
+def _failed(batch: Batch, error: Exception) -> list[SampledTokens]:
     """What the requests of a batch get if it raises; to be called where `error` is handled."""
     ids = [request.request_id for request in batch.requests]
     logger.exception("a %s step failed; it ends requests %s", batch.kind.value, ids)
     message = f"the {batch.kind.value} step failed: {error!r}"
-    return [SampledToken(error=message)] * len(batch.requests)
+    return [SampledTokens(error=message)] * len(batch.requests)
 
 
 def _check_ids(param: str, ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> None:

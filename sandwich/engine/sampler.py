@@ -22,13 +22,13 @@ from sandwich.engine.logits import (
     top_ids,
 )
 from sandwich.executor.base import Batch, Float32Array, StepOutput
-from sandwich.requests.request import LogprobEntry, Request, SampledToken
+from sandwich.requests.request import LogprobEntry, Request, SampledTokens
 from sandwich.requests.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
 Weights = npt.NDArray[np.float32]
-NO_TOKEN = SampledToken()
+NO_TOKENS = SampledTokens()
 
 # Weights are summed in blocks of this many first: at 128k entries a plain float64 cumulative sum
 # costs more than everything else in `choose` together.
@@ -42,9 +42,9 @@ class Sampler:
     def __init__(self) -> None:
         self._uniform = UniformStream()
 
-    def sample(self, output: StepOutput, batch: Batch) -> list[SampledToken]:
+    def sample(self, output: StepOutput, batch: Batch) -> list[SampledTokens]:
         """One entry per request of the batch. A row that fails ends its own request only."""
-        tokens = [NO_TOKEN] * len(batch.requests)
+        tokens = [NO_TOKENS] * len(batch.requests)
         prompt_logprobs: dict[int, list[LogprobEntry]] = defaultdict(list)
         logits = output.logits
         for row, (index, argmax) in enumerate(zip(batch.sampled, output.argmax, strict=True)):
@@ -56,24 +56,24 @@ class Sampler:
                     num_top = request.params.prompt_logprobs or 0
                     prompt_logprobs[index].append(logprob_entry(logits[row], following, num_top))
                 elif request.params.takes_argmax and request.params.logprobs is None:
-                    tokens[index] = SampledToken(argmax)
+                    tokens[index] = SampledTokens((argmax,))
                 else:
                     tokens[index] = self._token(logits[row], argmax, request)
             except NonFiniteLogitsError as error:
-                tokens[index] = SampledToken(error=str(error))
+                tokens[index] = SampledTokens(error=str(error))
             except Exception as error:
                 logger.exception("sampling for request %s failed", request.request_id)
-                tokens[index] = SampledToken(error=f"sampling failed: {error!r}")
+                tokens[index] = SampledTokens(error=f"sampling failed: {error!r}")
         for index, entries in prompt_logprobs.items():
             tokens[index] = tokens[index]._replace(prompt_logprobs=tuple(entries))
         return tokens
 
-    def _token(self, row: Float32Array, argmax: int, request: Request) -> SampledToken:
+    def _token(self, row: Float32Array, argmax: int, request: Request) -> SampledTokens:
         params = request.params
         token_id = argmax if params.takes_argmax else self._choose(row, request)
         if params.logprobs is None:
-            return SampledToken(token_id)
-        return SampledToken(token_id, logprob_entry(row, token_id, params.logprobs))
+            return SampledTokens((token_id,))
+        return SampledTokens((token_id,), (logprob_entry(row, token_id, params.logprobs),))
 
     def _choose(self, row: Float32Array, request: Request) -> int:
         check_finite(float(row.max()))

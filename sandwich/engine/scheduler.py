@@ -20,7 +20,7 @@ from sandwich.engine.stats import EngineStats
 from sandwich.errors import ContextLengthError, InvalidRequestError
 from sandwich.executor.base import Batch, ExecutorLimits
 from sandwich.requests.blocks import BlockPool
-from sandwich.requests.request import Request, SampledToken, TokenEvent
+from sandwich.requests.request import Request, SampledTokens, TokenEvent
 from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
 
 
@@ -120,24 +120,24 @@ class Scheduler:
             self._update_gauges()
         return self.in_flight
 
-    def commit(self, batch: Batch, tokens: list[SampledToken]) -> list[TokenEvent]:
-        """Book a step: `tokens[i]` is of `batch.requests[i]`. Returns what its requests saw."""
+    def commit(self, batch: Batch, sampled: list[SampledTokens]) -> list[TokenEvent]:
+        """Book a step: `sampled[i]` is of `batch.requests[i]`. Returns what its requests saw."""
         now = time.monotonic()
         events: list[TokenEvent] = []
         if batch is self.in_flight:
             self.in_flight = None
-        for request, start, count, token in zip(
-            batch.requests, batch.starts, batch.num_new, tokens, strict=True
+        for request, start, count, tokens in zip(
+            batch.requests, batch.starts, batch.num_new, sampled, strict=True
         ):
             if request.is_finished:  # aborted while the step ran
                 self.pool.free(request.block_table)
                 continue
             request.num_computed = start + count
-            request.prompt_logprobs += token.prompt_logprobs
-            if token.error is not None:
-                events.append(self._end(request, "error", now, token.error))
-            elif token.token_id is not None:
-                events.append(self._accept(request, token, now))
+            request.prompt_logprobs += tokens.prompt_logprobs
+            if tokens.error is not None:
+                events.append(self._end(request, "error", now, tokens.error))
+            elif tokens.token_ids:
+                events.append(self._accept(request, tokens, now))
         self.running = [request for request in self.running if not request.is_finished]
         self._update_gauges()
         return events
@@ -245,22 +245,22 @@ class Scheduler:
         self.stats.num_preemptions += 1
         self.waiting.appendleft(request)
 
-    def _accept(self, request: Request, token: SampledToken, now: float) -> TokenEvent:
-        token_id = token.token_id
-        assert token_id is not None
+    def _accept(self, request: Request, tokens: SampledTokens, now: float) -> TokenEvent:
+        """Append the tokens up to the first that ends the request; the others are dropped."""
         is_first = request.num_output_tokens == 0
         self.stats.num_prompt_tokens += request.num_prompt_tokens if is_first else 0
-        if request.max_tokens == 0:
-            token = SampledToken()  # only the prompt's logprobs were wanted
-            self._finish(request, "length")
-        else:
-            self.stats.num_generated_tokens += 1
-            if reason := request.accept(token_id, now):
-                self._finish(request, reason)
+        num_taken = 0
+        reason = "length" if request.max_tokens == 0 else None  # only prompt_logprobs were wanted
+        while reason is None and num_taken < len(tokens.token_ids):
+            reason = request.accept(tokens.token_ids[num_taken], now)
+            num_taken += 1
+        self.stats.num_generated_tokens += num_taken
+        if reason is not None:
+            self._finish(request, reason)
         return TokenEvent(
             request_id=request.request_id,
-            token_id=token.token_id,
-            logprob=token.logprob,
+            token_ids=tokens.token_ids[:num_taken],
+            logprobs=tokens.logprobs[:num_taken],
             finish_reason=request.finish_reason,
             stop_reason=request.stop_reason(),
             prompt_logprobs=request.all_prompt_logprobs() if is_first else None,

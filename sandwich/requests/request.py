@@ -29,11 +29,14 @@ class LogprobEntry:
     top_logprobs: tuple[float, ...]
 
 
-class SampledToken(NamedTuple):
-    """What the sampler says about one sequence of a batch; no token while prefill goes on."""
+class SampledTokens(NamedTuple):
+    """What the sampler says about one sequence of a batch; no token while prefill goes on.
 
-    token_id: int | None = None
-    logprob: LogprobEntry | None = None
+    `logprobs` belong to `token_ids`, or are empty if nobody asked.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[LogprobEntry, ...] = ()
     prompt_logprobs: tuple[LogprobEntry, ...] = ()  # of the prompt tokens that this step predicted
     error: str | None = None  # this request cannot go on
 
@@ -52,18 +55,18 @@ class RequestTimings(NamedTuple):
 
 
 class TokenEvent(NamedTuple):
-    """One step of one request, as it leaves the engine.
+    """One step of one request, as it leaves the engine: the tokens that the step added, if any.
 
     Exactly one event of a request has a `finish_reason` ("stop", "length", "abort", "error"): its
-    last, which carries `timings`. The token that ends a request (eos or a stop id) is in that
-    event; `stop_reason` is the stop id that matched, None for eos. `prompt_logprobs` comes once,
-    with the first token: entry i is about prompt token i, entry 0 is None as nothing precedes it.
-    `error` is the message of finish_reason "error".
+    last, which carries `timings`. The token that ends a request (eos or a stop id) is the last one
+    of that event; `stop_reason` is the stop id that matched, None for eos. `prompt_logprobs` comes
+    once, with the first token: entry i is about prompt token i, entry 0 is None as nothing precedes
+    it. `error` is the message of finish_reason "error".
     """
 
     request_id: str
-    token_id: int | None = None
-    logprob: LogprobEntry | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[LogprobEntry, ...] = ()  # of token_ids, if they were asked for
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: tuple[LogprobEntry | None, ...] | None = None

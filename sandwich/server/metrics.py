@@ -64,12 +64,13 @@ class Metrics:
 
     def on_event(self, request: Request, event: TokenEvent, now: float) -> None:
         """As `bridge.Observer`."""
-        if event.token_id is not None:
+        if num_tokens := len(event.token_ids):
             last = self._last_token_times.get(event.request_id)
             if last is None:
                 self._first_token.observe(now - request.arrival_time)
-            else:
-                self._inter_token.observe(now - last)
+                last, num_tokens = now, num_tokens - 1
+            for _ in range(num_tokens):
+                self._inter_token.observe((now - last) / num_tokens)
             self._last_token_times[event.request_id] = now
         if event.finish_reason is not None:
             self._last_token_times.pop(event.request_id, None)

@@ -202,12 +202,18 @@ class OutputStream:
             return OutputDelta()
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = self._prompt_logprobs(event.prompt_logprobs)
-        logprobs = self._take_token(event)
-        text = self._advance(event)
+        num_before = len(self.token_ids)
+        text = self._take_tokens(event)
+        if event.finish_reason is not None and not self.is_finished:
+            text += self._end(event)
         self._pieces.append(text)
-        token_ids = () if event.token_id is None else (event.token_id,)
         return OutputDelta(
-            text, token_ids, logprobs, self.finish_reason, self.stop_reason, self.error
+            text,
+            tuple(self.token_ids[num_before:]),
+            tuple(self.logprobs[num_before:]),
+            self.finish_reason,
+            self.stop_reason,
+            self.error,
         )
 
     def result(self) -> CompletionOutput:
@@ -223,30 +229,39 @@ class OutputStream:
             timings=self.timings,
         )
 
-    def _take_token(self, event: TokenEvent) -> tuple[TokenLogprobs, ...]:
-        if event.token_id is not None:
-            self.token_ids.append(event.token_id)
-        if event.logprob is None:
-            return ()
-        self.logprobs.append(TokenLogprobs.build(event.logprob, self.tokenizer, self._num_chars))
-        return (self.logprobs[-1],)
+    def _take_tokens(self, event: TokenEvent) -> str:
+        """Keep the tokens up to the one that completes a stop string; the text they make certain.
 
-    def _advance(self, event: TokenEvent) -> str:
-        """Detokenise, look for stop strings, decide about the end; returns the certain text."""
-        piece = ""
-        if event.token_id is not None and event.finish_reason != "stop":  # a stop id is not shown
-            piece = self._detokenizer.push(event.token_id)
-        if event.finish_reason is not None:
-            piece += self._detokenizer.flush()
+        The stop id that ends a request is not shown.
+        """
+        text = ""
+        num_shown = len(event.token_ids) - (event.finish_reason == "stop")
+        for at, token_id in enumerate(event.token_ids):
+            self.token_ids.append(token_id)
+            if event.logprobs:
+                entry = TokenLogprobs.build(event.logprobs[at], self.tokenizer, self._num_chars)
+                self.logprobs.append(entry)
+            if at < num_shown:
+                text += self._match(self._detokenizer.push(token_id))
+            if self.is_finished:
+                self.needs_abort = event.finish_reason is None
+                break
+        return text
+
+    def _match(self, piece: str) -> str:
+        """Look for stop strings in more text, and end with the first; the text that is certain."""
         self._num_chars += len(piece)
         if len(self.token_ids) <= self.params.min_tokens:
-            text, stop = piece, None
-        else:
-            text, stop = self._matcher.push(piece)
+            return piece
+        text, stop = self._matcher.push(piece)
         if stop is not None:
             self.finish_reason, self.stop_reason = "stop", stop
-            self.needs_abort = event.finish_reason is None
-        elif event.finish_reason is not None:
+        return text
+
+    def _end(self, event: TokenEvent) -> str:
+        """End as the engine says, unless the text held back has a stop string; that text."""
+        text = self._match(self._detokenizer.flush())
+        if not self.is_finished:
             self.finish_reason, self.stop_reason = event.finish_reason, event.stop_reason
             self.error = event.error
             text += self._matcher.flush()

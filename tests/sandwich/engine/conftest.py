@@ -197,8 +197,7 @@ class Driver:
         return self
 
     def tokens(self, request_id: str) -> list[int]:
-        found = (event.token_id for event in self.events[request_id])
-        return [token_id for token_id in found if token_id is not None]
+        return [id_ for event in self.events[request_id] for id_ in event.token_ids]
 
     def end(self, request_id: str) -> TokenEvent:
         return self.events[request_id][-1]

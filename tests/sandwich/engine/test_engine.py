@@ -20,12 +20,13 @@ Drive = Callable[..., "Driver"]
 
 def test_tokens_come_one_event_at_a_time_and_the_last_one_ends(drive: Drive) -> None:
     driver = drive()
+    expected = driver.executor.continuation([1, 2, 3], 3)
     name = driver.add([1, 2, 3], max_tokens=3)
     driver.run()
     events = driver.events[name]
-    assert [event.token_id for event in events] == driver.executor.continuation([1, 2, 3], 3)
+    assert [event.token_ids for event in events] == [(id_,) for id_ in expected]
     assert [event.finish_reason for event in events] == [None, None, "length"]
-    assert [event.logprob for event in events] == [None] * 3
+    assert [event.logprobs for event in events] == [()] * 3
 
 
 @pytest.mark.parametrize("position", [0, 1, 5])
@@ -79,7 +80,7 @@ def test_zero_max_tokens_ends_after_the_prompt_without_a_token(drive: Drive) -> 
     driver.run()
     for name in names:
         (event,) = driver.events[name]
-        assert (event.token_id, event.finish_reason) == (None, "length")
+        assert (event.token_ids, event.finish_reason) == ((), "length")
     assert driver.engine.stats.num_generated_tokens == 0
 
 

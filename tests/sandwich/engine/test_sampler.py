@@ -218,7 +218,7 @@ def test_a_token_depends_on_the_row_the_seed_and_its_index_only() -> None:
         batch = build_batch(Phase.PREFILL, [request], [request.num_tokens])
         step = StepOutput(LOGITS[None], [4])
         (token,) = Sampler().sample(step, batch)
-        assert token.token_id == choose(LOGITS, params, UniformStream()(3, 1, len(output)))
+        assert token.token_ids == (choose(LOGITS, params, UniformStream()(3, 1, len(output))),)
 
 
 def test_other_seeds_and_other_choices_give_other_tokens(drive: Drive) -> None:
@@ -261,8 +261,7 @@ def test_logprobs_are_of_the_raw_logits_and_of_the_chosen_token(drive: Drive) ->
     driver.run()
     assert driver.tokens(name) == [50, 50]
     for event, position in zip(driver.events[name], (1, 2), strict=True):
-        entry = event.logprob
-        assert entry is not None
+        (entry,) = event.logprobs
         assert entry.token_id == 50
         assert entry.rank > 1
         last = np.array([[2], [50]][position - 1], np.int32)

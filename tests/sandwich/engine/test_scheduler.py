@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sandwich.errors import ContextLengthError, InvalidRequestError
-from sandwich.requests.request import Request, SampledToken
+from sandwich.requests.request import Request, SampledTokens
 from sandwich.requests.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def test_an_abort_ends_waiting_and_running_requests_once(drive: Drive) -> None:
     driver.step()  # the first is in the middle of its prompt
     for name in (waiting, running):
         (event,) = driver.abort(name)
-        assert (event.finish_reason, event.token_id) == ("abort", None)
+        assert (event.finish_reason, event.token_ids) == ("abort", ())
         assert driver.abort(name) == []
     assert not driver.engine.has_work()
     assert driver.abort("never heard of") == []
@@ -195,8 +195,30 @@ def test_a_request_aborted_while_its_step_runs_gets_no_token(drive: Drive) -> No
     batch = scheduler.schedule()
     assert batch is not None
     driver.abort(name)
-    events = scheduler.commit(batch, [SampledToken(5), SampledToken(6)])
-    assert [(event.request_id, event.token_id) for event in events] == [(other, 6)]
+    events = scheduler.commit(batch, [SampledTokens((5,)), SampledTokens((6,))])
+    assert [(event.request_id, event.token_ids) for event in events] == [(other, (6,))]
+    scheduler.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("params", "taken", "reason"),
+    [
+        ({"max_tokens": 9}, (5, 6, 7), None),
+        ({"max_tokens": 2}, (5, 6), "length"),
+        ({"max_tokens": 9, "stop_token_ids": [6]}, (5, 6), "stop"),
+    ],
+)
+def test_a_step_may_accept_several_tokens_up_to_the_one_that_ends(
+    drive: Drive, params: dict[str, Any], taken: tuple[int, ...], reason: str | None
+) -> None:
+    driver = drive()
+    driver.add(2, **params)
+    scheduler = driver.engine.scheduler
+    batch = scheduler.schedule()
+    assert batch is not None
+    (event,) = scheduler.commit(batch, [SampledTokens((5, 6, 7))])
+    assert (event.token_ids, event.finish_reason) == (taken, reason)
+    assert driver.engine.stats.num_generated_tokens == len(taken)
     scheduler.check_integrity()
 
 

@@ -135,8 +135,7 @@ def generate(executor: CompiledExecutor, mixed: MixedPlan, abort: str = "") -> d
     def step() -> None:
         nonlocal num_beside
         for event in engine.step():
-            assert event.token_id is not None
-            found[event.request_id].append(event.token_id)
+            found[event.request_id] += event.token_ids
         num_beside += engine.scheduler.in_flight is not None
         engine.scheduler.check_integrity()
 

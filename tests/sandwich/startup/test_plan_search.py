@@ -154,7 +154,7 @@ def test_phases_with_different_cores_share_weights_and_cache(
         while parts.engine.has_work():
             events += parts.engine.step()
         parts.engine.close()
-        return [event.token_id for event in events]
+        return [token_id for event in events for token_id in event.token_ids]
 
     both = tokens(2)
     monkeypatch.setattr("sandwich.startup.planning.estimated_rates", dear_barriers)

@@ -48,7 +48,7 @@ def feed(stream: OutputStream, ids: Sequence[int], last: TokenEvent | None) -> l
     """Events without an end for `ids`, until the stream is at its end, then `last`."""
     deltas = []
     for token_id in ids:
-        deltas.append(stream.feed(TokenEvent("r", token_id)))
+        deltas.append(stream.feed(TokenEvent("r", (token_id,))))
         if stream.is_finished:
             break
     return deltas if last is None else [*deltas, stream.feed(last)]
@@ -114,7 +114,7 @@ def test_a_stop_string_across_tokens_is_never_shown_and_nothing_in_front_is_lost
         if stream.needs_abort:
             assert expected is not None
         else:
-            deltas.append(stream.feed(TokenEvent("r", EOS, finish_reason="stop")))
+            deltas.append(stream.feed(TokenEvent("r", (EOS,), finish_reason="stop")))
         assert stream.finish_reason == "stop"
         assert stream.stop_reason == (expected[1] if expected else None)
         assert joined(deltas) == stream.text == (text[: expected[0]] if expected else text)
@@ -128,8 +128,8 @@ def test_a_stop_string_ends_the_output_before_the_engine_does(tokenizer: Tokeniz
     had_to_abort = stream.needs_abort
     assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", "ld")
     num_tokens = len(stream.token_ids)
-    late = stream.feed(TokenEvent("r", ids[-1]))
-    end = stream.feed(TokenEvent("r", None, finish_reason="abort", timings=TIMINGS))
+    late = stream.feed(TokenEvent("r", (ids[-1],)))
+    end = stream.feed(TokenEvent("r", finish_reason="abort", timings=TIMINGS))
     assert late == end == OutputDelta()
     assert (had_to_abort, stream.needs_abort) == (True, False)
     result = stream.result()
@@ -138,11 +138,35 @@ def test_a_stop_string_ends_the_output_before_the_engine_does(tokenizer: Tokeniz
     assert len(result.token_ids) == num_tokens
 
 
+@given(text=texts, stops=stops, size=st.integers(2, 5))
+def test_several_tokens_in_an_event_are_as_good_as_one_event_each(
+    tokenizer: Tokenizer, text: str, stops: list[str], size: int
+) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    params = SamplingParams(stop=stops, max_tokens=None, logprobs=0)
+    single, several = OutputStream(tokenizer, params), OutputStream(tokenizer, params)
+    for at in range(0, len(ids), size):
+        part = tuple(ids[at : at + size])
+        entries = tuple(map(entry, part))
+        deltas = [
+            single.feed(TokenEvent("r", (token_id,), (logprob,)))
+            for token_id, logprob in zip(part, entries, strict=True)
+        ]
+        delta = several.feed(TokenEvent("r", part, entries))
+        assert delta.text == joined(deltas)
+        assert delta.token_ids == tuple(id_ for each in deltas for id_ in each.token_ids)
+        assert len(delta.logprobs) == len(delta.token_ids)
+        assert several.needs_abort == single.needs_abort
+    last = TokenEvent("r", finish_reason="length")
+    assert several.feed(last) == single.feed(last)
+    assert several.result() == single.result()
+
+
 def test_a_stop_string_in_the_last_token_is_a_stop_and_needs_no_abort(tokenizer: Tokenizer) -> None:
     stream = OutputStream(tokenizer, SamplingParams(stop="b"))
     [a, b] = (tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ab")
-    stream.feed(TokenEvent("r", a))
-    delta = stream.feed(TokenEvent("r", b, finish_reason="length"))
+    stream.feed(TokenEvent("r", (a,)))
+    delta = stream.feed(TokenEvent("r", (b,), finish_reason="length"))
     assert (delta.text, delta.finish_reason, delta.stop_reason) == ("", "stop", "b")
     assert not stream.needs_abort
 
@@ -153,7 +177,7 @@ def test_what_was_held_back_comes_with_the_end(tokenizer: Tokenizer, reason: str
     [a, b] = (tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ab")
     lead = tokenizer.encode("ß", add_special_tokens=False)[0]
     error = "the step failed" if reason == "error" else None
-    last = TokenEvent("r", None, finish_reason=reason, error=error)
+    last = TokenEvent("r", finish_reason=reason, error=error)
     deltas = feed(stream, [a, b, lead], last)
     assert [delta.text for delta in deltas] == ["", "", "", "ab\ufffd"]
     assert deltas[-1].finish_reason == reason
@@ -163,7 +187,7 @@ def test_what_was_held_back_comes_with_the_end(tokenizer: Tokenizer, reason: str
 def test_the_token_of_a_stop_id_counts_but_is_not_shown(tokenizer: Tokenizer) -> None:
     [a, b] = (tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ab")
     stream = OutputStream(tokenizer, SamplingParams(stop_token_ids=[b]))
-    deltas = feed(stream, [a], TokenEvent("r", b, finish_reason="stop", stop_reason=b))
+    deltas = feed(stream, [a], TokenEvent("r", (b,), finish_reason="stop", stop_reason=b))
     assert joined(deltas) == "a"
     assert deltas[-1].token_ids == (b,)
     assert stream.result().token_ids == [a, b]
@@ -181,13 +205,13 @@ def test_text_goes_on_from_the_prompt(tokenizers_by_kind: dict[str, Tokenizer]) 
     tokenizer = tokenizers_by_kind["byte_fallback"]
     prompt = tokenizer.encode("a")
     stream = OutputStream(tokenizer, SamplingParams(), prompt)
-    last = TokenEvent("r", prompt[0], finish_reason="length")
+    last = TokenEvent("r", (prompt[0],), finish_reason="length")
     assert joined(feed(stream, prompt, last)) == " a a"
 
 
 def test_a_request_without_tokens_ends_with_empty_text(tokenizer: Tokenizer) -> None:
     stream = OutputStream(tokenizer, SamplingParams(max_tokens=0))
-    stream.feed(TokenEvent("r", None, finish_reason="length"))
+    stream.feed(TokenEvent("r", finish_reason="length"))
     result = stream.result()
     assert (result.text, result.token_ids, result.finish_reason) == ("", [], "length")
 
@@ -204,7 +228,7 @@ def test_logprobs_belong_to_tokens_and_know_where_their_text_begins(tokenizer: T
     ids = tokenizer.encode("aßb", add_special_tokens=False)
     stream = OutputStream(tokenizer, SamplingParams(logprobs=1, stop="zzz"))
     for token_id in ids:
-        event = TokenEvent("r", token_id, logprob=entry(token_id, (EOS, -0.5)))
+        event = TokenEvent("r", (token_id,), logprobs=(entry(token_id, (EOS, -0.5)),))
         [logprobs] = stream.feed(event).logprobs
         assert logprobs.token_id == token_id
         assert logprobs.chosen.bytes == tokenizer.token_bytes(token_id)
@@ -230,7 +254,7 @@ def test_the_chosen_token_is_among_the_candidates_even_if_it_is_not_likely(
 
 def test_no_logprobs_are_given_unless_asked_for(tokenizer: Tokenizer) -> None:
     stream = OutputStream(tokenizer, SamplingParams())
-    assert stream.feed(TokenEvent("r", 70)).logprobs == ()
+    assert stream.feed(TokenEvent("r", (70,))).logprobs == ()
     assert stream.result().logprobs is None
     assert stream.result().cumulative_logprob is None
 
@@ -239,7 +263,7 @@ def test_prompt_logprobs_know_where_their_text_begins(tokenizer: Tokenizer) -> N
     prompt = tokenizer.encode("aßb")
     stream = OutputStream(tokenizer, SamplingParams(prompt_logprobs=0), prompt)
     entries = (None, *(entry(token_id) for token_id in prompt[1:]))
-    stream.feed(TokenEvent("r", 70, prompt_logprobs=entries))
+    stream.feed(TokenEvent("r", (70,), prompt_logprobs=entries))
     assert stream.prompt_logprobs is not None
     first, *others = stream.prompt_logprobs
     assert first is None
