@@ -30,7 +30,7 @@ from sandwich.config import ConfigError, EngineConfig
 from sandwich.engine.engine import Engine
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
-from sandwich.startup.planning import make_plans
+from sandwich.startup.plans import make_plans
 from schedules.mixed.choice import MixedChoice, choose_mixed
 from schedules.mixed.cost import MixedLoad, MixedPrediction
 from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan

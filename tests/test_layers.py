@@ -44,7 +44,7 @@ FREE_OF = [
     ("sandwich.engine.engine", "aiohttp"),
     ("sandwich.llm", "aiohttp"),
     ("sandwich.executor.numa_placement", "tvm"),
-    ("sandwich.startup.planning", "tvm"),
+    ("sandwich.startup.plans", "tvm"),
     ("sandwich.cli", "torch"),
     ("sandwich.cli", "transformers"),
     ("sandwich.llm", "torch"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from platforms.machine import Machine
     from sandwich.models.config import ModelConfig
     from sandwich.startup.memory_plan import MemoryPlan
-    from sandwich.startup.planning import TimeSteps
+    from sandwich.startup.plans import TimeSteps
     from schedules.search import SearchResult
 
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from sandwich.startup.planning import make_plans
+    from sandwich.startup.plans import make_plans
 
     config = build_config(EngineConfig, args)
     if args.measure:

@@ -90,7 +90,7 @@ def _job(config: EngineConfig, args: argparse.Namespace) -> TuningJob:
     from codegen.spec import GEMM_ROLES, Phase
     from platforms.probe import probe
     from sandwich.cli.plan import model_config
-    from sandwich.startup.planning import make_plans
+    from sandwich.startup.plans import make_plans
     from schedules.tiles.tuned_plans import untuned
     from schedules.tiles.tuning import TuningJob
 

@@ -32,7 +32,7 @@ from sandwich.models.presets import PRESETS, preset
 from sandwich.models.sampling_defaults import generation_defaults
 from sandwich.startup.hub import resolve_model
 from sandwich.startup.memory_plan import MemoryPlan
-from sandwich.startup.planning import TimeSteps, executor_limits, make_plans
+from sandwich.startup.plans import TimeSteps, executor_limits, make_plans
 from sandwich.startup.step_bench import timed_steps
 from sandwich.text.tokenizer import Tokenizer
 from sandwich.weights.load import ModelWeights, load_weights, random_weights

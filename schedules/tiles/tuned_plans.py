@@ -133,6 +133,9 @@ class TileOrigin:
         return " and ".join(dict.fromkeys(self.origins))
 
 
+Origins = tuple[TileOrigin, ...]
+
+
 def render_origins(origins: Sequence[TileOrigin], phase: Phase) -> str:
     """One line for people: where each role's tiles in a phase come from."""
     roles: dict[str, list[str]] = {}
@@ -142,9 +145,7 @@ def render_origins(origins: Sequence[TileOrigin], phase: Phase) -> str:
     return "; ".join(f"{text} ({', '.join(names)})" for text, names in roles.items())
 
 
-def tuned_plans(
-    plans: PlanPair, layout: ModelLayout, book: RecordBook
-) -> tuple[PlanPair, tuple[TileOrigin, ...]]:
+def tuned_plans(plans: PlanPair, layout: ModelLayout, book: RecordBook) -> tuple[PlanPair, Origins]:
     """The plans with the tiles of the best records, and the default where there is none."""
     origins: list[TileOrigin] = []
 

@@ -21,7 +21,7 @@ from platforms.machines import load_machine, recorded_machines
 from platforms.sysfs import format_cpu_list
 from sandwich.config import EngineConfig
 from sandwich.models.presets import preset
-from sandwich.startup.planning import make_plans
+from sandwich.startup.plans import make_plans
 from schedules.choice import MIN_SPREAD, NUM_MEASURED, NUM_RUNNERS_UP, PhaseChoice
 from schedules.cost import StepCase
 from schedules.rates import Curve, MachineRates, estimated_rates

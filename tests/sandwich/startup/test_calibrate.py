@@ -19,7 +19,7 @@ from platforms.sysfs import format_cpu_list
 from sandwich.config import EngineConfig
 from sandwich.errors import MemoryLimitError
 from sandwich.models.presets import preset
-from sandwich.startup.planning import make_plans
+from sandwich.startup.plans import make_plans
 from schedules.calibration import (
     Calibration,
     CoreSet,

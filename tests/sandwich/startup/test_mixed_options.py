@@ -13,7 +13,7 @@ import pytest
 from platforms.machines import load_machine
 from sandwich.config import ConfigError, EngineConfig
 from sandwich.models.presets import preset
-from sandwich.startup.planning import make_plans
+from sandwich.startup.plans import make_plans
 from schedules.mixed.plan import MixedMode, MixedPlan
 from schedules.plan import PlanPair
 

@@ -21,7 +21,7 @@ from sandwich.models.presets import preset
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.startup.build import build_engine
-from sandwich.startup.planning import make_plans
+from sandwich.startup.plans import make_plans
 from schedules.rates import MachineRates, estimated_rates
 
 Run = Callable[..., Any]
@@ -30,7 +30,7 @@ Run = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def uncalibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user has measured of this machine plays no part here."""
-    monkeypatch.setattr("sandwich.startup.planning.load_calibration", lambda folder, machine: None)
+    monkeypatch.setattr("sandwich.startup.plans.load_calibration", lambda folder, machine: None)
 
 
 @pytest.mark.parametrize("name", recorded_machines())
@@ -113,7 +113,7 @@ def test_named_cpus_that_would_slow_each_other_down_are_warned_about(
     caplog: pytest.LogCaptureFixture, cpus: str, warning: str
 ) -> None:
     machine = load_machine("kubernetes-pod")
-    with caplog.at_level("WARNING", "sandwich.startup.planning"):
+    with caplog.at_level("WARNING", "sandwich.startup.plans"):
         plans, _, _ = make_plans(EngineConfig(cpu_bind=cpus), machine, preset("tiny"))
     assert format_cpu_list(plans.decode.cpus) == cpus  # it is the user who decides
     assert warning in caplog.text
@@ -157,5 +157,5 @@ def test_phases_with_different_cores_share_weights_and_cache(
         return [token_id for event in events for token_id in event.token_ids]
 
     both = tokens(2)
-    monkeypatch.setattr("sandwich.startup.planning.estimated_rates", dear_barriers)
+    monkeypatch.setattr("schedules.planner.estimated_rates", dear_barriers)
     assert tokens(1) == both
