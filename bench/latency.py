@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bench.barriers import barriers
 from bench.driver import EngineDriver, decode_headroom
+from bench.flags import count, counts
 from bench.model_choice import add_model_choice, chosen_config
 from bench.record import provenance, write_json
 from bench.summary import DecodeTimes, PrefillTimes, decode_row, prefill_row, show
@@ -62,13 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("context", "128,1024", "tokens in the cache when decoding starts"),
     ):
         group.add_argument(
-            f"--{name}", type=_counts, default=default, metavar="N,N", help=f"{text} ({default})"
+            f"--{name}", type=counts, default=default, metavar="N,N", help=f"{text} ({default})"
         )
     group.add_argument(
-        "--repeats", type=_count, default=5, metavar="N", help="prompts of each length (5)"
+        "--repeats", type=count, default=5, metavar="N", help="prompts of each length (5)"
     )
     group.add_argument(
-        "--steps", type=_count, default=32, metavar="N", help="decode steps of each kind (32)"
+        "--steps", type=count, default=32, metavar="N", help="decode steps of each kind (32)"
     )
     group.add_argument("--json", metavar="FILE", help="write the result to this file")
     add_options(parser, EngineConfig)
@@ -179,13 +180,3 @@ def summary(times: Times, read: Meter, peak: PeakMeter, work: StepWork) -> dict[
         "prefill": [prefill_row(row, work) for row in prefill],
         "decode": [decode_row(row, work) for row in decode],
     }
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bench.flags import count, counts, some_of
 from bench.gemm.file import ResultFile
 from bench.gemm.matrix import Cores, Matrix, Pace
 from bench.gemm.peers import DEFAULT_PEERS, PEERS, missing_library
@@ -72,17 +72,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(
             f"--{name}",
-            type=_some_of(known, has_none=name == "peers"),
+            type=some_of(known, has_none=name == "peers"),
             default=DEFAULT_PEERS if name == "peers" else tuple(known),
             metavar="A,B",
             help=f"{text} ({','.join(known)})",
         )
     parser.add_argument(
-        "--m", type=_counts, default=DEFAULT_M, metavar="N,N", help=f"rows ({DEFAULT_M})"
+        "--m", type=_rows, default=DEFAULT_M, metavar="N,N", help=f"rows ({DEFAULT_M})"
     )
     parser.add_argument("--isa", metavar="NAME", help="an instruction set (the best one)")
     parser.add_argument(
-        "--repeats", type=_count, default=15, metavar="N", help="turns of each contestant (15)"
+        "--repeats", type=count, default=15, metavar="N", help="turns of each contestant (15)"
     )
     parser.add_argument(
         "--cell-seconds",
@@ -242,24 +242,5 @@ def _progress() -> Progress:
     )
 
 
-def _some_of(known: Sequence[str] | dict[str, Any], has_none: bool) -> Callable[[str], Any]:
-    def parse(text: str) -> tuple[str, ...]:
-        if has_none and text == "none":
-            return ()
-        names = tuple(dict.fromkeys(text.split(",")))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        return names
-
-    return parse
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(part) for part in text.split(",")}))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
+def _rows(text: str) -> tuple[int, ...]:
+    return tuple(sorted(set(counts(text))))

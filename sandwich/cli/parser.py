@@ -25,6 +25,11 @@ class Verb:
 
 BENCHMARKS = (
     Verb(
+        "serve",
+        "bench.serving.command",
+        "load on any server that speaks the OpenAI API: throughput, TTFT, TPOT, goodput",
+    ),
+    Verb(
         "latency",
         "bench.latency",
         "prefill and decode beside the machine's limits",

@@ -37,7 +37,8 @@ class Body(Struct, kw_only=True):
 
 class StreamOptions(Body, kw_only=True):
     include_usage: bool = False
-    ignored = frozenset({"include_obfuscation"})
+    # Usage comes once, in the last chunk, also for those who would like it in every one.
+    ignored = frozenset({"include_obfuscation", "continuous_usage_stats"})
 
 
 class SamplingBody(Body, kw_only=True):
