@@ -261,6 +261,13 @@ class EngineConfig:
     chat_template: str | None = _option(
         "model", "Jinja chat template: a file, or the template itself", str, metavar="FILE"
     )
+    special_tokens_in_content: bool = _option(
+        "model",
+        "read special tokens inside messages as control tokens, with which a message can end its "
+        "own turn; else they are text",
+        parse_bool,
+        False,
+    )
     random_weights: bool = _option(
         "model", "fill the weights with random numbers, to measure speed", parse_bool, False
     )

@@ -19,7 +19,7 @@ from sandwich.config import EMBEDDED_NAME, EngineConfig
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.request import Request, TokenEvent
 from sandwich.requests.sampling_params import SamplingParams
-from sandwich.text.chat_template import Message
+from sandwich.text.messages import Chat, Message
 from sandwich.text.output import OutputDelta, OutputStream, RequestOutput
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ class LLM:
         """Reply to one conversation (a list of {"role", "content"}), or to each of several."""
         is_one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Any = [messages] if is_one else messages
-        texts = [self.tokenizer.apply_chat_template(each) for each in conversations]
-        token_ids = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        params = self._params_of_each(sampling_params, len(texts))
-        return self._run(texts, token_ids, params, use_tqdm)
+        prompts = self.tokenizer.encode_chats([Chat(messages=each) for each in conversations])
+        params = self._params_of_each(sampling_params, len(prompts))
+        texts = [prompt.text for prompt in prompts]
+        return self._run(texts, [prompt.token_ids for prompt in prompts], params, use_tqdm)
 
     # ---- one prompt, piece by piece ----
 
@@ -117,9 +117,8 @@ class LLM:
         self, messages: Conversation, sampling_params: SamplingParams | None = None
     ) -> Generator[OutputDelta]:
         """Reply to one conversation, piece by piece."""
-        text = self.tokenizer.apply_chat_template(messages)
-        token_ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return self.stream({"prompt_token_ids": token_ids}, sampling_params)
+        [prompt] = self.tokenizer.encode_chats([Chat(messages=messages)])
+        return self.stream({"prompt_token_ids": prompt.token_ids}, sampling_params)
 
     # ---- life ----
 
@@ -157,7 +156,7 @@ class LLM:
         """Text and token ids of every prompt; the text is None where only ids were given."""
         given = [_read_prompt(index, prompt) for index, prompt in enumerate(prompts)]
         to_encode = [text for text, token_ids in given if token_ids is None and text is not None]
-        encoded = iter(self.tokenizer.encode_batch(to_encode))
+        encoded = iter(self.tokenizer.encode_prompts(to_encode))
         ids = [next(encoded) if token_ids is None else token_ids for _, token_ids in given]
         return [text for text, _ in given], ids
 

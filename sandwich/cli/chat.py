@@ -18,7 +18,7 @@ from sandwich.cli.options import add_model_argument
 from sandwich.errors import InvalidRequestError
 from sandwich.llm import LLM
 from sandwich.requests.sampling_params import SamplingParams
-from sandwich.text.chat_template import Message
+from sandwich.text.messages import Message
 
 _MAX_TOKENS = 512
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a reply"

@@ -24,7 +24,7 @@ from sandwich.server.responses import (
     TopLogprob,
     Usage,
 )
-from sandwich.server.validation import chat_params
+from sandwich.server.validation import chat_params, conversation
 from sandwich.server.wire import json_response, new_id, read_body, service_of
 from sandwich.text.output import Logprob, OutputDelta, OutputStream, TokenLogprobs
 
@@ -37,7 +37,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     params = chat_params(body, service.backend.generation_defaults, service.limits)
     form = ChatFormat(new_id("chatcmpl"), int(time.time()), body, service.backend.model_name)
     with service.bridge.open(body.n) as stream:
-        token_ids = await service.encode_chat(body.messages, body.add_generation_prompt)
+        token_ids = await service.encode_chat(
+            conversation(body.messages, body.add_generation_prompt)
+        )
         choices = []
         for index in range(body.n):
             request_id, asked = f"{form.id}-{index}", body.asked_max_tokens

@@ -13,6 +13,7 @@ from sandwich.server.protocol import DetokenizeBody, TokenizeBody
 from sandwich.server.responses import Health, ModelCard, ModelList, Text, Tokens, Version
 from sandwich.server.service import Service
 from sandwich.server.state import STATE
+from sandwich.server.validation import conversation
 from sandwich.server.wire import json_response, read_body, service_of
 
 
@@ -63,7 +64,7 @@ async def tokenize(request: web.Request) -> web.Response:
         if body.messages is not UNSET:
             add_special_tokens = body.add_special_tokens is True
             tokens = await service.encode_chat(
-                body.messages, body.add_generation_prompt, add_special_tokens
+                conversation(body.messages, body.add_generation_prompt, add_special_tokens)
             )
         else:
             assert body.prompt is not UNSET

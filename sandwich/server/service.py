@@ -16,8 +16,7 @@ from sandwich.server.backend import Backend
 from sandwich.server.bridge import AsyncEngine, Observer
 from sandwich.server.errors import ModelNotFoundError
 from sandwich.server.limits import ServerLimits
-from sandwich.server.protocol import Message
-from sandwich.server.validation import chat_messages
+from sandwich.text.messages import Chat
 
 ResultT = TypeVar("ResultT")
 
@@ -51,24 +50,19 @@ class Service:
 
         def encode() -> list[list[int]]:
             # Not `encode` for each: that one holds the GIL, and with it the loop, to its end.
-            return self.tokenizer.encode_batch(texts, add_special_tokens)
+            return self.tokenizer.encode_prompts(texts, add_special_tokens)
 
         return await self._off_the_loop(encode, sum(map(len, texts)))
 
-    async def encode_chat(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool,
-        add_special_tokens: bool = False,
-    ) -> list[int]:
-        """Token ids of a conversation. The chat template writes the special tokens itself."""
-        rendered = chat_messages(messages)
+    async def encode_chat(self, chat: Chat) -> list[int]:
+        """Token ids of a conversation's prompt."""
 
         def encode() -> list[int]:
-            text = self.tokenizer.apply_chat_template(rendered, add_generation_prompt)
-            return self.tokenizer.encode_batch([text], add_special_tokens)[0]
+            [prompt] = self.tokenizer.encode_chats([chat])
+            return prompt.token_ids
 
-        return await self._off_the_loop(encode, sum(len(each["content"]) for each in rendered))
+        num_chars = sum(len(str(message.get("content", ""))) for message in chat.messages)
+        return await self._off_the_loop(encode, num_chars)
 
     def request(
         self,

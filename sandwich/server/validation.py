@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+import msgspec
+from msgspec import UNSET
 
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.sampling_params import MAX_LOGPROBS, SamplingParams
 from sandwich.server.limits import ServerLimits
 from sandwich.server.protocol import ChatBody, CompletionBody, Message, SamplingBody
+from sandwich.text.messages import Chat
 
 Prompt = str | list[int]
 
@@ -33,7 +35,6 @@ _SAMPLING_FIELDS = (
     "min_tokens",
     "ignore_eos",
 )
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 def split_prompts(prompt: str | list[int | str | list[int]], limits: ServerLimits) -> list[Prompt]:
@@ -150,35 +151,12 @@ def _token_biases(biases: Mapping[str, float]) -> dict[int, float]:
     return {int(name): bias for name, bias in biases.items()}
 
 
-def chat_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """The messages as chat templates take them: every content one text."""
-    return [_chat_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def _chat_message(message: Message, where: str) -> dict[str, str]:
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise InvalidRequestError(
-            f"`{where}.role` is {message.role[:50]!r} but must be one of {', '.join(_ROLES)}",
-            f"{where}.role",
-        )
-    content = message.content
-    if content is UNSET:
-        if role != "assistant":
-            raise InvalidRequestError(
-                f"`{where}.content` is missing", f"{where}.content", "missing_required_parameter"
-            )
-        content = ""
-    if not isinstance(content, str):
-        for i, part in enumerate(content):
-            if part.type != "text":
-                raise InvalidRequestError(
-                    f"`{where}.content[{i}].type` is {part.type[:50]!r}; only text is supported",
-                    f"{where}.content[{i}].type",
-                    "unsupported_parameter",
-                )
-        content = "\n".join(part.text for part in content)
-    rendered = {"role": role, "content": content}
-    if not isinstance(message.name, UnsetType):
-        rendered["name"] = message.name
-    return rendered
+def conversation(
+    messages: Sequence[Message], add_generation_prompt: bool, add_special_tokens: bool = False
+) -> Chat:
+    """The conversation of a body."""
+    return Chat(
+        messages=[msgspec.to_builtins(message) for message in messages],
+        add_generation_prompt=add_generation_prompt,
+        add_special_tokens=add_special_tokens,
+    )

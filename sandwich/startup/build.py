@@ -103,7 +103,11 @@ def build_engine(
     machine = probe(isa=config.isa)
     _log.info("%s", render(machine))
     source = _Source.of(config)
-    tokenizer = Tokenizer(source.folder, config.chat_template)
+    tokenizer = Tokenizer(
+        source.folder,
+        config.chat_template,
+        special_tokens_in_content=config.special_tokens_in_content,
+    )
     defaults = (
         {}
         if source.folder == EMBEDDED_MODEL and source.has_random_weights

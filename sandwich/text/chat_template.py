@@ -20,7 +20,8 @@ from jinja2.utils import Namespace
 
 from sandwich.errors import InvalidRequestError, ModelError
 
-Message = Mapping[str, Any]
+# What a template is always given, which no variable of a request may replace.
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -90,29 +91,35 @@ class ChatTemplate:
             raise ModelError(
                 f"the chat template is not valid Jinja: {error}; give another with --chat-template"
             ) from error
+        self.source = source
         self._special_tokens = dict(special_tokens)
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt. `add_generation_prompt`: end it where the assistant's reply begins.
 
-        Raises InvalidRequestError if the template refuses the messages or fails on them.
+        `variables`: what else the template may ask for. Raises InvalidRequestError if one of them
+        takes a name that is not free, or the template refuses the messages or fails on them.
         """
-        if not messages:
-            raise InvalidRequestError("messages must not be empty", param="messages")
+        given = dict(variables or {})
+        if taken := _OWN_VARIABLES & given.keys():
+            raise InvalidRequestError(
+                f"chat_template_kwargs has {min(taken)!r}, which is a field of the request itself",
+                param="chat_template_kwargs",
+            )
         try:
             return self._template.render(
                 messages=list(messages),
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **(self._special_tokens | variables),
+                **(self._special_tokens | given),
             )
         except Exception as error:  # a template is a program: what it raises is up to its author
             raise InvalidRequestError(

@@ -1,52 +1,67 @@
-"""Text to token ids and back: the tokenizer of a Hugging Face folder, and text piece by piece.
-
-Reads `tokenizer.json` and `tokenizer_config.json` and behaves as transformers does, without it.
-"""
+"""Text and conversations to token ids and back, as transformers does it; text piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import threading
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import tokenizers
 
-from sandwich.checkpoint.fields import read_json
-from sandwich.errors import InvalidRequestError, ModelError
-from sandwich.text.chat_template import ChatTemplate, Message
+from sandwich.errors import ModelError
+from sandwich.text.chat_renderer import ChatRenderer, RenderedChat
+from sandwich.text.chat_template import ChatTemplate
+from sandwich.text.control_tokens import MarkedEncoder, special_token_pattern
+from sandwich.text.messages import Chat
 from sandwich.text.token_bytes import TokenBytes
+from sandwich.text.tokenizer_files import TokenizerFiles, read_tokenizer
 
-_SPECIAL_TOKEN_NAMES: Final = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+_log = logging.getLogger(__name__)
+
 _ID_LIMIT: Final = 1 << 32  # the library takes no id beyond
 _NUM_CONTEXT_TOKENS: Final = 6  # of the prompt: enough to hold one whole character of text
 
 
+class ChatPrompt(NamedTuple):
+    """A rendered conversation: its text, and its token ids."""
+
+    text: str
+    token_ids: list[int]
+
+
 class Tokenizer:
-    """The tokenizer of the model in `folder`. Thread-safe. Decoding never tidies up spaces.
+    """The tokenizer of a model. Thread-safe. Decoding never tidies up spaces."""
 
-    Raises ModelError if the folder has no readable tokenizer.json.
-    """
+    def __init__(
+        self,
+        source: str | Path | TokenizerFiles,
+        chat_template: str | None = None,
+        *,
+        special_tokens_in_content: bool = False,
+    ) -> None:
+        """`source`: a Hugging Face folder, or what was read of a model.
 
-    def __init__(self, folder: str | Path, chat_template: str | None = None) -> None:
-        """`chat_template`: a file, or Jinja text, to use instead of the model's own."""
-        self.folder = Path(folder)
-        config_file = self.folder / "tokenizer_config.json"
-        config = read_json(config_file) if config_file.is_file() else {}
-        self.special_tokens = _named_special_tokens(config)
-        self._backend = _load_backend(self.folder / "tokenizer.json", self.special_tokens.values())
+        `chat_template`: a file, or Jinja text, to use instead of the model's own.
+        `special_tokens_in_content`: read special tokens inside messages as control tokens; else
+        they are text there. Raises ModelError if the folder has no readable tokenizer.json, or the
+        template cannot be used.
+        """
+        files = source if isinstance(source, TokenizerFiles) else read_tokenizer(Path(source))
+        self.special_tokens = files.special_tokens
+        self._backend = files.backend
         self._bytes = TokenBytes(_decoder_state(self._backend))
-        self._template_source = (
-            _given_template(chat_template) if chat_template else _own_template(self.folder, config)
+        self._has_warned_of_bos = threading.Event()
+        added = self._backend.get_added_tokens_decoder().values()
+        special = () if special_tokens_in_content else (t.content for t in added if t.special)
+        templates = (
+            {"default": _given_template(chat_template)} if chat_template else files.chat_templates
+        )
+        self._renderer = ChatRenderer(
+            templates, self.special_tokens, special_token_pattern(special)
         )
         if chat_template:
             self.chat_template()  # a bad one is refused now, not at the first request
@@ -74,7 +89,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template_source is not None
+        return self._renderer.has_template
 
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
@@ -94,6 +109,30 @@ class Tokenizer:
             list(texts), add_special_tokens=add_special_tokens
         )
         return [encoding.ids for encoding in encodings]
+
+    def encode_prompts(
+        self, texts: Sequence[str], add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """As `encode_batch`, but a text that begins with BOS itself is not given another one."""
+        ids = self.encode_batch(texts, add_special_tokens)
+        return [self._with_one_bos(each) for each in ids] if add_special_tokens else ids
+
+    def _with_one_bos(self, token_ids: list[int]) -> list[int]:
+        bos = self.bos_token_id
+        if not self._adds_bos or token_ids[:2] != [bos, bos]:
+            return token_ids
+        if not self._has_warned_of_bos.is_set():
+            self._has_warned_of_bos.set()
+            _log.warning(
+                "a prompt begins with %s, which this model's tokenizer adds by itself; one of the "
+                "two is left out, here and in later prompts",
+                self.special_tokens["bos_token"],
+            )
+        return token_ids[1:]
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return self.bos_token_id is not None and self.encode("")[:1] == [self.bos_token_id]
 
     # ---- ids -> text ----
 
@@ -126,30 +165,36 @@ class Tokenizer:
 
     # ---- chat ----
 
-    def chat_template(self) -> ChatTemplate:
+    def chat_template(self, has_tools: bool = False) -> ChatTemplate:
         """The compiled template; InvalidRequestError if the model has none."""
-        return self._compiled_template
+        return self._renderer.template(has_tools)
+
+    def render_chat(self, chat: Chat) -> str:
+        """The prompt's text. Raises InvalidRequestError as `encode_chats` does."""
+        return self._renderer.render(chat).plain_text
+
+    def encode_chats(self, chats: Sequence[Chat]) -> list[ChatPrompt]:
+        """The prompt of each conversation: what templates write, with contents as text.
+
+        Raises InvalidRequestError if there is no template, it refuses the messages, or a message is
+        of a form that no model can be told.
+        """
+        rendered = [self._renderer.render(chat) for chat in chats]
+        return [self._encode_chat(*pair) for pair in zip(chats, rendered, strict=True)]
+
+    def _encode_chat(self, chat: Chat, rendered: RenderedChat) -> ChatPrompt:
+        if rendered.marks is None:
+            [ids] = self.encode_prompts([rendered.text], chat.add_special_tokens)
+            return ChatPrompt(rendered.text, ids)
+        ids = self._marked.encode(rendered.text, rendered.marks)
+        bos = self.bos_token_id
+        if bos is not None and chat.add_special_tokens and self._adds_bos and ids[:1] != [bos]:
+            ids = [bos, *ids]
+        return ChatPrompt(rendered.plain_text, ids)
 
     @cached_property
-    def _compiled_template(self) -> ChatTemplate:
-        if self._template_source is None:
-            raise InvalidRequestError(
-                "this model has no chat template; use /v1/completions or `sandwich complete`, "
-                "or give a template with --chat-template",
-                param="messages",
-            )
-        return ChatTemplate(self._template_source, self.special_tokens)
-
-    def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
-        """The prompt for `messages`. Encode it with `add_special_tokens=False`: they are in it.
-
-        Raises InvalidRequestError if there is no template or it refuses the messages.
-        """
-        return self.chat_template().render(
-            messages, add_generation_prompt=add_generation_prompt, **variables
-        )
+    def _marked(self) -> MarkedEncoder:
+        return MarkedEncoder(self._backend)
 
 
 class IncrementalDetokenizer:
@@ -195,36 +240,8 @@ class IncrementalDetokenizer:
         return piece
 
 
-def _load_backend(path: Path, special_tokens: Iterable[str]) -> tokenizers.Tokenizer:
-    if not path.is_file():
-        raise ModelError(
-            f"{path.parent} has no tokenizer.json; transformers makes one of other files: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{path} is not a tokenizer: {error}; fetch the model again") from error
-    backend.no_truncation()
-    backend.no_padding()
-    known = [token for token in special_tokens if backend.token_to_id(token) is not None]
-    backend.add_special_tokens(known)
-    return backend
-
-
 def _decoder_state(backend: tokenizers.Tokenizer) -> bytes:
     return b"null" if backend.decoder is None else bytes(backend.decoder.__getstate__())
-
-
-def _named_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token` and so on -> text; a token is written as a string or as {"content": ...}."""
-    found = {}
-    for name in _SPECIAL_TOKEN_NAMES:
-        token = config.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            found[name] = token
-    return found
 
 
 def _given_template(text: str) -> str:
@@ -234,14 +251,3 @@ def _given_template(text: str) -> str:
         return Path(text).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"chat template {text!r} cannot be read: {error}; give a file") from error
-
-
-def _own_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The model's template: its file wins; a list of named ones gives the one called "default"."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template

@@ -15,6 +15,7 @@ from sandwich.config import EMBEDDED_MODEL
 from sandwich.errors import ContextLengthError, InvalidRequestError
 from sandwich.llm import LLM, Prompt
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.text.messages import Chat
 from sandwich.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -193,7 +194,7 @@ def test_a_failed_request_says_so_and_the_others_go_on(make_parts: Callable[...,
 def test_a_conversation_is_rendered_and_answered(llm: LLM, tokenizer: Tokenizer) -> None:
     messages = [{"role": "user", "content": "hello"}]
     [result] = llm.chat(messages, GREEDY, use_tqdm=False)
-    prompt = tokenizer.apply_chat_template(messages)
+    prompt = tokenizer.render_chat(Chat(messages=messages))
     assert result.prompt == prompt
     assert result.prompt_token_ids == tokenizer.encode(prompt, add_special_tokens=False)
     assert result.prompt_token_ids.count(0) == 1  # BOS comes from the template alone

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +10,9 @@ import pytest
 from sandwich.cli.generation import Reply, print_reply
 from sandwich.config import EngineConfig
 from sandwich.errors import SandwichError
+from sandwich.text.messages import Chat
 from sandwich.text.output import OutputDelta
-from sandwich.text.tokenizer import Tokenizer
+from sandwich.text.tokenizer import ChatPrompt, Tokenizer
 
 Run = Callable[..., Any]
 
@@ -118,13 +119,13 @@ def chat(run: Run, monkeypatch: pytest.MonkeyPatch, lines: str, *argv: str) -> s
 def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
     """The conversations that the model was asked to go on with."""
     seen: list[list[Any]] = []
-    render = Tokenizer.apply_chat_template
+    encode = Tokenizer.encode_chats
 
-    def record(self: Tokenizer, messages: Any, *args: Any, **kwargs: Any) -> str:
-        seen.append(list(messages))
-        return render(self, messages, *args, **kwargs)
+    def record(self: Tokenizer, chats: Sequence[Chat]) -> list[ChatPrompt]:
+        seen.extend(list(chat.messages) for chat in chats)
+        return encode(self, chats)
 
-    monkeypatch.setattr(Tokenizer, "apply_chat_template", record)
+    monkeypatch.setattr(Tokenizer, "encode_chats", record)
     return seen
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from sandwich.server.limits import ServerLimits
 from sandwich.server.service import Service
-from sandwich.text.tokenizer import Tokenizer
+from sandwich.text.messages import Chat
+from sandwich.text.tokenizer import ChatPrompt, Tokenizer
 from tests.sandwich.server.conftest import PATIENCE_S, Rig, StartRig
 
 
@@ -28,12 +29,19 @@ class SlowTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+    def encode_prompts(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        self._wait()
+        return self._tokenizer.encode_prompts(texts, add_special_tokens)
+
+    def encode_chats(self, chats: Sequence[Chat]) -> list[ChatPrompt]:
+        self._wait()
+        return self._tokenizer.encode_chats(chats)
+
+    def _wait(self) -> None:
         self.threads.append(threading.current_thread())
         if threading.current_thread() is not threading.main_thread():
             self._loop.call_soon_threadsafe(self.begun.set)
             assert self.go_on.wait(PATIENCE_S)
-        return self._tokenizer.encode_batch(texts, add_special_tokens)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandwich.errors import InvalidRequestError, ModelError
+from sandwich.text.messages import Chat
 from sandwich.text.token_bytes import TokenBytes, incomplete_utf8_suffix
 from sandwich.text.tokenizer import IncrementalDetokenizer, Tokenizer
 
@@ -226,7 +227,8 @@ def test_a_chat_is_rendered_as_transformers_renders_it(
     theirs = transformers.AutoTokenizer.from_pretrained(folder).apply_chat_template(
         MESSAGES, tokenize=False, add_generation_prompt=add_generation_prompt
     )
-    assert Tokenizer(folder).apply_chat_template(MESSAGES, add_generation_prompt) == theirs
+    chat = Chat(messages=MESSAGES, add_generation_prompt=add_generation_prompt)
+    assert Tokenizer(folder).render_chat(chat) == theirs
 
 
 # ---- chat templates ----
@@ -237,14 +239,23 @@ def test_the_template_file_wins_over_the_configuration(
 ) -> None:
     folder = save_tokenizer(tmp_path)
     (folder / "chat_template.jinja").write_text("file: {{ messages[0].content }}")
-    assert Tokenizer(folder).apply_chat_template(MESSAGES[:1]) == "file: Be {brief}."
+    assert Tokenizer(folder).render_chat(Chat(messages=MESSAGES[:1])) == "file: Be {brief}."
 
 
 def test_of_several_templates_the_default_is_taken(save_tokenizer: Save, tmp_path: Path) -> None:
-    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
-    assert Tokenizer(save_tokenizer(tmp_path, chat_template=named)).apply_chat_template(
-        MESSAGES
-    ) == ("yes")
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
+    tokenizer = Tokenizer(save_tokenizer(tmp_path, chat_template=named))
+    assert tokenizer.render_chat(Chat(messages=MESSAGES)) == "yes"
+    assert tokenizer.render_chat(Chat(messages=MESSAGES, tools=[{"type": "function"}])) == "yes"
+
+
+def test_a_template_for_tools_is_taken_where_there_are_tools(
+    save_tokenizer: Save, tmp_path: Path
+) -> None:
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "none"}]
+    tokenizer = Tokenizer(save_tokenizer(tmp_path, chat_template=named))
+    assert tokenizer.render_chat(Chat(messages=MESSAGES)) == "none"
+    assert tokenizer.render_chat(Chat(messages=MESSAGES, tools=[{"type": "function"}])) == "tools"
 
 
 def test_a_given_template_may_be_a_file_or_the_text_itself(
@@ -253,8 +264,8 @@ def test_a_given_template_may_be_a_file_or_the_text_itself(
     folder = save_tokenizer(tmp_path / "model")
     file = tmp_path / "mine.jinja"
     file.write_text("plain")
-    assert Tokenizer(folder, str(file)).apply_chat_template(MESSAGES) == "plain"
-    assert Tokenizer(folder, "{{ 1 + 1 }}").apply_chat_template(MESSAGES) == "2"
+    assert Tokenizer(folder, str(file)).render_chat(Chat(messages=MESSAGES)) == "plain"
+    assert Tokenizer(folder, "{{ 1 + 1 }}").render_chat(Chat(messages=MESSAGES)) == "2"
 
 
 @pytest.mark.parametrize("template", ["no/such/file.jinja", "{% for %}", "{{ a b }}"])
@@ -271,7 +282,7 @@ def test_a_model_without_a_template_says_what_to_use_instead(
     tokenizer = Tokenizer(save_tokenizer(tmp_path, chat_template=None))
     assert not tokenizer.has_chat_template
     with pytest.raises(InvalidRequestError, match="no chat template; use /v1/completions") as error:
-        tokenizer.apply_chat_template(MESSAGES)
+        tokenizer.render_chat(Chat(messages=MESSAGES))
     assert error.value.param == "messages"
 
 
@@ -292,7 +303,7 @@ def test_a_template_that_fails_is_the_fault_of_the_messages(
 ) -> None:
     tokenizer = Tokenizer(save_tokenizer(tmp_path, chat_template=template))
     with pytest.raises(InvalidRequestError, match=reason):
-        tokenizer.apply_chat_template(messages)
+        tokenizer.render_chat(Chat(messages=messages))
 
 
 # ---- files ----
