@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     config = engine_config(args, cells)
     parts = build_engine(config)
     with closing(parts.engine):
-        times, read, peak = measure(parts, config.seed, cells)
+        times, read, peak = measure(parts, config.weights_seed, cells)
     result = {
         "benchmark": "latency",
         **provenance(parts.machine),
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         "quantization": config.quantization,
         "weights": parts.memory.weights,
         "kv_cache_dtype": parts.kv_dtype,
-        "seed": config.seed,
+        "seed": config.weights_seed,
         "plan": parts.plans.to_json(),
         "barriers": barriers(parts.isa, parts.plans, parts.memory.layout),
         **summary(times, read, peak, step_work(parts)),

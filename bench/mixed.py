@@ -26,8 +26,9 @@ from bench.record import provenance, write_json
 from platforms.probe import probe
 from sandwich.cli.options import add_options
 from sandwich.cli.plan import model_config
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.config import EngineConfig
 from sandwich.engine.engine import Engine
+from sandwich.errors import ConfigError
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.startup.plans import make_plans
@@ -143,13 +144,13 @@ def main(args: argparse.Namespace) -> None:
 
     parts = build_engine(config, with_programs_for_all)
     with closing(parts.engine):
-        arrivals = measure(parts.engine, choice, args.rounds, config.seed)
+        arrivals = measure(parts.engine, choice, args.rounds, config.weights_seed)
     result = {
         "benchmark": "mixed",
         **provenance(parts.machine),
         "model": config.model,
         "dtype": parts.dtype,
-        "seed": config.seed,
+        "seed": config.weights_seed,
         "plan": parts.plans.to_json(),
         **summary(choice, arrivals),
     }

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import replace
 
 from sandwich.cli.options import add_model_argument, build_config
-from sandwich.config import EMBEDDED_NAME, ConfigError, EngineConfig
+from sandwich.config import EMBEDDED_NAME, EngineConfig
+from sandwich.errors import ConfigError
 
 
 def add_model_choice(

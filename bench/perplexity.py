@@ -21,8 +21,9 @@ from rich.table import Table
 from bench.driver import BenchmarkError
 from bench.record import provenance, write_json
 from sandwich.cli.options import add_options, build_config
-from sandwich.config import EMBEDDED_NAME, QUANTIZATIONS, ConfigError, EngineConfig
+from sandwich.config import EMBEDDED_NAME, QUANTIZATIONS, EngineConfig
 from sandwich.embedded import MODEL_DIR, SAMPLE_FILE
+from sandwich.errors import ConfigError
 from sandwich.perplexity import Perplexity
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams

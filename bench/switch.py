@@ -31,8 +31,9 @@ from codegen.layout.model import DEFAULT_BLOCK_SIZE
 from codegen.spec import Phase
 from platforms.sysfs import format_cpu_list, parse_cpu_list
 from sandwich.cli.options import add_options
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.config import EngineConfig
 from sandwich.engine.engine import Engine
+from sandwich.errors import ConfigError
 from sandwich.executor.base import Batch, Executor, NativeTime, StepOutput
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
@@ -78,13 +79,13 @@ def main(args: argparse.Namespace) -> None:
 
     parts = build_engine(config, moved if args.decode_cpus else None)
     with closing(parts.engine):
-        calls = take_turns(parts.engine, args.switches, args.prompt, config.seed)
+        calls = take_turns(parts.engine, args.switches, args.prompt, config.weights_seed)
     result = {
         "benchmark": "switch",
         **provenance(parts.machine),
         "model": config.model,
         "dtype": parts.dtype,
-        "seed": config.seed,
+        "seed": config.weights_seed,
         "prompt_tokens": args.prompt,
         "plan": parts.plans.to_json(),
         **summary(calls),

@@ -14,6 +14,10 @@ class SandwichError(Exception):
         self.message = message
 
 
+class ConfigError(SandwichError):
+    """An option, an environment variable or a configuration file that cannot be used as it is."""
+
+
 class InvalidRequestError(SandwichError):
     """The request is wrong (400): `param` names the field, `code` is the reason for machines."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from bench.gemm.shapes import CellKey, position
 from bench.gemm.summary import summary_of
 from bench.record import write_json
-from sandwich.config import ConfigError
+from sandwich.errors import ConfigError
 
 
 def key_of(cell: dict[str, Any]) -> CellKey:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sandwich.config import ConfigError
+from sandwich.errors import ConfigError
 
 FORMATS = (".svg", ".png")
 COLOUR_LIMIT = 2.0  # ratios from 1/2 to 2 have different colours

@@ -7,8 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from sandwich.cli.parser import build_parser
-from sandwich.config import ConfigError
-from sandwich.errors import InvalidRequestError, MemoryLimitError, ModelError, SandwichError
+from sandwich.errors import (
+    ConfigError,
+    InvalidRequestError,
+    MemoryLimitError,
+    ModelError,
+    SandwichError,
+)
 
 EXIT_FAILURE = 1
 EXIT_USER_MISTAKE = 2

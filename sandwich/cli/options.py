@@ -9,15 +9,9 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sandwich.config import (
-    EMBEDDED_NAME,
-    ENVIRONMENT,
-    ConfigError,
-    EngineConfig,
-    Option,
-    options,
-    parse_nbytes,
-)
+from sandwich.config import EMBEDDED_NAME, ENVIRONMENT, EngineConfig
+from sandwich.errors import ConfigError
+from sandwich.options import Option, options, parse_nbytes
 
 _MODEL = "model"
 _Config = TypeVar("_Config")
@@ -66,7 +60,7 @@ def add_config_file(parser: argparse.ArgumentParser) -> None:
 def _add_flag(group: _Group, name: str, field: Field[Any], option: Option) -> None:
     text = option.help.replace("%", "%%")
     if "(default:" not in text:
-        default = _default_text(field, option)
+        default = _default_text(name, field, option)
         text += f" (default: {default})" if default else ""
     common = {"dest": _dest(name), "default": None, "help": text}
     if field.type == "bool":
@@ -76,11 +70,11 @@ def _add_flag(group: _Group, name: str, field: Field[Any], option: Option) -> No
     group.add_argument(f"--{name}", metavar=metavar or "N", **common)
 
 
-def _default_text(field: Field[Any], option: Option) -> str:
+def _default_text(name: str, field: Field[Any], option: Option) -> str:
     """The default as a user would type it; that of an environment variable when it is not set."""
     default: Any = field.default
     if default is MISSING:
-        default = next(v.default for v in ENVIRONMENT if v.flag == option.name(field))
+        default = next(v.default for v in ENVIRONMENT if v.flag == name)
     if default is None:
         return ""
     if isinstance(default, bool):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandwich.cli.options import add_model_argument, add_options, build_config
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.config import EngineConfig
+from sandwich.errors import ConfigError
 
 if TYPE_CHECKING:
     from platforms.machine import Machine

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from platforms.machine import Machine
-from sandwich.config import ConfigError
+from sandwich.errors import ConfigError
 from schedules.canvas import PictureError
 from schedules.choice import PhaseChoice
 from schedules.mixed.plan import MixedMode, MixedPlan

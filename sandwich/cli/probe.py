@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sandwich.config import SANDWICH_CACHE_DIR, SANDWICH_ISA, ConfigError
+from sandwich.config import SANDWICH_CACHE_DIR, SANDWICH_ISA
+from sandwich.errors import ConfigError
 
 if TYPE_CHECKING:
     from platforms.machine import Machine

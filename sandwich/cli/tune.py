@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandwich.cli.options import add_model_argument, add_options, build_config
-from sandwich.config import SANDWICH_CACHE_DIR, ConfigError, EngineConfig
+from sandwich.config import SANDWICH_CACHE_DIR, EngineConfig
+from sandwich.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table

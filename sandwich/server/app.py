@@ -14,7 +14,8 @@ from typing import TypeVar, cast
 
 from aiohttp import web
 
-from sandwich.config import ConfigError, ServerConfig
+from sandwich.config import ServerConfig
+from sandwich.errors import ConfigError
 from sandwich.server import chat, completions, models
 from sandwich.server.backend import Backend
 from sandwich.server.errors import (
@@ -72,7 +73,7 @@ def create_app(state: ServerState) -> web.Application:
     """The endpoints over `state`, whose service may come later: until then they answer 503."""
     app = web.Application(
         middlewares=[_id_middleware, error_middleware, _key_middleware],
-        client_max_size=state.config.max_body_bytes,
+        client_max_size=state.config.max_body_size,
     )
     app[STATE] = state
     app.on_response_prepare.append(_add_id)

@@ -155,7 +155,7 @@ def _executor(
 
     @functools.cache
     def load() -> ModelWeights:
-        weights = source.load(memory.layout, arena, config.seed)
+        weights = source.load(memory.layout, arena, config.weights_seed)
         report(arena, placement.weights)
         return weights
 

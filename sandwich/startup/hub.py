@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from sandwich.config import EMBEDDED_MODEL, EMBEDDED_NAME, ConfigError
+from sandwich.config import EMBEDDED_MODEL, EMBEDDED_NAME
+from sandwich.errors import ConfigError
 
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model")
 

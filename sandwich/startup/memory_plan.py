@@ -216,7 +216,7 @@ class _Planner:
 
     def _asked_blocks(self) -> int | None:
         """Of `--kv-cache-size`; None if it was not given."""
-        asked = self.engine.kv_cache_bytes
+        asked = self.engine.kv_cache_size
         if asked is None:
             return None
         if asked < self.kv.bytes_per_block:

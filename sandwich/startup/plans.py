@@ -14,7 +14,8 @@ from codegen.spec import ModelShape
 from platforms.machine import Machine
 from platforms.memory import HUGE_PAGE_BYTES
 from platforms.sysfs import format_cpu_list, parse_cpu_list
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.config import EngineConfig
+from sandwich.errors import ConfigError
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.specs import corun_specs, program_specs, step_bytes
 from sandwich.models.config import ModelConfig

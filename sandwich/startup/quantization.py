@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from codegen.spec import WeightFormat
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.config import EngineConfig
+from sandwich.errors import ConfigError
 
 INT4_GROUP: Final = 32  # inputs that share a scale, unless the user says otherwise
 

@@ -46,7 +46,7 @@ def llm(request: pytest.FixtureRequest, programs_dir: Path) -> Iterator[LLM]:
         max_num_seqs=6,
         max_num_batched_tokens=64,
         max_model_len=384,
-        kv_cache_bytes=13 * 32 * bytes_per_token(dtype),
+        kv_cache_size=13 * 32 * bytes_per_token(dtype),
         cache_dir=programs_dir,
     ) as llm:
         yield llm

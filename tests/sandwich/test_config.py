@@ -11,15 +11,9 @@ import pytest
 import sandwich
 from sandwich.cli.options import add_config_file, add_model_argument, add_options, build_config
 from sandwich.cli.options import read_config_file as read_file
-from sandwich.config import (
-    EMBEDDED_MODEL,
-    ENVIRONMENT,
-    ConfigError,
-    EngineConfig,
-    ServerConfig,
-    options,
-    parse_nbytes,
-)
+from sandwich.config import EMBEDDED_MODEL, ENVIRONMENT, EngineConfig, ServerConfig
+from sandwich.errors import ConfigError
+from sandwich.options import options, parse_nbytes
 from sandwich.startup.hub import resolve_model
 
 
@@ -82,7 +76,7 @@ def test_a_core_binding_may_be(cpus: str) -> None:
         ({"max_model_len": 0}, "--max-model-len: 0 is out of range; it must be at least 1"),
         ({"max_num_seqs": "many"}, "--max-num-seqs: 'many' is not a whole number"),
         ({"max_num_seqs": 2.5}, "--max-num-seqs: 2.5 is not a whole number"),
-        ({"kv_cache_bytes": "big"}, "--kv-cache-size: 'big' is not a size"),
+        ({"kv_cache_size": "big"}, "--kv-cache-size: 'big' is not a size"),
         ({"cpu_bind": "0-"}, "--cpu-bind: '0-' is not a core binding"),
         ({"cpu_bind": "0-3|"}, "--cpu-bind"),
         ({"executor": "gpu"}, "--executor: 'gpu' is not one of compiled, null, reference"),
@@ -161,7 +155,7 @@ def test_every_flag_reaches_its_field() -> None:
     args = parse(*argv.split())
     server, engine = build_config(ServerConfig, args), build_config(EngineConfig, args)
     assert (server.port, server.api_key) == (9, "k")
-    assert (engine.model, engine.max_num_seqs, engine.kv_cache_bytes) == ("folder", 4, 1 << 20)
+    assert (engine.model, engine.max_num_seqs, engine.kv_cache_size) == ("folder", 4, 1 << 20)
     assert (engine.verify, engine.debug) == (False, 2)
 
 
@@ -170,7 +164,7 @@ def test_a_file_may_hold_the_model_and_every_option(tmp_path: Path) -> None:
     file.write_text("model: some/folder\nport: 9000\nverify: true\nkv-cache-size: 2GiB\n")
     values = read_file(str(file), ServerConfig, EngineConfig)
     engine = build_config(EngineConfig, parse(), values)
-    assert (engine.model, engine.verify, engine.kv_cache_bytes) == ("some/folder", True, 2 << 30)
+    assert (engine.model, engine.verify, engine.kv_cache_size) == ("some/folder", True, 2 << 30)
     assert build_config(ServerConfig, parse(), values).port == 9000
     assert build_config(EngineConfig, parse("other"), values).model == "other"
 

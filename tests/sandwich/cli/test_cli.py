@@ -16,8 +16,9 @@ import sandwich
 from sandwich.cli import main
 from sandwich.cli.parser import VERBS, build_parser
 from sandwich.cli.serve import curl_example, ready_text
-from sandwich.config import EngineConfig, ServerConfig, options
+from sandwich.config import EngineConfig, ServerConfig
 from sandwich.errors import MemoryLimitError, ModelError, SandwichError, UnavailableError
+from sandwich.options import options
 
 Run = Callable[..., Any]
 VERBS_WITH_OPTIONS = ["serve", "chat", "complete"]

@@ -14,9 +14,9 @@ import aiohttp
 import openai
 import pytest
 
-from sandwich.config import ConfigError, ServerConfig
+from sandwich.config import ServerConfig
 from sandwich.engine.engine import Engine
-from sandwich.errors import ModelError
+from sandwich.errors import ConfigError, ModelError
 from sandwich.server.app import Server, _serve
 from sandwich.server.backend import Backend
 from tests.sandwich.server.conftest import (

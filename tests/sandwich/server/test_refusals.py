@@ -149,7 +149,7 @@ async def test_an_unknown_field_is_refused_with_the_nearest_name(
 async def test_a_body_that_is_announced_as_huge_is_refused_with_the_numbers(
     start: StartRig,
 ) -> None:
-    rig = await start(config=ServerConfig(port=0, max_body_bytes=1000))
+    rig = await start(config=ServerConfig(port=0, max_body_size=1000))
     body = json.dumps({"prompt": "x" * 2000}).encode()
     error = await refusal(rig, body, status=413)
     assert f"{len(body)} bytes" in error["message"]
@@ -158,7 +158,7 @@ async def test_a_body_that_is_announced_as_huge_is_refused_with_the_numbers(
 
 
 async def test_a_huge_body_of_unknown_length_is_refused(start: StartRig) -> None:
-    rig = await start(config=ServerConfig(port=0, max_body_bytes=1000))
+    rig = await start(config=ServerConfig(port=0, max_body_size=1000))
 
     async def chunks() -> Any:
         yield b'{"prompt": "'
@@ -172,7 +172,7 @@ async def test_a_huge_body_of_unknown_length_is_refused(start: StartRig) -> None
 
 async def test_a_body_of_just_the_limit_is_read(start: StartRig) -> None:
     body = json.dumps({"prompt": "x", "max_tokens": 1}).encode()
-    rig = await start(config=ServerConfig(port=0, max_body_bytes=len(body)))
+    rig = await start(config=ServerConfig(port=0, max_body_size=len(body)))
     assert (await rig.post(COMPLETIONS, body))[0] == 200
     assert (await rig.post(COMPLETIONS, body + b" "))[0] == 413
 
@@ -336,7 +336,7 @@ async def test_min_tokens_that_ban_everything_end_that_request_only(start: Start
 
 async def test_the_encoding_of_a_body_is_undone_within_the_limit(start: StartRig) -> None:
     """A small compressed body cannot become a large one."""
-    rig = await start(config=ServerConfig(port=0, max_body_bytes=1000))
+    rig = await start(config=ServerConfig(port=0, max_body_size=1000))
     body = zlib.compress(json.dumps({"prompt": "x" * 100_000}).encode())
     assert len(body) < 1000
     headers = {"Content-Encoding": "deflate"}

@@ -10,9 +10,10 @@ import pytest
 from codegen.layout.model import ModelLayout
 from platforms.cgroup import CgroupLimits
 from platforms.limits import Limits
-from sandwich.config import EngineConfig, parse_nbytes
+from sandwich.config import EngineConfig
 from sandwich.errors import MemoryLimitError, ModelError
 from sandwich.models.presets import preset
+from sandwich.options import parse_nbytes
 from sandwich.startup.memory_plan import (
     RESERVE_BYTES,
     MemoryBudget,
@@ -104,7 +105,7 @@ def test_float32_weights_that_do_not_fit_are_told_of_bfloat16() -> None:
 
 @pytest.mark.parametrize(("asked", "num_blocks"), [("1MiB", 1), ("2097151", 1), ("1GiB", 1024)])
 def test_a_given_cache_size_is_used_in_whole_blocks(asked: str, num_blocks: int) -> None:
-    made = plan(8 * GIB, kv_cache_bytes=asked)
+    made = plan(8 * GIB, kv_cache_size=asked)
     assert made.kv.num_blocks == num_blocks
     assert made.kv_bytes <= parse_nbytes(asked)
     assert made.max_model_len == num_blocks * 32
@@ -112,20 +113,20 @@ def test_a_given_cache_size_is_used_in_whole_blocks(asked: str, num_blocks: int)
 
 def test_a_cache_size_below_one_block_is_refused() -> None:
     with pytest.raises(MemoryLimitError, match="larger --kv-cache-size"):
-        plan(8 * GIB, kv_cache_bytes=(1 << 20) - 1)
+        plan(8 * GIB, kv_cache_size=(1 << 20) - 1)
 
 
 def test_a_cache_size_beyond_what_is_free_is_refused_with_the_size_that_fits() -> None:
     with pytest.raises(MemoryLimitError, match=r"--kv-cache-size \d+MiB or less") as caught:
-        plan(8 * GIB, kv_cache_bytes="8GiB")
+        plan(8 * GIB, kv_cache_size="8GiB")
     fitting = str(caught.value).partition("--kv-cache-size ")[2].split()[0]
-    assert plan(8 * GIB, kv_cache_bytes=fitting).kv.num_blocks > 1000
+    assert plan(8 * GIB, kv_cache_size=fitting).kv.num_blocks > 1000
 
 
 def test_a_given_length_and_a_smaller_given_cache_contradict_each_other() -> None:
     with pytest.raises(MemoryLimitError, match="--max-model-len 1024 or less"):
-        plan(8 * GIB, max_model_len=1025, kv_cache_bytes="32MiB")
-    assert plan(8 * GIB, max_model_len=1024, kv_cache_bytes="32MiB").kv.num_blocks == 32
+        plan(8 * GIB, max_model_len=1025, kv_cache_size="32MiB")
+    assert plan(8 * GIB, max_model_len=1024, kv_cache_size="32MiB").kv.num_blocks == 32
 
 
 def test_a_length_beyond_the_model_is_refused() -> None:
@@ -165,7 +166,7 @@ def test_a_memory_limit_is_refused_with_a_higher_one_as_remedy() -> None:
 
 
 def test_the_plan_prints_every_part_and_the_sum() -> None:
-    made = plan(8 * GIB, max_model_len=4096, kv_cache_bytes="1GiB")
+    made = plan(8 * GIB, max_model_len=4096, kv_cache_size="1GiB")
     made = replace(made, budget=replace(made.budget, process_bytes=100 << 20))
     text = made.render()
     for part in ("2.30 GiB", "1.00 GiB", "64.0 MiB", "32768 tokens of 32 KiB", "llama-3.2-1b"):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from platforms.machines import load_machine
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.config import EngineConfig
+from sandwich.errors import ConfigError
 from sandwich.models.presets import preset
 from sandwich.startup.plans import make_plans
 from schedules.mixed.plan import MixedMode, MixedPlan

@@ -16,7 +16,8 @@ from platforms.machine import Machine
 from platforms.machines import load_machine, recorded_machines
 from platforms.probe import probe
 from platforms.sysfs import format_cpu_list
-from sandwich.config import ConfigError, EngineConfig
+from sandwich.config import EngineConfig
+from sandwich.errors import ConfigError
 from sandwich.models.presets import preset
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams

@@ -8,7 +8,8 @@ import pytest
 
 from codegen.spec import WeightFormat
 from sandwich.cli import main
-from sandwich.config import QUANTIZATIONS, ConfigError, EngineConfig
+from sandwich.config import QUANTIZATIONS, EngineConfig
+from sandwich.errors import ConfigError
 from sandwich.startup.quantization import weight_formats
 
 INT8 = WeightFormat("int8")
