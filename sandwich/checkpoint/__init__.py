@@ -1,1 +1,1 @@
-"""Reads the files of a checkpoint: one reader per format, raw values out; nothing about models."""
+"""Reads models from files: one implementation of `ModelSource` and `Checkpoint` per format."""

@@ -31,14 +31,14 @@ class Fields:
 
     def __init__(self, data: Mapping[str, Any], file: Path, prefix: str = "") -> None:
         self._data = data
-        self._file = file
+        self.file = file
         self._prefix = prefix
 
     def error(self, key: str, supported: str) -> ModelError:
         """The error that the value of `key` is not what is supported."""
         value = repr(self._data.get(key))
         shown = value if len(value) <= 200 else value[:200] + "..."
-        return ModelError(f"{self._file}: {self._prefix}{key} is {shown}; {supported}")
+        return ModelError(f"{self.file}: {self._prefix}{key} is {shown}; {supported}")
 
     def get(self, key: str) -> Any:
         return self._data.get(key)
@@ -94,7 +94,7 @@ class Fields:
             value = {}
         if not isinstance(value, dict):
             raise self.error(key, "an object is needed")
-        return Fields(value, self._file, f"{self._prefix}{key}.")
+        return Fields(value, self.file, f"{self._prefix}{key}.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._data)

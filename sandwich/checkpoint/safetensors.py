@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from platforms.memory import drop_file_pages
 from sandwich.checkpoint.fields import Fields, read_json
+from sandwich.checkpoint.source import Array, StoredTensor
 from sandwich.errors import ModelError
 
 SINGLE_FILE: Final = "model.safetensors"
@@ -36,24 +36,15 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
 # What the kernel read ahead for another thread must not be dropped, or it is read twice.
 KEPT_NBYTES: Final = 32 << 20
 
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of the file `file`, row-major from byte `offset` on."""
-
-    dtype: str  # as safetensors spells it
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-
 
 class SafetensorsCheckpoint:
-    """The tensors of a folder by name. `read_rows` may be called from several threads at once."""
+    """The tensors of a folder by name."""
+
+    dtypes = tuple(NUMPY_DTYPES)
 
     def __init__(self, folder: Path) -> None:
         """Read and check all headers. Raises ModelError if a file is missing or damaged."""
+        self.path = folder
         self.tensors: dict[str, StoredTensor] = {}
         self._fds: dict[Path, int] = {}
         file_of_tensor = _read_index(folder)
@@ -93,7 +84,7 @@ class SafetensorsCheckpoint:
                 drop_file_pages(file)
 
     def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
-        """Rows [start, stop) of a tensor, a view of `buffer`; bf16 as uint16.
+        """As Checkpoint says; a view of `buffer`.
 
         Pages well before these rows leave the page cache: read in the order of the file, they are
         done with. Raises ModelError if the file ends too early.

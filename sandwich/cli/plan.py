@@ -120,6 +120,7 @@ def _machine(simulated: str | None, isa: str | None) -> Machine:
 
 def model_config(model: str) -> ModelConfig:
     """Of a folder or hub id, or of a published shape, as nothing is loaded."""
+    from sandwich.checkpoint.formats import open_source
     from sandwich.models.config import ModelConfig
     from sandwich.models.presets import PRESETS, preset
     from sandwich.startup.hub import resolve_model
@@ -127,7 +128,7 @@ def model_config(model: str) -> ModelConfig:
     if model in PRESETS:
         return preset(model)
     try:
-        return ModelConfig.from_folder(resolve_model(model))
+        return ModelConfig.from_source(open_source(resolve_model(model)))
     except ConfigError as error:
         if "/" in model:
             raise

@@ -1,16 +1,16 @@
-"""What a checkpoint's config.json says, as one frozen value; refuses what is not supported.
+"""What a model's settings say, as one frozen value; refuses what is not supported.
 
-Reads `config.json` as transformers 4 and 5 write it, and `generation_config.json` beside it.
+Reads the keys of `config.json` as transformers 4 and 5 write them, and of `generation_config.json`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from codegen.spec import ModelShape
-from sandwich.checkpoint.fields import Fields, read_json
+from sandwich.checkpoint.fields import Fields
+from sandwich.checkpoint.source import ModelSource
 from sandwich.models.rope import RopeConfig, read_rope
 from sandwich.models.tied import has_own_head
 
@@ -22,7 +22,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 class ModelConfig:
     """A Llama-family model: sizes, switches, position embedding, special tokens."""
 
-    name: str  # of the folder or preset
+    name: str  # of the folder, file or preset
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -65,23 +65,19 @@ class ModelConfig:
         )
 
     @staticmethod
-    def from_folder(folder: Path) -> ModelConfig:
-        """The configuration of the checkpoint in `folder`.
+    def from_source(source: ModelSource) -> ModelConfig:
+        """The configuration of the model in `source`.
 
         `tie_word_embeddings` is false if the checkpoint holds an LM head of its own.
 
         Raises:
-            ModelError: config.json is missing, damaged, or asks for something not supported.
+            ModelError: it is missing, damaged, or asks for something not supported.
         """
-        file = folder / "config.json"
-        config = _read_config(Fields(read_json(file), file), folder.resolve().name)
-        if config.tie_word_embeddings and has_own_head(folder):
+        config = _read_config(source.config(), source.name)
+        if config.tie_word_embeddings and has_own_head(source):
             config = dataclasses.replace(config, tie_word_embeddings=False)
-        generation_file = folder / "generation_config.json"
-        if not generation_file.is_file():
-            return config
         # transformers stops at the ids of generation_config.json where it names any.
-        eos_ids = Fields(read_json(generation_file), generation_file).token_ids("eos_token_id")
+        eos_ids = source.generation().token_ids("eos_token_id")
         return dataclasses.replace(config, eos_token_ids=eos_ids or config.eos_token_ids)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
-from sandwich.checkpoint.fields import read_json
+from sandwich.checkpoint.fields import Fields
 from sandwich.errors import InvalidRequestError, ModelError
 from sandwich.requests.sampling_params import SamplingParams
 
@@ -20,18 +19,15 @@ _NAMES: Final = {
 }
 
 
-def generation_defaults(folder: Path) -> dict[str, Any]:
-    """Fields of SamplingParams that the model in `folder` asks for; nothing without the file.
+def generation_defaults(generation: Fields) -> dict[str, Any]:
+    """Fields of SamplingParams that the keys of a generation_config.json ask for.
 
-    Raises ModelError if the file is damaged or asks for what SamplingParams refuses.
+    Raises ModelError if they ask for what SamplingParams refuses.
     """
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return {}
-    given = read_json(file)
-    defaults = {ours: given[name] for name, ours in _NAMES.items() if given.get(name) is not None}
+    given = ((ours, generation.get(name)) for name, ours in _NAMES.items())
+    defaults = {name: value for name, value in given if value is not None}
     try:
         SamplingParams(**defaults)
     except InvalidRequestError as error:
-        raise ModelError(f"{file}: {error}; correct or delete the entry") from error
+        raise ModelError(f"{generation.file}: {error}; correct or delete the entry") from error
     return defaults

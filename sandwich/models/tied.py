@@ -7,12 +7,11 @@ The values in the file decide, as in transformers 5: a head that differs is the 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from sandwich.checkpoint.safetensors import NUMPY_DTYPES, SafetensorsCheckpoint, has_weights
+from sandwich.checkpoint.source import Checkpoint, ModelSource
 
 EMBEDDING: Final = "model.embed_tokens.weight"
 LM_HEAD: Final = "lm_head.weight"
@@ -21,15 +20,15 @@ _BYTES_AT_ONCE: Final = 4 << 20
 _log = logging.getLogger(__name__)
 
 
-def has_own_head(folder: Path) -> bool:
-    """Whether the checkpoint in `folder` holds an LM head that differs from the embedding.
+def has_own_head(source: ModelSource) -> bool:
+    """Whether the checkpoint of `source` holds an LM head that differs from the embedding.
 
-    False for a folder without weights. Reads both tensors if both are there. Raises ModelError if
+    False for one without tensors. Reads both tensors if both are there. Raises ModelError if
     a file is missing or damaged.
     """
-    if not has_weights(folder):
+    if not source.has_tensors:
         return False
-    checkpoint = SafetensorsCheckpoint(folder)
+    checkpoint = source.checkpoint()
     if not {EMBEDDING, LM_HEAD} <= checkpoint.tensors.keys():
         return False
     with checkpoint:
@@ -38,19 +37,19 @@ def has_own_head(folder: Path) -> bool:
         _log.warning(
             "%s: config.json ties the LM head to the embedding, but %s differs from %s; "
             "the head in the file is used",
-            folder,
+            checkpoint.path,
             LM_HEAD,
             EMBEDDING,
         )
     return differs
 
 
-def _are_equal(checkpoint: SafetensorsCheckpoint, one: str, other: str) -> bool:
+def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
     """Whether two tensors have the same type, shape and bytes."""
     first, second = checkpoint.tensors[one], checkpoint.tensors[other]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
-    if first.dtype not in NUMPY_DTYPES:
+    if first.dtype not in checkpoint.dtypes:
         return True  # neither can be read, which loading says
     num_rows, row_nbytes = first.shape[0], int(np.prod(first.shape[1:])) * 4
     step = max(1, _BYTES_AT_ONCE // max(1, row_nbytes))

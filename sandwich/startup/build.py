@@ -8,18 +8,16 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from codegen.layout.model import ModelLayout
 from codegen.spec import ModelShape
 from platforms.isa import IsaRow
 from platforms.machine import Machine
 from platforms.memory import Arena
 from platforms.probe import probe
 from platforms.render import render
-from sandwich.config import EMBEDDED_MODEL, EngineConfig
+from sandwich.config import EngineConfig
 from sandwich.engine.engine import Engine
 from sandwich.executor.assembly import compiled_executor
 from sandwich.executor.base import Executor
@@ -28,14 +26,12 @@ from sandwich.executor.numa_placement import Placement, place, report
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.executor.verify import TOLERANCE, VerifyingExecutor
 from sandwich.models.config import ModelConfig
-from sandwich.models.presets import PRESETS, preset
-from sandwich.models.sampling_defaults import generation_defaults
-from sandwich.startup.hub import resolve_model
 from sandwich.startup.memory_plan import MemoryPlan
+from sandwich.startup.model import Model
 from sandwich.startup.plans import TimeSteps, executor_limits, make_plans
 from sandwich.startup.step_bench import timed_steps
 from sandwich.text.tokenizer import Tokenizer
-from sandwich.weights.load import ModelWeights, load_weights, random_weights
+from sandwich.weights.load import ModelWeights
 from schedules.plan import PlanPair
 
 _log = logging.getLogger(__name__)
@@ -70,28 +66,6 @@ class EngineParts:
         return self.memory.layout.shape
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where the model comes from; a preset with random weights has no folder of its own."""
-
-    config: ModelConfig
-    folder: Path
-    has_random_weights: bool
-
-    @staticmethod
-    def of(config: EngineConfig) -> _Source:
-        if config.random_weights and config.model in PRESETS:
-            return _Source(preset(config.model), EMBEDDED_MODEL, True)  # with a tokenizer to try it
-        folder = resolve_model(config.model)
-        model = replace(ModelConfig.from_folder(folder), name=config.model_name)
-        return _Source(model, folder, config.random_weights)
-
-    def load(self, layout: ModelLayout, arena: Arena, seed: int) -> ModelWeights:
-        if self.has_random_weights:
-            return random_weights(self.config, layout, arena, seed)
-        return load_weights(self.folder, self.config, layout, arena)
-
-
 def build_engine(
     config: EngineConfig, change_plans: Callable[[PlanPair], PlanPair] | None = None
 ) -> EngineParts:
@@ -102,30 +76,25 @@ def build_engine(
     """
     machine = probe(isa=config.isa)
     _log.info("%s", render(machine))
-    source = _Source.of(config)
+    model = Model.of(config)
     tokenizer = Tokenizer(
-        source.folder,
+        model.tokenizer,
         config.chat_template,
         special_tokens_in_content=config.special_tokens_in_content,
     )
-    defaults = (
-        {}
-        if source.folder == EMBEDDED_MODEL and source.has_random_weights
-        else (generation_defaults(source.folder))
-    )
-    plans, memory, _ = make_plans(config, machine, source.config, _time_steps(config))
+    plans, memory, _ = make_plans(config, machine, model.config, _time_steps(config))
     if change_plans is not None:
         plans = change_plans(plans)
     is_pinned = config.cpu_bind != "nobind"
     placement = place(machine, plans.decode.cpus, memory.layout, memory.kv, is_pinned)
     if placement.nodes:
         _log.info("memory   %s", placement.render())
-    executor = _executor(config, source, plans, memory, placement)
+    executor = _executor(config, model, plans, memory, placement)
     return EngineParts(
         engine=Engine(executor, plans.mixed),
         tokenizer=tokenizer,
-        model_config=source.config,
-        generation_defaults=defaults,
+        model_config=model.config,
+        generation_defaults=model.generation_defaults,
         machine=machine,
         isa=machine.isa_row,
         plans=plans,
@@ -142,7 +111,7 @@ def _time_steps(config: EngineConfig) -> TimeSteps | None:
 
 def _executor(
     config: EngineConfig,
-    source: _Source,
+    model: Model,
     plans: PlanPair,
     memory: MemoryPlan,
     placement: Placement,
@@ -155,7 +124,7 @@ def _executor(
 
     @functools.cache
     def load() -> ModelWeights:
-        weights = source.load(memory.layout, arena, config.weights_seed)
+        weights = model.load(memory.layout, arena, config.weights_seed)
         report(arena, placement.weights)
         return weights
 

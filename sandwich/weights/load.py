@@ -24,7 +24,7 @@ from codegen.layout.arrays import bf16_from_float32, widen
 from codegen.layout.model import ModelLayout
 from codegen.spec import ModelShape
 from platforms.memory import Arena
-from sandwich.checkpoint.safetensors import NUMPY_DTYPES, SafetensorsCheckpoint, StoredTensor
+from sandwich.checkpoint.source import Checkpoint
 from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
 from sandwich.models.llama import (
@@ -76,18 +76,18 @@ ReadRows = Callable[[Chunk, Buffer], Array]
 
 
 def load_weights(
-    path: Path, config: ModelConfig, layout: ModelLayout, arena: Arena
+    checkpoint: Checkpoint, config: ModelConfig, layout: ModelLayout, arena: Arena
 ) -> ModelWeights:
-    """Pack the safetensors checkpoint in the folder `path` into `arena`.
+    """Pack the tensors of a checkpoint, which is opened and closed here, into `arena`.
 
     The arena needs `layout.weight_bytes` free. Shows a progress bar on a terminal.
 
     Raises:
         ModelError: a file is missing or damaged, or its tensors are not those of `config`.
     """
-    with SafetensorsCheckpoint(path) as checkpoint:
-        stored = checkpoint.tensors
-        _check_tensors(path, stored, layout.shape)
+    stored = checkpoint.tensors
+    _check_tensors(checkpoint, layout.shape)
+    with checkpoint:
         _check_frequencies(checkpoint, config)
 
         def position(tensor: CheckpointTensor) -> tuple[Path, int]:
@@ -125,41 +125,42 @@ def random_weights(
     return _pack(read_rows, chunks, config, layout, arena)
 
 
-def _check_tensors(path: Path, stored: dict[str, StoredTensor], shape: ModelShape) -> None:
+def _check_tensors(checkpoint: Checkpoint, shape: ModelShape) -> None:
     """ModelError if the checkpoint lacks tensors, has others, or has them in another shape."""
+    stored = checkpoint.tensors
     expected = {tensor.name: tensor.shape for tensor in checkpoint_tensors(shape)}
     found = {name for name in stored if name in expected or not is_redundant(name, shape)}
     common = [name for name in expected if name in stored]
     problems = {
         "missing": [name for name in expected if name not in stored],
         "not part of the model": sorted(found - expected.keys()),
-        "of another shape than config.json says": [
+        "of another shape than the configuration says": [
             f"{name} {list(stored[name].shape)} instead of {list(expected[name])}"
             for name in common
             if stored[name].shape != expected[name]
         ],
-        f"of a type other than {', '.join(NUMPY_DTYPES)}": [
+        f"of a type other than {', '.join(checkpoint.dtypes)}": [
             f"{name} {stored[name].dtype}"
             for name in common
-            if stored[name].dtype not in NUMPY_DTYPES
+            if stored[name].dtype not in checkpoint.dtypes
         ],
     }
     lines = [f"{_shorten(names)} {what}" for what, names in problems.items() if names]
     if lines:
         raise ModelError(
-            f"{path}: the tensors do not fit config.json: {'; '.join(lines)}. "
-            "Fetch the checkpoint again, or correct config.json"
+            f"{checkpoint.path}: the tensors do not fit the model's configuration: "
+            f"{'; '.join(lines)}. Fetch it again, or correct the configuration"
         )
 
 
-def _check_frequencies(checkpoint: SafetensorsCheckpoint, config: ModelConfig) -> None:
+def _check_frequencies(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Warn if the checkpoint stores other rotation frequencies than config.json asks for.
 
     They are computed from config.json, as in transformers; a stored copy is rounded at most.
     """
     expected = inverse_frequencies(config.rope, config.head_dim)
     for name, tensor in checkpoint.tensors.items():
-        if not name.endswith(STORED_FREQUENCIES) or tensor.dtype not in NUMPY_DTYPES:
+        if not name.endswith(STORED_FREQUENCIES) or tensor.dtype not in checkpoint.dtypes:
             continue
         if tensor.shape == expected.shape:
             buffer = np.empty(expected.nbytes, np.uint8)

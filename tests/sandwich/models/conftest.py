@@ -23,6 +23,8 @@ from codegen.layout.model import KvLayout, ModelLayout
 from codegen.spec import ModelShape, Phase
 from platforms.isa import select_isa
 from platforms.memory import Arena
+from sandwich.checkpoint.huggingface import HuggingFaceFolder
+from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
 from sandwich.executor.assembly import compiled_executor
 from sandwich.executor.base import Executor, ExecutorLimits
 from sandwich.executor.reference import ReferenceExecutor
@@ -41,10 +43,21 @@ torch.set_num_threads(1)  # tiny matrices
 ExecutorFactory = Callable[[Path, str], Executor]
 
 
+def read_config(folder: Path) -> ModelConfig:
+    return ModelConfig.from_source(HuggingFaceFolder(folder))
+
+
+def load_into(layout: ModelLayout, folder: Path, config: ModelConfig) -> ModelWeights:
+    arena = Arena(layout.weight_bytes, "weights")
+    return load_weights(SafetensorsCheckpoint(folder), config, layout, arena)
+
+
 def load(folder: Path, dtype: str, lanes: int = 8, panel: int = 32) -> ModelWeights:
-    config = ModelConfig.from_folder(folder)
+    config = read_config(folder)
     layout = ModelLayout.build(config.shape(MAX_MODEL_LEN), dtype, lanes, panel)
-    return load_weights(folder, config, layout, Arena(layout.weight_bytes, "weights"))
+    return load_weights(
+        SafetensorsCheckpoint(folder), config, layout, Arena(layout.weight_bytes, "weights")
+    )
 
 
 def limits_of(config: ModelConfig) -> ExecutorLimits:
@@ -73,13 +86,16 @@ def kv_layout(shape: ModelShape, lanes: int, dtype: str, limits: ExecutorLimits)
 def make_reference(folder: Path, dtype: str) -> Executor:
     """The model of `folder` in the NumPy executor; dtype of products and cache."""
     weights = load(folder, dtype)
-    shape, limits = weights.layout.shape, limits_of(ModelConfig.from_folder(folder))
+    shape, limits = (
+        weights.layout.shape,
+        limits_of(read_config(folder)),
+    )
     return ReferenceExecutor(weights, kv_layout(shape, 8, dtype, limits), limits)
 
 
 def make_compiled(folder: Path, dtype: str) -> Executor:
     """The model of `folder` in the compiled executor of the best ISA of this machine."""
-    isa, config = select_isa(), ModelConfig.from_folder(folder)
+    isa, config = select_isa(), read_config(folder)
     limits, shape = limits_of(config), config.shape(MAX_MODEL_LEN)
     plans = default_plans(isa, (0,), shape.group_size)
     layout = ModelLayout.build(shape, dtype, isa.lanes, plans.panel)
@@ -88,7 +104,9 @@ def make_compiled(folder: Path, dtype: str) -> Executor:
         layout,
         kv_layout(shape, isa.lanes, dtype, limits),
         limits,
-        lambda: load_weights(folder, config, layout, Arena(layout.weight_bytes, "weights")),
+        lambda: load_weights(
+            SafetensorsCheckpoint(folder), config, layout, Arena(layout.weight_bytes, "weights")
+        ),
         Path(tempfile.gettempdir()) / "sandwich-test-programs",
     )
 

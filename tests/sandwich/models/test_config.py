@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sandwich.checkpoint.huggingface import HuggingFaceFolder
 from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
 from sandwich.models.presets import PRESETS, preset
@@ -79,7 +80,7 @@ def read(folder: Path, config: Any, generation: Any = None) -> ModelConfig:
     (folder / "config.json").write_text(json.dumps(config))
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
-    return ModelConfig.from_folder(folder)
+    return ModelConfig.from_source(HuggingFaceFolder(folder))
 
 
 def test_llama_2_is_read_though_it_says_less(tmp_path: Path) -> None:
@@ -233,9 +234,9 @@ def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
 def test_a_damaged_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, "latin-1")
     with pytest.raises(ModelError, match=r"config\.json"):
-        ModelConfig.from_folder(tmp_path)
+        ModelConfig.from_source(HuggingFaceFolder(tmp_path))
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
-        ModelConfig.from_folder(tmp_path)
+        ModelConfig.from_source(HuggingFaceFolder(tmp_path))

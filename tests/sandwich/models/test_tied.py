@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sandwich.models.config import ModelConfig
 from tests.sandwich.models.conftest import (
     Case,
     Driver,
     ExecutorFactory,
     make_compiled,
     make_reference,
+    read_config,
     sizes,
 )
 
@@ -49,14 +49,14 @@ def test_the_values_in_the_file_decide(
     is_tied: bool,
     dtype: torch.dtype,
 ) -> None:
-    config = ModelConfig.from_folder(write(tmp_path, head, dtype))
+    config = read_config(write(tmp_path, head, dtype))
     assert config.tie_word_embeddings is is_tied
     assert [r.levelname for r in caplog.records] == ([] if is_tied else ["WARNING"])
 
 
 def test_a_folder_without_weights_is_what_it_says(tmp_path: Path) -> None:
     (write(tmp_path, "differs") / "model.safetensors").unlink()
-    assert ModelConfig.from_folder(tmp_path).tie_word_embeddings
+    assert read_config(tmp_path).tie_word_embeddings
 
 
 @pytest.mark.parametrize("make", [make_compiled, make_reference])

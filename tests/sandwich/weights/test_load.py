@@ -103,7 +103,9 @@ def load(folder: Path, config: ModelConfig, dtype: str = "float32") -> ModelWeig
 
 
 def load_into(layout: ModelLayout, folder: Path, config: ModelConfig) -> ModelWeights:
-    return load_weights(folder, config, layout, Arena(layout.weight_bytes, "weights"))
+    return load_weights(
+        SafetensorsCheckpoint(folder), config, layout, Arena(layout.weight_bytes, "weights")
+    )
 
 
 def unpack(weights: ModelWeights) -> Arrays:

@@ -1,0 +1,20 @@
+"""The formats of checkpoints, and which of them a path is in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from sandwich.checkpoint.huggingface import HuggingFaceFolder
+from sandwich.checkpoint.source import ModelSource
+from sandwich.errors import ModelError
+
+FORMATS: Final = (HuggingFaceFolder,)  # the first that recognises a path reads it
+
+
+def open_source(path: Path) -> ModelSource:
+    """The model at `path`, not read yet. ModelError if no format recognises it."""
+    for source in FORMATS:
+        if source.recognises(path):
+            return source(path)
+    raise ModelError(f"{path}: is not a model; give a folder in the Hugging Face layout")

@@ -1,0 +1,44 @@
+"""A folder in the Hugging Face layout: JSON settings, tokenizer.json, safetensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandwich.checkpoint.fields import Fields, read_json
+from sandwich.checkpoint.safetensors import SafetensorsCheckpoint, has_weights
+from sandwich.text.tokenizer_files import TokenizerFiles, read_tokenizer
+
+
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """The model in `folder`, as transformers writes one."""
+
+    folder: Path
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether `path` is a folder; what it lacks is said when it is read."""
+        return path.is_dir()
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def has_tensors(self) -> bool:
+        return has_weights(self.folder)
+
+    def config(self) -> Fields:
+        file = self.folder / "config.json"
+        return Fields(read_json(file), file)
+
+    def generation(self) -> Fields:
+        file = self.folder / "generation_config.json"
+        return Fields(read_json(file) if file.is_file() else {}, file)
+
+    def tokenizer(self) -> TokenizerFiles:
+        return read_tokenizer(self.folder)
+
+    def checkpoint(self) -> SafetensorsCheckpoint:
+        return SafetensorsCheckpoint(self.folder)

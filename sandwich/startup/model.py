@@ -1,0 +1,51 @@
+"""The model that a configuration names: what is known of it, and how its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from codegen.layout.model import ModelLayout
+from platforms.memory import Arena
+from sandwich.checkpoint.formats import open_source
+from sandwich.checkpoint.source import ModelSource
+from sandwich.config import EngineConfig
+from sandwich.models.config import ModelConfig
+from sandwich.models.presets import PRESETS, preset
+from sandwich.models.sampling_defaults import generation_defaults
+from sandwich.startup.hub import resolve_model
+from sandwich.text.byte_tokenizer import byte_tokenizer
+from sandwich.text.tokenizer_files import TokenizerFiles
+from sandwich.weights.load import ModelWeights, load_weights, random_weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model before its weights are loaded."""
+
+    config: ModelConfig
+    tokenizer: TokenizerFiles
+    generation_defaults: dict[str, Any]  # fields of SamplingParams
+    source: ModelSource | None  # of the weights; None: random ones
+
+    @staticmethod
+    def of(config: EngineConfig) -> Model:
+        """The model of `config`: a published shape with random weights, or one that is at hand.
+
+        Raises ConfigError or ModelError.
+        """
+        if config.random_weights and config.model in PRESETS:
+            return Model(preset(config.model), byte_tokenizer(), {}, None)
+        source = open_source(resolve_model(config.model))
+        return Model(
+            replace(ModelConfig.from_source(source), name=config.model_name),
+            source.tokenizer(),
+            generation_defaults(source.generation()),
+            None if config.random_weights else source,
+        )
+
+    def load(self, layout: ModelLayout, arena: Arena, seed: int) -> ModelWeights:
+        """Fill `arena`. `seed`: of random weights."""
+        if self.source is None:
+            return random_weights(self.config, layout, arena, seed)
+        return load_weights(self.source.checkpoint(), self.config, layout, arena)
