@@ -38,7 +38,7 @@ from bench.serving.load import Arrivals, Run, run_load
 from bench.serving.target import BenchServeError, Target
 from bench.serving.trace import KINDS, trace
 from bench.serving.words import Count, Words
-from sandwich.config import ConfigError
+from sandwich.errors import ConfigError
 from sandwich.text.tokenizer import Tokenizer
 
 DATASETS = ("random", "sharegpt", "prefix_repetition", "multi-turn", "trace")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.serving.words import Count, Words
-from sandwich.config import ConfigError
+from sandwich.errors import ConfigError
 
 # What is kept of a ShareGPT file; the bounds are those of vLLM's benchmark.
 MIN_TOKENS, MAX_PROMPT_TOKENS, MAX_TOTAL_TOKENS = 4, 1024, 2048

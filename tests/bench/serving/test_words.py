@@ -22,8 +22,7 @@ from bench.serving.conversations import (
 )
 from bench.serving.trace import KINDS, trace
 from bench.serving.words import COMMON, Words
-from sandwich.config import ConfigError
-from sandwich.errors import SandwichError
+from sandwich.errors import ConfigError, SandwichError
 
 
 def by_spaces(text: str) -> int:
