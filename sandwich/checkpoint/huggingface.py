@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sandwich.checkpoint.fields import Fields, read_json
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint, has_weights
-from sandwich.text.tokenizer_files import TokenizerFiles, read_tokenizer
+from sandwich.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.text.tokenizer_files import TokenizerFiles
+from sandwich.checkpoint.tokenizer_files import TokenizerFiles
 
 Array = npt.NDArray[Any]
 

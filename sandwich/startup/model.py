@@ -9,13 +9,13 @@ from codegen.layout.model import ModelLayout
 from platforms.memory import Arena
 from sandwich.checkpoint.formats import open_source
 from sandwich.checkpoint.source import ModelSource
+from sandwich.checkpoint.tokenizer_files import TokenizerFiles
 from sandwich.config import EngineConfig
 from sandwich.models.config import ModelConfig
 from sandwich.models.presets import PRESETS, preset
 from sandwich.models.sampling_defaults import generation_defaults
 from sandwich.startup.hub import resolve_model
 from sandwich.text.byte_tokenizer import byte_tokenizer
-from sandwich.text.tokenizer_files import TokenizerFiles
 from sandwich.weights.load import ModelWeights, load_weights, random_weights
 
 

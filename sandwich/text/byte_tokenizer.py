@@ -7,7 +7,7 @@ from typing import Final
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from sandwich.text.tokenizer_files import TokenizerFiles
+from sandwich.checkpoint.tokenizer_files import TokenizerFiles
 
 _FIRST_ID: Final = 3  # of the bytes; ids below are mostly special
 

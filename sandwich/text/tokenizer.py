@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 
 import tokenizers
 
+from sandwich.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer
 from sandwich.errors import ModelError
 from sandwich.text.chat_renderer import ChatRenderer, RenderedChat
 from sandwich.text.chat_template import ChatTemplate
 from sandwich.text.control_tokens import MarkedEncoder, special_token_pattern
 from sandwich.text.messages import Chat
 from sandwich.text.token_bytes import TokenBytes
-from sandwich.text.tokenizer_files import TokenizerFiles, read_tokenizer
 
 _log = logging.getLogger(__name__)
 
