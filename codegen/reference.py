@@ -6,6 +6,8 @@ Functions take and return float32; where a kernel reads packed memory, the layou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,7 +23,7 @@ from codegen.layout.model import KvLayout
 from codegen.layout.operands import HEADROOM, LARGEST, SCALE_EXPONENTS, TOO_LARGE
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.layout.quantize import QuantizedRows
-from codegen.spec import WeightFormat
+from codegen.spec import MAX_TOP, WeightFormat
 
 Ints = npt.NDArray[np.int32]
 TINY = np.finfo(np.float32).tiny
@@ -196,6 +198,31 @@ def embedding(table: Array, token_ids: Ints) -> Floats:
 def embedding_from_panels(packed: PackedMatrix, token_ids: Ints, lm_head: PanelLayout) -> Floats:
     """Rows of a tied embedding, read out of the LM head's panels: (tokens, hidden)."""
     return lm_head.read_rows(packed, token_ids)
+
+
+def scores(
+    logits: Floats, targets: Sequence[int], num_tops: Sequence[int]
+) -> tuple[Floats, Floats, Ints, Ints, Floats]:
+    """Of each row of logits (rows, vocab): the sum of exp(logit - peak), the target's logit and its
+    rank, ids and logits (rows, MAX_TOP) of the `num_tops[row]` likeliest tokens, and zeros.
+
+    Tokens are in order of descending logits, the lower id first among equals; ranks begin at 1.
+    """
+    count = len(logits)
+    peaks = logits[np.arange(count), argmax(logits)]
+    totals = np.exp((logits - peaks[:, None]).astype(np.float64)).sum(axis=1)
+    chosen, ranks = np.zeros(count, np.float32), np.ones(count, np.int32)
+    top_ids, top_logits = (
+        np.zeros((count, MAX_TOP), np.int32),
+        np.zeros((count, MAX_TOP), np.float32),
+    )
+    for row, (target, num_top) in enumerate(zip(targets, num_tops, strict=True)):
+        bar = chosen[row] = logits[row, max(target, 0)]
+        before = (logits[row] > bar).sum() + (logits[row, : max(target, 0)] == bar).sum()
+        ranks[row] += before
+        best = np.argsort(-logits[row], kind="stable")[:num_top]
+        top_ids[row, : len(best)], top_logits[row, : len(best)] = best, logits[row, best]
+    return totals.astype(np.float32), chosen, ranks, top_ids, top_logits
 
 
 def argmax(logits: Floats) -> Ints:

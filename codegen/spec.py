@@ -178,8 +178,13 @@ def check_ranges(ranges: TileRanges) -> None:
         raise ValueError(f"tiles end at rows {bounds}; they must be one or more and ascend from 1")
 
 
+# What a wanted row of logits has in place of a token to score, besides its argmax.
+ANY_TOKEN = -1  # the sum of the distribution and the likeliest tokens, no token in particular
+NOT_SCORED = -2  # nothing
+MAX_TOP = 20  # likeliest tokens of a scored row
+
 # The operators of a step in order, those of a layer in the middle. Those that quantise are in
-# programs with int8 activations only.
+# programs with int8 activations only, the scores in steps where they are wanted.
 OPERATORS = (
     "embed",
     "input_norm",
@@ -195,6 +200,7 @@ OPERATORS = (
     "norm",
     "lm_head",
     "argmax",
+    "scores",
 )
 GEMM_ROLES = ("qkv", "o", "gate_up", "down", "lm_head")
 
@@ -203,6 +209,7 @@ GEMM_ROLES = ("qkv", "o", "gate_up", "down", "lm_head")
 class StepLimits:
     """The largest step a program takes; every buffer of a program is this large.
 
+    max_num_logits: rows of logits that are in memory together; more of them come block by block.
     `num_blocks` of `block_size` tokens are in the KV cache, at most `max_blocks_per_seq` of them
     one sequence's.
     """

@@ -27,6 +27,11 @@ def mask_from(scores: np.ndarray, num_valid: int) -> np.ndarray:
     return np.where(np.arange(scores.size) < num_valid, scores, MASK_VALUE)
 
 
+def any_above(x: np.ndarray, threshold: float) -> np.int32:
+    """1 if a lane is above `threshold`, else 0"""
+    return np.int32((x > threshold).any())
+
+
 # 2**x: n = round(x) through the 1.5 * 2**23 trick, then the degree-6 Taylor polynomial of 2**f on
 # [-0.5, 0.5] (under 2e-7 relative) and n added to the exponent. Below -126 the result is zero,
 # above 126 it is 2**126; NaN stays NaN.
@@ -115,4 +120,20 @@ declare <$L x i32> @llvm.stepvector.v${L}i32()""",
     mask_from,
 )
 
-PORTABLE: tuple[Intrinsic, ...] = (EXP2, SILU_MUL, HMAX, HSUM, MASK_FROM)
+ANY_ABOVE = Intrinsic(
+    "sw_any_above",
+    "int32",
+    """
+declare i1 @llvm.vector.reduce.or.v${L}i1(<$L x i1>)
+define i32 @sw_any_above(<$L x float> %x, float %t) alwaysinline {
+  %s = insertelement <$L x float> poison, float %t, i32 0
+  %v = shufflevector <$L x float> %s, <$L x float> poison, <$L x i32> zeroinitializer
+  %above = fcmp ogt <$L x float> %x, %v
+  %any = call i1 @llvm.vector.reduce.or.v${L}i1(<$L x i1> %above)
+  %r = zext i1 %any to i32
+  ret i32 %r
+}""",
+    any_above,
+)
+
+PORTABLE: tuple[Intrinsic, ...] = (EXP2, SILU_MUL, HMAX, HSUM, MASK_FROM, ANY_ABOVE)

@@ -17,10 +17,10 @@ from codegen.layout.arrays import TensorSpec, round_up
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.operands import Int8Rows, Operands
 from codegen.layout.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, OPERATORS, ProgramSpec
+from codegen.spec import GEMM_ROLES, MAX_TOP, OPERATORS, ProgramSpec
 from platforms.isa import isa_row
 
-SCALARS = ("num_tokens", "num_tiles", "num_logits")
+SCALARS = ("num_tokens", "num_tiles", "num_logits", "num_scored")
 # The arrays of activations, and whose matrix each meets first.
 ACTIVATIONS = {"normed": "qkv", "attended": "o", "gated": "down", "final": "lm_head"}
 FLOAT_ROWS = "_rows"  # after the name of activations that wait to be rounded, as float32
@@ -126,7 +126,9 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             "slots": TensorSpec((tokens,), int32),
             "tiles": rows(tokens, TILE_FIELDS, int32),
             "block_tables": rows(limits.max_num_seqs, limits.max_blocks_per_seq, int32),
-            "logit_rows": TensorSpec((logits,), int32),
+            "logit_rows": TensorSpec((tokens,), int32),
+            "targets": TensorSpec((tokens,), int32),
+            "num_tops": TensorSpec((tokens,), int32),
         },
         "weights": model.tensor_specs(),
         "cache": {"keys": kv.keys, "values": kv.values},
@@ -139,7 +141,17 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             "logits": rows(logits, model.lm_head.n_padded, float32),
             "best_values": rows(spec.num_cores, logits, float32),
             "best_ids": rows(spec.num_cores, logits, int32),
-            "argmax": TensorSpec((logits,), int32),
+            "share_totals": rows(spec.num_cores, logits, float32),
+            "share_before": rows(spec.num_cores, logits, int32),
+            "share_top_logits": TensorSpec((spec.num_cores, logits, MAX_TOP), float32),
+            "share_top_ids": TensorSpec((spec.num_cores, logits, MAX_TOP), int32),
+            "argmax": TensorSpec((tokens,), int32),
+            "peaks": TensorSpec((tokens,), float32),
+            "totals": TensorSpec((tokens,), float32),
+            "chosen": TensorSpec((tokens,), float32),
+            "ranks": TensorSpec((tokens,), int32),
+            "top_logits": rows(tokens, MAX_TOP, float32),
+            "top_ids": rows(tokens, MAX_TOP, int32),
             "barrier": barrier_spec(spec.groups),
         }
         | ({"ticks": ticks} if spec.has_timers else {}),

@@ -13,7 +13,7 @@ from codegen.cores.parallel import split
 from codegen.gemm.register_tile import Accumulators
 from codegen.kit import Expr, Kit, T
 from codegen.step.arguments import FLOAT_ROWS
-from codegen.step.step import Step
+from codegen.step.step import LogitBlock, Step
 
 SUM_CHAINS = 4  # independent accumulators of a row's sum of squares
 LOG2_E = 1.4426950408889634
@@ -159,13 +159,13 @@ def bf16_bits(step: Step, value: Expr) -> Expr:
     return step.kv_kit.call("sw_bf16_bits", value)
 
 
-def argmax_share(step: Step, core: Expr) -> None:
+def argmax_share(step: Step, core: Expr, rows: LogitBlock) -> None:
     """best_*[core, r]: the largest logit and its lowest id among the columns of this core."""
     kit, lanes, vocab = step.kit, step.kit.lanes, step.spec.shape.vocab_size
     begin, end = split(core, step.spec.num_cores, -(-vocab // lanes))
     values = T.alloc_buffer((lanes,), "float32", scope="local")
     ids = T.alloc_buffer((lanes,), "int32", scope="local")
-    with T.serial(0, step.num_logits) as row:
+    with T.serial(0, rows.count) as row:
         kit.store(values, (0,), kit.splat(float("-inf")))
         kit.store(ids, (0,), T.broadcast(T.int32(vocab), lanes))
         with T.serial(begin, end) as i:
@@ -184,9 +184,9 @@ def argmax_share(step: Step, core: Expr) -> None:
         )
 
 
-def argmax_of_shares(step: Step, core: Expr) -> None:
-    """argmax[r]: the best of the cores' shares."""
-    begin, end = split(core, step.spec.num_cores, step.num_logits)
+def argmax_of_shares(step: Step, core: Expr, rows: LogitBlock) -> None:
+    """argmax[r] and peaks[r]: the best of the cores' shares, and its logit."""
+    begin, end = split(core, step.spec.num_cores, rows.count)
     values, ids = step.b["best_values"], step.b["best_ids"]
     with T.serial(begin, end) as row:
         _pick(
@@ -199,7 +199,9 @@ def argmax_of_shares(step: Step, core: Expr) -> None:
         )
         found = T.bind(ids[0, row])  # vocab_size where no logit is above -inf: then all are equal
         lowest = T.Select(found < step.spec.shape.vocab_size, found, 0)
-        T.buffer_store(step.b["argmax"], lowest, [row])
+        T.buffer_store(step.b["argmax"], lowest, [rows.first + row])
+        peak = step.b["logits"][row, lowest]  # that of token 0 says what is wrong with a row
+        T.buffer_store(step.b["peaks"], peak, [rows.first + row])
 
 
 def _pick(

@@ -1,5 +1,5 @@
-"""A phase program: one PrimFunc that runs a whole forward step, from token ids to logits and their
-argmax.
+"""A phase program: one PrimFunc that runs a whole forward step, from token ids to logits, their
+argmax and the scores of tokens.
 
 It reads like the model. The step is one parallel region; every operator is a parallel loop over the
 plan's cores with a barrier behind it, and the code between the loops runs on all of them.
@@ -7,8 +7,8 @@ plan's cores with a barrier behind it, and the code between the loops runs on al
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from codegen.cores.parallel import each_core, parallel_region
@@ -26,7 +26,8 @@ from codegen.step.elementwise import (
 )
 from codegen.step.embedding import embed
 from codegen.step.epilogues import add_to_residual, silu_gate, store
-from codegen.step.step import Step
+from codegen.step.scores import score_share, scores_of_shares
+from codegen.step.step import LogitBlock, Step
 from codegen.step.timing import OUTSIDE, clock_import, switch_to
 
 Body = Callable[[Step], None]
@@ -56,25 +57,49 @@ def step_program(spec: ProgramSpec, body: Body) -> Any:
 
 
 def forward(step: Step) -> None:
-    """Embedding, the layers, then logits of the wanted rows."""
+    """Embedding, the layers, then logits of the wanted rows, a block after the other, and what is
+    read from them.
+    """
     run(step, "embed", lambda core: embed(step, core))
     with T.serial(0, step.spec.shape.num_layers) as layer:
         decoder_layer(step, layer)
+    with logit_blocks(step) as rows:
+        head(step, rows)
+    if step.spec.has_timers:
+        each_core(step.team, lambda core: _clock(step, core, OUTSIDE))
+
+
+@contextmanager
+def logit_blocks(step: Step) -> Iterator[LogitBlock]:
+    """A loop over the wanted rows in blocks; all but the first are as large as they may be, so that
+    the last rows of a step have their logits in memory when it ends.
+    """
+    most, count = step.spec.limits.max_num_logits, step.num_logits
+    num_blocks = T.bind((count + (most - 1)) // most)
+    with T.serial(0, num_blocks) as block:
+        end = T.bind(count - (num_blocks - 1 - block) * most)
+        first = T.bind(T.max(end - most, 0))
+        yield LogitBlock(first, T.bind(end - first))
+
+
+def head(step: Step, rows: LogitBlock) -> None:
+    """The final norm, the LM head, the argmax of each row and, if any are wanted, scores."""
 
     def final_norm(core: Expr) -> None:
         def weight(at: Expr) -> Expr:
             return step.kit.load(step.b["norm"], at)
 
         wanted = step.b["logit_rows"]
-        rms_norm(step, core, weight, "final", step.num_logits, lambda row: wanted[row])
+        rms_norm(step, core, weight, "final", rows.count, lambda row: wanted[rows.first + row])
 
     lm_head = linear(step, "lm_head", "final", store(step, "lm_head", "logits"))
     run(step, "norm", final_norm)
-    run(step, "lm_head", lambda core: lm_head.emit(core, step.spec.num_cores, step.num_logits))
-    run(step, "argmax", lambda core: argmax_share(step, core))
-    run(step, "argmax", lambda core: argmax_of_shares(step, core))
-    if step.spec.has_timers:
-        each_core(step.team, lambda core: _clock(step, core, OUTSIDE))
+    run(step, "lm_head", lambda core: lm_head.emit(core, step.spec.num_cores, rows.count))
+    run(step, "argmax", lambda core: argmax_share(step, core, rows))
+    run(step, "argmax", lambda core: argmax_of_shares(step, core, rows))
+    with T.If(step.num_scored > 0), T.Then():
+        run(step, "scores", lambda core: score_share(step, core, rows))
+        run(step, "scores", lambda core: scores_of_shares(step, core, rows))
 
 
 def decoder_layer(step: Step, layer: Expr) -> None:

@@ -24,6 +24,14 @@ from codegen.step.quantize_rows import quantize_group, quantize_row
 from platforms.isa import isa_row
 
 
+@dataclass(frozen=True)
+class LogitBlock:
+    """Wanted rows whose logits are in memory together: `count` of them, from row `first` on."""
+
+    first: Expr
+    count: Expr
+
+
 @dataclass
 class Step:
     """A program under construction: `b[name]` is a buffer, `num_tokens` and its like are
@@ -39,6 +47,7 @@ class Step:
     num_tokens: Expr = None
     num_tiles: Expr = None
     num_logits: Expr = None
+    num_scored: Expr = None
 
     @staticmethod
     def of(spec: ProgramSpec) -> Step:

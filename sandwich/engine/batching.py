@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from codegen.spec import Phase
 from sandwich.executor.base import Batch
 from sandwich.requests.request import Request
+from sandwich.requests.want import Want
 
 
 def wanted_rows(request: Request, end: int) -> range:
@@ -25,16 +26,33 @@ def build_batch(
 ) -> Batch:
     """Batch of the next `num_new[i] >= 1` tokens of each request; the first `num_riders` decode."""
     starts = [request.num_computed for request in requests]
-    rows: list[int] = []
-    sampled: list[int] = []
+    given, chosen = _Rows(), _Rows()
     num_tokens = 0
     for index, (request, start) in enumerate(zip(requests, starts, strict=True)):
         end = start + num_new[index]
         for position in wanted_rows(request, end):
-            rows.append(num_tokens + position - start)
-            sampled.append(index)
+            following = request.token_ids.item(position + 1)
+            want = Want(target=following, num_top=request.params.prompt_logprobs or 0)
+            given.add(num_tokens + position - start, index, want)
         num_tokens += num_new[index]
         if end == request.num_tokens:
-            rows.append(num_tokens - 1)
-            sampled.append(index)
-    return Batch(phase, tuple(requests), starts, num_new, num_tokens, rows, sampled, num_riders)
+            chosen.add(num_tokens - 1, index, request.params.want)
+    rows = given.rows + chosen.rows
+    sampled, wants = given.owners + chosen.owners, given.wants + chosen.wants
+    return Batch(
+        phase, tuple(requests), starts, num_new, num_tokens, rows, sampled, wants, num_riders
+    )
+
+
+class _Rows:
+    """Token rows whose logits are wanted, whose they are, and what is wanted of them."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.owners: list[int] = []
+        self.wants: list[Want] = []
+
+    def add(self, row: int, owner: int, want: Want) -> None:
+        self.rows.append(row)
+        self.owners.append(owner)
+        self.wants.append(want)

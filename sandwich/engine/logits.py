@@ -1,4 +1,4 @@
-"""What is done to, or read from, one row of logits: edits a request asks for, top ids, log probs.
+"""What is done to one row of logits, or told of it: edits a request asks for, top ids, log probs.
 
 Rows are float32 (vocab_size,). Ties always go to the lower id.
 """
@@ -10,8 +10,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from sandwich.executor.base import Float32Array
+from sandwich.executor.base import Float32Array, StepOutput
 from sandwich.requests.request import LogprobEntry, Request
+from sandwich.requests.want import Want
 
 Ids = npt.NDArray[np.int64]
 
@@ -76,18 +77,36 @@ def top_ids(row: Float32Array, k: int) -> Ids:
     return candidates[np.argsort(-row[candidates], kind="stable")[:k]]
 
 
-def logprob_entry(row: Float32Array, token_id: int, num_top: int) -> LogprobEntry:
-    """Log probability and rank of one token of a raw row, and of the `num_top` likeliest."""
-    peak = row.max()
-    check_finite(peak)
-    log_total = np.log(np.exp(row - peak).sum(dtype=np.float64))  # above the peak
-    chosen = row[token_id]
-    num_before = np.count_nonzero(row > chosen) + np.count_nonzero(row[:token_id] == chosen)
-    best = top_ids(row, num_top)
-    return LogprobEntry(
-        token_id=token_id,
-        logprob=float(chosen - peak - log_total),
-        rank=int(num_before) + 1,
-        top_ids=tuple(best.tolist()),
-        top_logprobs=tuple((row[best] - peak - log_total).tolist()),
-    )
+def target_entry(output: StepOutput, row: int, want: Want) -> LogprobEntry:
+    """Of the token that a row was to score."""
+    assert output.scores is not None
+    chosen, rank = output.scores.chosen[row], output.scores.ranks[row]
+    return _entry(output, row, want.num_top, want.target, chosen, rank)
+
+
+def choice_entry(output: StepOutput, row: int, want: Want, token_id: int) -> LogprobEntry:
+    """Of a token that was chosen from a row, whose logits are at hand unless it is the argmax."""
+    if token_id == output.argmax[row]:
+        return _entry(output, row, want.num_top, token_id, output.peaks[row], rank=1)
+    logits = output.logits_of(row)
+    chosen = logits.item(token_id)
+    num_before = np.count_nonzero(logits > chosen)
+    num_before += np.count_nonzero(logits[:token_id] == chosen)
+    return _entry(output, row, want.num_top, token_id, chosen, int(num_before) + 1)
+
+
+def _entry(
+    output: StepOutput, row: int, num_top: int, token_id: int, logit: float, rank: int
+) -> LogprobEntry:
+    """Of a token with that raw logit and rank, and of the `num_top` likeliest ones."""
+    scores = output.scores
+    assert scores is not None
+    check_finite(scores.totals[row])  # not a number if any logit of the row is none
+    peak, log_total = output.peaks[row], output.log_total(row)
+    ids: list[int] = []
+    logprobs: list[float] = []
+    if num_top:
+        best = slice(min(num_top, output.logits.shape[1]))
+        ids = scores.top_ids[row, best].tolist()
+        logprobs = (scores.top_logits[row, best] - peak - log_total).tolist()
+    return LogprobEntry(token_id, logit - peak - log_total, rank, tuple(ids), tuple(logprobs))

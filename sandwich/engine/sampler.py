@@ -17,8 +17,9 @@ from sandwich.engine.logits import (
     Ids,
     NonFiniteLogitsError,
     check_finite,
+    choice_entry,
     edit_logits,
-    logprob_entry,
+    target_entry,
     top_ids,
 )
 from sandwich.executor.base import Batch, Float32Array, StepOutput
@@ -46,19 +47,21 @@ class Sampler:
         """One entry per request of the batch. A row that fails ends its own request only."""
         tokens = [NO_TOKENS] * len(batch.requests)
         prompt_logprobs: dict[int, list[LogprobEntry]] = defaultdict(list)
-        logits = output.logits
-        for row, (index, argmax) in enumerate(zip(batch.sampled, output.argmax, strict=True)):
+        rows = zip(batch.sampled, batch.wants, output.argmax, output.peaks, strict=True)
+        for row, (index, want, argmax, peak) in enumerate(rows):
             request = batch.requests[index]
             try:
-                check_finite(logits.item(row, argmax))
-                following = _following_prompt_token(batch, row, request)
-                if following is not None:
-                    num_top = request.params.prompt_logprobs or 0
-                    prompt_logprobs[index].append(logprob_entry(logits[row], following, num_top))
-                elif request.params.takes_argmax and request.params.logprobs is None:
-                    tokens[index] = SampledTokens((argmax,))
-                else:
-                    tokens[index] = self._token(logits[row], argmax, request)
+                check_finite(peak)
+                if want.is_of_given_token:
+                    prompt_logprobs[index].append(target_entry(output, row, want))
+                    continue
+                token = (
+                    self._choose(output.logits_of(row), request) if want.needs_logits else argmax
+                )
+                tokens[index] = SampledTokens((token,))
+                if want.is_scored:
+                    entry = choice_entry(output, row, want, token)
+                    tokens[index] = SampledTokens((token,), (entry,))
             except NonFiniteLogitsError as error:
                 tokens[index] = SampledTokens(error=str(error))
             except Exception as error:
@@ -67,13 +70,6 @@ class Sampler:
         for index, entries in prompt_logprobs.items():
             tokens[index] = tokens[index]._replace(prompt_logprobs=tuple(entries))
         return tokens
-
-    def _token(self, row: Float32Array, argmax: int, request: Request) -> SampledTokens:
-        params = request.params
-        token_id = argmax if params.takes_argmax else self._choose(row, request)
-        if params.logprobs is None:
-            return SampledTokens((token_id,))
-        return SampledTokens((token_id,), (logprob_entry(row, token_id, params.logprobs),))
 
     def _choose(self, row: Float32Array, request: Request) -> int:
         check_finite(float(row.max()))
@@ -154,11 +150,3 @@ def draw(weights: Weights, uniform: float) -> int:
     if index == len(inside):  # the two ways to sum the block differ in their last bits
         index = int(np.flatnonzero(inside)[-1])
     return block * _BLOCK + index
-
-
-def _following_prompt_token(batch: Batch, row: int, request: Request) -> int | None:
-    """The prompt token this logit row predicts; None if the row is there to be sampled from."""
-    if not request.num_wanted_prompt_logprobs:
-        return None
-    position = batch.position(row) + 1
-    return request.token_ids.item(position) if position < request.num_tokens else None

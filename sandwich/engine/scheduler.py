@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from codegen.spec import Phase
-from sandwich.engine.batching import build_batch, wanted_rows
+from sandwich.engine.batching import build_batch
 from sandwich.engine.stats import EngineStats
 from sandwich.errors import ContextLengthError, InvalidRequestError
 from sandwich.executor.base import Batch, ExecutorLimits
@@ -164,21 +164,17 @@ class Scheduler:
     def _prefill_batch(self, riders: Sequence[Request] = ()) -> Batch | None:
         """One token of each rider, then prompt tokens, oldest first, up to the limits.
 
-        A request that prefills runs and is no rider, so the limits leave it a token and a row.
+        A request that prefills runs and is no rider, so the limits leave it a token.
         """
         num_tokens = min(self._chunk_tokens(), self.limits.max_step_tokens - len(riders))
-        num_logits = self.limits.max_num_logits - len(riders)
         requests, lengths = list(riders), [1] * len(riders)
         for request in self._prefilling():
             start = request.num_computed
             end = min(request.num_prefill_tokens, start + num_tokens)
-            if wanted := wanted_rows(request, end):
-                end = min(end, wanted.start + num_logits)
             requests.append(request)
             lengths.append(end - start)
             num_tokens -= end - start
-            num_logits -= len(wanted_rows(request, end)) + (end == request.num_tokens)
-            if num_tokens == 0 or num_logits <= 0:
+            if num_tokens == 0:
                 break
         if len(requests) == len(riders):
             return None

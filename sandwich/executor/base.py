@@ -1,4 +1,4 @@
-"""What the engine asks of whatever runs the model: a batch in, logits and their argmax out.
+"""What the engine asks of whatever runs the model: a batch in, what is wanted of its logits out.
 
 What a step makes is named tuples: they are built between two native calls, on caches that have just
 been swept by the weights, and cost a fraction of frozen dataclasses.
@@ -6,6 +6,7 @@ been swept by the weights, and cost a fraction of frozen dataclasses.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from codegen.spec import Phase
 from sandwich.requests.request import Request
+from sandwich.requests.want import Want
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
@@ -32,7 +34,7 @@ class ExecutorLimits:
     max_num_batched_tokens: int
     max_model_len: int
     vocab_size: int
-    max_num_logits: int = 0  # logit rows of one step; 0: as many as a step may have tokens
+    max_num_logits: int = 0  # rows of logits kept of one step; 0: as many as it may have tokens
 
     def __post_init__(self) -> None:
         if self.max_num_logits == 0:
@@ -61,8 +63,8 @@ class Batch(NamedTuple):
 
     Request i computes its tokens [starts[i], starts[i] + num_new[i]) in consecutive token rows, one
     request after the other; the blocks of its table reach that far. Of the token rows `logit_rows`
-    (ascending) the logits are wanted. The first `num_riders` requests of a prefill step decode:
-    they have one row each.
+    something is wanted: those whose logits themselves are come last, `max_num_logits` at most. The
+    first `num_riders` requests of a prefill step decode: they have one row each.
     """
 
     phase: Phase
@@ -72,6 +74,7 @@ class Batch(NamedTuple):
     num_tokens: int  # token rows, the sum of num_new
     logit_rows: Sequence[int]
     sampled: Sequence[int]  # index in `requests` of each logit row
+    wants: Sequence[Want]  # of each logit row
     num_riders: int = 0
 
     @property
@@ -95,16 +98,50 @@ class NativeTime(NamedTuple):
         return self.ended - self.started
 
 
-class StepOutput(NamedTuple):
-    """Logits of the wanted rows; they may be a view that the next `run` overwrites."""
+class Scores(NamedTuple):
+    """What was found in the logits of each wanted row; of no meaning where that was not wanted.
 
-    logits: Float32Array  # (num_logits, vocab_size)
+    A log probability is logit - peak - log(total). Of the likeliest tokens, best first, a row has
+    as many as it wanted.
+    """
+
+    totals: Sequence[float]  # sum of exp(logit - peak)
+    chosen: Sequence[float]  # the target's logit
+    ranks: Sequence[int]  # of the target; 1 is the likeliest, the lower id first among equals
+    top_ids: Int32Array  # (num_rows, MAX_TOP)
+    top_logits: Float32Array  # (num_rows, MAX_TOP)
+
+
+class StepOutput(NamedTuple):
+    """What was read from the logits of the wanted rows, and the last of these rows themselves.
+
+    Arrays may be views that the next `run` overwrites.
+    """
+
+    logits: Float32Array  # (as many of the rows as are kept, vocab_size)
     argmax: list[int]  # of each row the lowest id among the largest logits
+    peaks: list[float]  # the argmax's logit
+    scores: Scores | None = None  # None if no row wants any
     native: NativeTime | None = None  # the native call alone; None if there was none
 
     @property
     def native_seconds(self) -> float | None:
         return None if self.native is None else self.native.seconds
+
+    def logits_of(self, row: int) -> Float32Array:
+        """The logits of a row that is kept."""
+        logits: Float32Array = self.logits[row - len(self.argmax)]  # both end with the same row
+        return logits
+
+    def log_total(self, row: int) -> float:
+        """Log probability of a scored row's argmax, negated; NaN if any logit of the row is."""
+        assert self.scores is not None
+        return math.log(self.scores.totals[row])
+
+    def target_logprob(self, row: int) -> float:
+        """Log probability of the token that a row was to score."""
+        assert self.scores is not None
+        return self.scores.chosen[row] - self.peaks[row] - self.log_total(row)
 
 
 class Executor(Protocol):

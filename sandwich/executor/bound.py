@@ -15,7 +15,7 @@ from codegen.compile import tensor
 from codegen.step.arguments import argument_specs
 from codegen.step.timing import reset
 from platforms.memory import Arena
-from sandwich.executor.base import Batch, NativeTime, StepOutput
+from sandwich.executor.base import Batch, NativeTime, Scores, StepOutput
 from sandwich.executor.inputs import METADATA, StepInputs
 from sandwich.executor.launcher import Job
 from sandwich.executor.programs import PhaseProgram
@@ -45,8 +45,9 @@ class BoundProgram:
         self._inputs = inputs
         self._arguments = arguments
         self._logits = arrays["logits"][:, : program.spec.shape.vocab_size]
-        self._argmax = arrays["argmax"].data
-        self._num_tokens = self._num_logits = 0
+        self._argmax: Any = arrays["argmax"].data
+        self._peaks: Any = arrays["peaks"].data
+        self._num_tokens = self._num_logits = self._num_scored = 0
 
     def run(self, batch: Batch) -> StepOutput:
         """`start` and `wait`, at once where the calling thread is the launcher's own."""
@@ -69,7 +70,8 @@ class BoundProgram:
         spec, function, arguments = self.program.spec, self.program.function, self._arguments
         num_tiles = self._inputs.write(batch, spec.query_tile)
         self._num_tokens, self._num_logits = batch.num_tokens, len(batch.logit_rows)
-        scalars = (self._num_tokens, num_tiles, self._num_logits)
+        self._num_scored = self._inputs.write_scored(batch)
+        scalars = (self._num_tokens, num_tiles, self._num_logits, self._num_scored)
         if spec.has_timers:
             reset(self.arrays["ticks"])
         return lambda: function(*scalars, *arguments)
@@ -80,7 +82,23 @@ class BoundProgram:
             ticks, num_tokens = self.arrays["ticks"], self._num_tokens
             for line in step_report(self.program.spec, ticks, num_tokens, num_logits):
                 _log.debug("%s", line)
-        return StepOutput(self._logits[:num_logits], self._argmax[:num_logits].tolist(), native)
+        return StepOutput(
+            self._logits[:num_logits],
+            self._argmax[:num_logits].tolist(),
+            self._peaks[:num_logits].tolist(),
+            self._scores() if self._num_scored else None,
+            native,
+        )
+
+    def _scores(self) -> Scores:
+        arrays, rows = self.arrays, slice(self._num_logits)
+        return Scores(
+            arrays["totals"][rows].tolist(),
+            arrays["chosen"][rows].tolist(),
+            arrays["ranks"][rows].tolist(),
+            arrays["top_ids"][rows],
+            arrays["top_logits"][rows],
+        )
 
 
 def bind(

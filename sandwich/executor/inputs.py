@@ -14,7 +14,16 @@ from sandwich.executor.base import Batch, ExecutorLimits, Int32Array
 from sandwich.requests.blocks import BlockTable
 from sandwich.requests.request import Request
 
-METADATA = ("token_ids", "positions", "slots", "tiles", "block_tables", "logit_rows")
+METADATA = (
+    "token_ids",
+    "positions",
+    "slots",
+    "tiles",
+    "block_tables",
+    "logit_rows",
+    "targets",
+    "num_tops",
+)
 
 
 class StepInputs:
@@ -23,14 +32,16 @@ class StepInputs:
     token_ids, positions, slots: (max_num_tokens,) of each token row; a slot, where its K and V go,
     is block id * block_size + offset in the block. tiles: (max_num_tokens, 3), each sequence's rows
     cut in pieces: sequence, first row, rows. block_tables: (max_num_seqs, most blocks of one).
-    logit_rows: (max_num_logits,).
+    logit_rows, targets, num_tops: (max_num_tokens,) of each wanted row, the last two written by
+    `write_scored`.
     """
 
     def __init__(self, arrays: Mapping[str, Int32Array], num_blocks: int, block_size: int) -> None:
         self.arrays = {name: arrays[name] for name in METADATA}
         self._block_size = block_size
         views = (array.reshape(-1).data for array in self.arrays.values())
-        self._token_ids, self._positions, self._slots, self._tiles, _, self._logit_rows = views
+        self._token_ids, self._positions, self._slots, self._tiles, _, *others = views
+        self._logit_rows, self._targets, self._num_tops = others
         self._tables = [(0, 0)] * len(arrays["block_tables"])  # stamp and length of those in there
         self._num_singles = 0  # tiles that are known to be of one token each, from the first on
         longest = max(num_blocks, arrays["block_tables"].shape[1]) * block_size
@@ -39,9 +50,10 @@ class StepInputs:
     @staticmethod
     def of(limits: ExecutorLimits) -> StepInputs:
         """With arrays of their own for the largest batch."""
-        tokens, logits = limits.max_step_tokens, limits.max_num_logits
+        tokens = (limits.max_step_tokens,)
         most_blocks = -(-limits.max_model_len // limits.block_size)
-        shapes = ((tokens,),) * 3 + ((tokens, 3), (limits.max_num_seqs, most_blocks), (logits,))
+        tables = (limits.max_num_seqs, most_blocks)
+        shapes = (*(tokens,) * 3, (*tokens, 3), tables, *(tokens,) * 3)
         arrays = {n: np.zeros(shape, np.int32) for n, shape in zip(METADATA, shapes, strict=True)}
         return StepInputs(arrays, limits.num_blocks, limits.block_size)
 
@@ -65,6 +77,14 @@ class StepInputs:
         if row == len(batch.requests):
             return self._write_single_tiles(row)
         return self._write_tiles(batch, query_tile)
+
+    def write_scored(self, batch: Batch) -> int:
+        """Write what scores are wanted of the batch's rows, if any are; the number of such rows."""
+        num_scored = sum([want.is_scored for want in batch.wants])
+        if num_scored:
+            for row, want in enumerate(batch.wants):
+                self._targets[row], self._num_tops[row] = want.target, want.num_top
+        return num_scored
 
     def _write_table(self, index: int, table: BlockTable) -> None:
         stamp, num_blocks = self._tables[index]

@@ -10,8 +10,9 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
+from sandwich.executor.base import Batch, ExecutorLimits, Float32Array, LazyStart, StepOutput
 from sandwich.executor.inputs import StepInputs
+from sandwich.executor.scoring import read_rows
 
 PEAK = 8.0  # logit of the hashed token; all others lie in [0, 1)
 
@@ -39,14 +40,21 @@ class NullExecutor(LazyStart):
         if self.num_runs - 1 in self.failing_runs:
             raise RuntimeError(f"injected failure of run {self.num_runs - 1}")
         self._inputs.write(batch)
-        count = len(batch.logit_rows)
-        rows, last = np.arange(count), self.arrays["logit_rows"][:count]
+        last = self.arrays["logit_rows"][: len(batch.logit_rows)]
         argmax = self.next_tokens(self.arrays["token_ids"][last], self.arrays["positions"][last])
-        stale = self._peaks[:count]
+        logits, scores = read_rows(
+            batch, self.limits.max_num_logits, lambda rows: self._logits_of(argmax[rows])
+        )
+        return StepOutput(logits, argmax.tolist(), [PEAK] * len(last), scores)
+
+    def _logits_of(self, argmax: npt.NDArray[np.int32]) -> Float32Array:
+        """Rows with these largest logits, which the next ones overwrite."""
+        count = len(argmax)
+        rows, stale = np.arange(count), self._peaks[:count]
         self._logits[rows, stale] = self._background[stale]
         self._logits[rows, argmax] = PEAK
         stale[:] = argmax
-        return StepOutput(self._logits[:count], argmax.tolist())
+        return self._logits[:count]
 
     def close(self) -> None:
         self.is_closed = True

@@ -19,6 +19,7 @@ from codegen.layout.panels import PanelLayout
 from codegen.spec import WeightFormat
 from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
 from sandwich.executor.inputs import StepInputs
+from sandwich.executor.scoring import read_rows
 from sandwich.weights.load import ModelWeights
 
 Array = npt.NDArray[Any]
@@ -87,8 +88,19 @@ class ReferenceExecutor(LazyStart):
             hidden = hidden + self._attention(index, layer, hidden, batch)
             hidden = hidden + self._mlp(layer, hidden)
         wanted = self._inputs.arrays["logit_rows"][: len(batch.logit_rows)]
-        logits = self._lm_head(self._rms_norm(hidden[wanted], self._norm))
-        return StepOutput(logits, reference.argmax(logits).tolist())
+        final = self._rms_norm(hidden[wanted], self._norm)
+        argmax: list[int] = []
+        peaks: list[float] = []
+
+        def logits_of(rows: slice) -> Floats:
+            logits = self._lm_head(final[rows])
+            best = reference.argmax(logits)
+            argmax.extend(best.tolist())
+            peaks.extend(logits[np.arange(len(best)), best].tolist())
+            return logits
+
+        logits, scores = read_rows(batch, self.limits.max_num_logits, logits_of)
+        return StepOutput(logits, argmax, peaks, scores)
 
     def close(self) -> None:
         """There is nothing to let go of but memory."""

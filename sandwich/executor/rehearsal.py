@@ -10,6 +10,7 @@ from codegen.spec import Phase
 from sandwich.executor.base import Batch
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.requests.want import ARGMAX
 
 
 def rehearsal(
@@ -42,6 +43,7 @@ def rehearsal(
         num_tokens=sum(num_new),
         logit_rows=(np.cumsum(num_new) - 1).tolist(),
         sampled=range(len(requests)),
+        wants=[ARGMAX] * len(requests),
         num_riders=num_riders,
     )
 

@@ -82,8 +82,10 @@ class VerifyingExecutor:
         self._reference.close()
 
     def _checked(self, batch: Batch, output: StepOutput) -> StepOutput:
-        self._check_logits(batch, output.logits, self._reference.run(batch).logits)
+        expected = self._reference.run(batch)
+        self._check_logits(batch, output.logits, expected.logits)
         self._check_argmax(batch, output)
+        self._check_scores(batch, output, expected)
         return output
 
     def _check_logits(self, batch: Batch, actual: Float32Array, expected: Float32Array) -> None:
@@ -94,7 +96,7 @@ class VerifyingExecutor:
         error = float(errors[row, token_id])
         raise _error(
             batch,
-            row,
+            row + len(batch.logit_rows) - len(actual),
             f"token {token_id} has {actual[row, token_id]:.6g} instead of the reference's "
             f"{expected[row, token_id]:.6g}; that is {error:.3g} of the row's largest logit, where "
             f"rounding explains {self._tolerance:g}",
@@ -102,10 +104,28 @@ class VerifyingExecutor:
         )
 
     def _check_argmax(self, batch: Batch, output: StepOutput) -> None:
-        largest = output.logits.argmax(axis=1)
-        for row in np.flatnonzero(largest != np.array(output.argmax, np.int64))[:1].tolist():
-            what = f"its largest logit is that of token {largest[row]}, not {output.argmax[row]}"
-            raise _error(batch, row, what, 0.0)
+        largest = output.logits.argmax(axis=1).tolist()
+        first = len(output.argmax) - len(largest)
+        for row, (expected, actual) in enumerate(
+            zip(largest, output.argmax[first:], strict=True), first
+        ):
+            if expected != actual:
+                what = f"its largest logit is that of token {expected}, not {actual}"
+                raise _error(batch, row, what, 0.0)
+
+    def _check_scores(self, batch: Batch, output: StepOutput, expected: StepOutput) -> None:
+        """Log probabilities of targets, also of rows whose logits are not kept."""
+        for row, want in enumerate(batch.wants):
+            if not want.is_of_given_token:
+                continue
+            actual, right = output.target_logprob(row), expected.target_logprob(row)
+            error = abs(actual - right) / max(abs(expected.peaks[row]), 1.0)
+            if not error <= self._tolerance:
+                what = (
+                    f"the log probability of token {want.target} is {actual:.6g} instead of the "
+                    f"reference's {right:.6g}"
+                )
+                raise _error(batch, row, what, error)
 
 
 def relative_errors(actual: Float32Array, expected: Float32Array) -> Float32Array:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegen.spec import MAX_TOP
 from sandwich.errors import InvalidRequestError
+from sandwich.requests.want import ANY_TOKEN, NOT_SCORED, Want
 
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = MAX_TOP
 MAX_TEMPERATURE = 100.0
 # Below this the largest logit wins in float32 whatever the others are; such a request is greedy.
 GREEDY_TEMPERATURE = 1e-5
@@ -48,8 +50,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
 
-    # The largest logit of the model's own row wins.
-    takes_argmax: bool = field(init=False, repr=False, compare=False)
+    want: Want = field(init=False, repr=False, compare=False)  # of the row a token is chosen from
 
     def __post_init__(self) -> None:
         for param, is_valid, expected in _RULES:
@@ -64,7 +65,10 @@ class SamplingParams:
                 "lower the one or raise the other",
                 param="min_tokens",
             )
-        object.__setattr__(self, "takes_argmax", self.is_greedy and not self.edits_logits)
+        takes_argmax = self.is_greedy and not self.edits_logits
+        target = NOT_SCORED if self.logprobs is None else ANY_TOKEN
+        want = Want(not takes_argmax, target, self.logprobs or 0)
+        object.__setattr__(self, "want", want)
 
     @property
     def is_greedy(self) -> bool:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Final
 
 from codegen.layout.model import DEFAULT_BLOCK_SIZE, ModelLayout
 from codegen.spec import ModelShape
@@ -31,6 +32,9 @@ from schedules.tiles.default_plans import panel_width
 from schedules.tiles.tuned_plans import render_origins
 from schedules.topotree import Candidate
 
+# Rows of logits that are in memory together where many are scored: more of them prefill a prompt
+# with log probabilities by half a per cent faster (SmolLM2-135M, 256 rows, two cores of Zen 4).
+LOGIT_ROWS: Final = 64
 # (machine, model, layout, KV type, plans on a candidate, folder of compiled programs) -> a context
 # in which steps of candidates can be timed; sandwich.startup.step_bench.timed_steps is one.
 TimeSteps = Callable[
@@ -80,7 +84,7 @@ def executor_limits(config: EngineConfig, shape: ModelShape, num_blocks: int) ->
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=shape.max_model_len,
         vocab_size=shape.vocab_size,
-        max_num_logits=config.max_num_seqs,
+        max_num_logits=max(config.max_num_seqs, LOGIT_ROWS),
     )
 
 

@@ -135,8 +135,10 @@ class Kernel:
     def __getitem__(self, name: str) -> Array:
         return self.arrays[name]
 
-    def __call__(self, num_tokens: int = 0, num_tiles: int = 0, num_logits: int = 0) -> None:
-        scalars = dict(zip(SCALARS, (num_tokens, num_tiles, num_logits), strict=True))
+    def __call__(
+        self, num_tokens: int = 0, num_tiles: int = 0, num_logits: int = 0, num_scored: int = 0
+    ) -> None:
+        scalars = dict(zip(SCALARS, (num_tokens, num_tiles, num_logits, num_scored), strict=True))
         arguments = [
             scalars[name] if name in scalars else tensor(self.arrays[name]) for name in self._names
         ]

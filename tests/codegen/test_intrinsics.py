@@ -153,6 +153,18 @@ def signed_bytes(lanes: int) -> Operands:
     return (in_rows(np.arange(-128, 128, dtype=np.int32), lanes),)
 
 
+def floats_and_bars(lanes: int) -> Operands:
+    """Each lane in turn is the only one above, at, or no number beside a bar."""
+    vectors, bars = [], []
+    for bar in (0.0, -INF, INF, 1.5, NAN):
+        for value in (bar, np.nextafter(np.float32(bar), INF), NAN, INF):
+            rows = np.full((lanes, lanes), -INF, np.float32)
+            np.fill_diagonal(rows, value)
+            vectors.append(rows)
+            bars += [bar] * lanes
+    return np.concatenate(vectors), np.array(bars, np.float32)[:, None]
+
+
 def any_floats(lanes: int) -> Operands:
     return (in_rows(SPECIALS, lanes),)
 
@@ -196,6 +208,7 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_hmax": (numbers, equal),
     "sw_hsum": (summands, within(1e-6, 1e-5)),
     "sw_mask_from": (masks, equal_bits),
+    "sw_any_above": (floats_and_bars, equal),
     "sw_pair_bf16": (small_integers, equal_bits),
     "sw_s8_bf16": (all_halves, equal_bits),
     "sw_four_bits_bf16": (all_pairs, equal_bits),

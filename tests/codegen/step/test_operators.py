@@ -15,7 +15,7 @@ from codegen.step.arguments import Layouts
 from codegen.step.elementwise import argmax_of_shares, argmax_share, rms_norm, rope_and_cache
 from codegen.step.embedding import embed
 from codegen.step.program import run
-from codegen.step.step import Step
+from codegen.step.step import LogitBlock, Step
 from platforms.isa import isa_row
 from tests.codegen.conftest import (
     BEST,
@@ -36,6 +36,7 @@ from tests.codegen.conftest import (
 
 LAYER = 1  # of two
 NUM_CORES = 3
+FIRST_ROW = 2  # of a block of logits, in its step
 BF16_STEP = 2.0**-8  # of a value just rounded to bf16
 
 
@@ -276,17 +277,23 @@ def test_the_lowest_id_among_the_largest_logits_is_found(
     spec = make_spec(isa, "float32", num_cores=num_cores, vocab_size=vocab)
 
     def body(step: Step) -> None:
-        run(step, "argmax", lambda core: argmax_share(step, core))
-        run(step, "argmax", lambda core: argmax_of_shares(step, core))
+        rows = LogitBlock(FIRST_ROW, step.num_logits)
+        run(step, "argmax", lambda core: argmax_share(step, core, rows))
+        run(step, "argmax", lambda core: argmax_of_shares(step, core, rows))
 
     kernel = compile_body(spec, body)
     rows = np.concatenate((normal(20, vocab), np.zeros((1, vocab)), np.full((1, vocab), -np.inf)))
     ends = np.full((vocab, vocab), -np.inf)
     np.fill_diagonal(ends, -3e38)  # each id in turn
     ties = np.round(normal(40, vocab, seed=1) * 2)
-    logits = np.concatenate((rows, ends, ties))[: len(kernel["logits"])].astype(np.float32)
+    logits = np.concatenate((rows, ends, ties))[: len(kernel["logits"]) - FIRST_ROW]
+    logits = logits.astype(np.float32)
     kernel["logits"][: len(logits), :vocab] = logits
     kernel["logits"][:, vocab:] = np.inf  # padding never wins
     kernel(num_logits=len(logits))
-    np.testing.assert_array_equal(kernel["argmax"][: len(logits)], reference.argmax(logits))
-    assert is_poison(kernel["argmax"][len(logits) :])
+    found, expected = slice(FIRST_ROW, FIRST_ROW + len(logits)), reference.argmax(logits)
+    np.testing.assert_array_equal(kernel["argmax"][found], expected)
+    np.testing.assert_array_equal(kernel["peaks"][found], logits.max(axis=1))
+    for name in ("argmax", "peaks"):
+        assert is_poison(kernel[name][:FIRST_ROW])
+        assert is_poison(kernel[name][FIRST_ROW + len(logits) :])

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from codegen import reference
 from codegen.spec import Phase
 from sandwich.executor.base import Batch, Executor
-from tests.codegen.conftest import DTYPES, ISAS, Array, same_bits
-from tests.sandwich.executor.conftest import Sequences, TinyModel, tokens
+from sandwich.executor.verify import TOLERANCE
+from sandwich.requests.want import Want
+from tests.codegen.conftest import BEST, DTYPES, ISAS, Array, same_bits
+from tests.sandwich.executor.conftest import LIMITS, Sequences, TinyModel, tokens
 
 FLOAT32_TOLERANCE = 1e-5  # of the largest logit
+BLOCK_ROWS = 32  # of logits that are kept, where not all are
 BF16_TOLERANCE = 0.02  # root mean square of the difference over that of the logits
 
 
@@ -39,6 +43,27 @@ class Pair:
     def logits(self, batch: Batch) -> Array:
         return self.compiled.run(batch).logits.copy()
 
+    def check_scores(self, batch: Batch) -> None:
+        """Every row scores the token after it; also those whose logits are not kept."""
+        actual, expected = self.compiled.run(batch), self.reference.run(batch)
+        assert len(actual.logits) == len(expected.logits) < len(batch.logit_rows)
+        found, right = (
+            np.array([output.target_logprob(row) for row in range(len(batch.logit_rows))])
+            for output in (actual, expected)
+        )
+        largest = max(map(abs, expected.peaks))
+        assert np.abs(found - right).max() <= TOLERANCE[self.dtype] * largest
+        kept = slice(len(batch.wants) - len(actual.logits), None)
+        wants = batch.wants[kept]
+        scores = actual.scores
+        assert scores is not None
+        totals, chosen, ranks, *_ = reference.scores(
+            actual.logits, [want.target for want in wants], [0] * len(wants)
+        )
+        np.testing.assert_allclose(scores.totals[kept], totals, rtol=1e-5)
+        assert scores.chosen[kept] == chosen.tolist()
+        assert scores.ranks[kept] == ranks.tolist()
+
 
 def size_of(values: Array) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
@@ -60,6 +85,15 @@ def pair(request: pytest.FixtureRequest, cache_dir: Path) -> Iterator[Pair]:
         yield Pair(dtype, compiled, model.reference())
 
 
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def blocks(request: pytest.FixtureRequest, cache_dir: Path) -> Iterator[Pair]:
+    """Executors that keep 32 rows of logits."""
+    model = TinyModel.make(BEST, request.param)
+    limits = replace(LIMITS, max_num_logits=BLOCK_ROWS)
+    with closing(model.compiled(cache_dir, limits)) as compiled:
+        yield Pair(request.param, compiled, model.reference(limits))
+
+
 def test_both_phases_compute_what_the_reference_computes_in_one_cache(pair: Pair) -> None:
     sequences = Sequences()
     one, two, three = [5], [6, 7], [8, 9, 10]
@@ -69,6 +103,14 @@ def test_both_phases_compute_what_the_reference_computes_in_one_cache(pair: Pair
     pair.check(sequences.batch(Phase.DECODE, {1: one}))
     pair.check(sequences.batch(Phase.PREFILL, {1: three}))
     pair.check(sequences.batch(Phase.DECODE, {0: one, 1: one, 2: one, 3: one}))
+
+
+@pytest.mark.parametrize("num_rows", [31, 32, 63, 64, 65, 80])
+def test_scores_need_no_more_logits_than_a_block_holds(blocks: Pair, num_rows: int) -> None:
+    prompt = tokens(num_rows + 1, num_rows)
+    wants = [Want(target=token, num_top=2) for token in prompt[1:]]
+    batch = Sequences().batch(Phase.PREFILL, {0: prompt[:-1]}, range(num_rows), wants)
+    blocks.check_scores(batch) if num_rows > BLOCK_ROWS else blocks.check(batch)
 
 
 def test_only_the_wanted_rows_get_logits(pair: Pair) -> None:

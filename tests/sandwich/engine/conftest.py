@@ -82,8 +82,10 @@ class AuditingExecutor(NullExecutor):
         except (AssertionError, IndexError) as error:
             raise BadBatch(f"{error}: {batch}") from error
         is_poisoned = [batch.requests[index].request_id in self.poisoned for index in batch.sampled]
-        logits = np.where(np.array(is_poisoned, np.bool_)[:, None], np.nan, output.logits)
-        return StepOutput(logits.astype(np.float32), output.argmax)
+        kept = np.array(is_poisoned, np.bool_)[len(is_poisoned) - len(output.logits) :]
+        logits = np.where(kept[:, None], np.nan, output.logits).astype(np.float32)
+        peaks = np.where(is_poisoned, np.nan, output.peaks).tolist()
+        return output._replace(logits=logits, peaks=peaks)
 
     def _audit(self, batch: Batch) -> None:
         self._audit_limits(batch)
@@ -105,8 +107,11 @@ class AuditingExecutor(NullExecutor):
             assert batch.num_tokens <= limits.max_step_tokens
             assert batch.num_tokens - batch.num_riders <= limits.max_num_batched_tokens
             self._audit_riders(batch)
-        assert len(batch.logit_rows) == len(batch.sampled) <= limits.max_num_logits
-        assert (np.diff(batch.logit_rows) > 0).all()
+        assert len(batch.logit_rows) == len(batch.sampled) == len(batch.wants)
+        assert len(set(batch.logit_rows)) == len(batch.logit_rows)
+        is_given = [want.is_of_given_token for want in batch.wants]
+        assert is_given == sorted(is_given, reverse=True), "rows to choose from come last"
+        assert is_given.count(False) <= limits.max_num_logits
 
     def _audit_flight(self, batch: Batch) -> None:
         """A batch beside another decodes, and leaves the other's requests and blocks alone."""

@@ -9,6 +9,7 @@ from sandwich.engine.batching import build_batch, wanted_rows
 from sandwich.executor.base import StepKind
 from sandwich.requests.request import LogprobEntry, Request
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.requests.want import ANY_TOKEN, ARGMAX, LOGITS, Want
 
 
 def request(prompt: list[int], num_computed: int = 0, **params: Any) -> Request:
@@ -67,12 +68,30 @@ def test_prompt_logprobs_want_every_row_of_a_chunk() -> None:
     plain = request([1, 2])
     wanting = request([1, 2, 3, 4, 5], prompt_logprobs=0)
     batch = build_batch(Phase.PREFILL, [plain, wanting], [2, 3])
-    assert list(batch.logit_rows) == [1, 2, 3, 4]
-    assert list(batch.sampled) == [0, 1, 1, 1]
-    assert [batch.position(row) for row in range(4)] == [1, 0, 1, 2]
+    assert list(batch.logit_rows) == [2, 3, 4, 1]  # those to choose from come last
+    assert list(batch.sampled) == [1, 1, 1, 0]
+    assert [batch.position(row) for row in range(4)] == [0, 1, 2, 1]
     wanting.num_computed, wanting.prompt_logprobs = 3, [LogprobEntry(0, 0.0, 1, (), ())] * 3
     batch = build_batch(Phase.PREFILL, [wanting], [2])
     assert list(batch.logit_rows) == [0, 1]  # token 3 predicts the last, token 4 is sampled from
+
+
+def test_each_row_carries_what_is_wanted_of_it() -> None:
+    requests = [
+        request([5, 6, 7], prompt_logprobs=3, temperature=0.0),
+        request([8], temperature=0.0, logprobs=2),
+        request([8]),
+        request([8], temperature=0.0, logit_bias={1: 2.0}, logprobs=0),
+    ]
+    batch = build_batch(Phase.PREFILL, requests, [3, 1, 1, 1])
+    assert batch.wants == [
+        Want(target=6, num_top=3),
+        Want(target=7, num_top=3),
+        ARGMAX,
+        Want(target=ANY_TOKEN, num_top=2),
+        LOGITS,
+        Want(needs_logits=True, target=ANY_TOKEN),
+    ]
 
 
 def test_rows_computed_before_a_preemption_are_not_wanted_again() -> None:

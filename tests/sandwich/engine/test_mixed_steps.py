@@ -87,19 +87,16 @@ def test_a_prompt_goes_on_though_riders_could_fill_the_step(drive: Drive) -> Non
     assert driver.chunks()[num_before : num_before + 5] == [("mixed", [1, 1, 1, 1])] * 5
 
 
-def test_riders_leave_the_prompt_what_rows_of_logits_there_are(drive: Drive) -> None:
+def test_riders_choose_from_their_logits_while_a_prompt_is_scored(drive: Drive) -> None:
     driver = drive(mixed=RIDE, max_num_logits=4)
-    for _ in range(2):
-        driver.add(1, max_tokens=9)
+    riders = [driver.add([token], max_tokens=9, temperature=1e-3) for token in (1, 2)]
     driver.step()
     name = driver.add(5, max_tokens=1, prompt_logprobs=0)
     driver.run()
-    assert driver.chunks()[1:4] == [
-        ("mixed", [1, 1, 2]),
-        ("mixed", [1, 1, 2]),
-        ("mixed", [1, 1, 1]),
-    ]
+    assert driver.chunks()[1] == ("mixed", [1, 1, 5])
     assert len(driver.requests[name].prompt_logprobs) == 4
+    for rider, token in zip(riders, (1, 2), strict=True):
+        assert driver.tokens(rider) == driver.executor.continuation([token], 9)
 
 
 def test_a_failed_mixed_step_ends_riders_and_prompts_alike(drive: Drive) -> None:

@@ -216,7 +216,7 @@ def test_a_token_depends_on_the_row_the_seed_and_its_index_only() -> None:
         for token_id in output:
             request.accept(token_id, now=0.0)
         batch = build_batch(Phase.PREFILL, [request], [request.num_tokens])
-        step = StepOutput(LOGITS[None], [4])
+        step = StepOutput(LOGITS[None], [4], [2.5])
         (token,) = Sampler().sample(step, batch)
         assert token.token_ids == (choose(LOGITS, params, UniformStream()(3, 1, len(output))),)
 

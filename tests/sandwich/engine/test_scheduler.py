@@ -222,12 +222,11 @@ def test_a_step_may_accept_several_tokens_up_to_the_one_that_ends(
     scheduler.check_integrity()
 
 
-def test_logit_rows_of_a_step_stay_within_their_limit(drive: Drive) -> None:
+def test_prompts_are_scored_in_as_few_steps_as_they_are_computed(drive: Drive) -> None:
     driver = drive(max_num_logits=4)
     wanting, plain = driver.add(10, prompt_logprobs=0), driver.add(2)
     driver.run()
-    assert max(len(batch.logit_rows) for batch in driver.executor.batches) == 4
-    assert driver.chunks()[:3] == [("prefill", [4]), ("prefill", [4]), ("prefill", [2, 2])]
+    assert driver.chunks()[:2] == [("prefill", [8]), ("prefill", [2, 2])]
     assert len(driver.requests[wanting].prompt_logprobs) == 9
     assert driver.tokens(plain) == driver.executor.continuation([1, 2], 4)
 

@@ -25,6 +25,7 @@ from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.rope import RopeConfig, fill_tables
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.requests.want import LOGITS, Want
 from sandwich.weights.load import ModelWeights
 from schedules.plan import Plan, PlanPair
 from schedules.tiles.default_plans import panel_width
@@ -100,19 +101,19 @@ class TinyModel:
         )
         return TinyModel(random_weights(layout), kv, plans)
 
-    def compiled(self, cache_dir: Path) -> CompiledExecutor:
+    def compiled(self, cache_dir: Path, limits: ExecutorLimits = LIMITS) -> CompiledExecutor:
         return compiled_executor(
             self.plans,
             self.weights.layout,
             self.kv,
-            LIMITS,
+            limits,
             lambda: self.weights,
             cache_dir,
             is_pinned=False,
         )
 
-    def reference(self) -> ReferenceExecutor:
-        return ReferenceExecutor(self.weights, self.kv, LIMITS)
+    def reference(self, limits: ExecutorLimits = LIMITS) -> ReferenceExecutor:
+        return ReferenceExecutor(self.weights, self.kv, limits)
 
 
 def random_weights(layout: ModelLayout) -> ModelWeights:
@@ -171,8 +172,9 @@ class Sequences:
         phase: Phase,
         chunks: Mapping[int, Sequence[int]],
         logit_rows: Sequence[int] | None = None,
+        wants: Sequence[Want] | None = None,
     ) -> Batch:
-        """The next tokens of some sequences; logits of all tokens, unless rows are named."""
+        """The next tokens of some sequences; logits of all tokens, unless rows or more is named."""
         requests = [self._requests[seq] for seq in chunks]
         starts = [request.num_tokens for request in requests]
         for request, chunk in zip(requests, chunks.values(), strict=True):
@@ -188,6 +190,7 @@ class Sequences:
             num_tokens=len(owners),
             logit_rows=rows,
             sampled=[owners[row] for row in rows],
+            wants=[LOGITS] * len(rows) if wants is None else wants,
         )
 
 

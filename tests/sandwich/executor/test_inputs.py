@@ -13,6 +13,7 @@ from sandwich.executor.inputs import StepInputs
 from sandwich.executor.rehearsal import rehearsal
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.requests.want import NOT_SCORED
 
 LIMITS = ExecutorLimits(
     block_size=4,
@@ -86,6 +87,18 @@ def test_a_table_that_grew_or_was_filled_anew_is_written_again() -> None:
     other = request([1] * 9, [4, 0, 7], num_computed=8)
     inputs.write(build_batch(Phase.DECODE, [other, one], [1, 1]))
     assert inputs.arrays["block_tables"][:2, :3].tolist() == [[4, 0, 7], [6, 1, 2]]
+
+
+def test_scores_are_written_only_if_a_row_wants_one() -> None:
+    inputs = StepInputs.of(LIMITS)
+    plain = Request("plain", [1, 2], SamplingParams(temperature=0.0))
+    plain.block_table.ids += [3]
+    assert inputs.write_scored(build_batch(Phase.PREFILL, [plain], [2])) == 0
+    scored = Request("scored", [7, 8, 9], SamplingParams(prompt_logprobs=4, temperature=0.0))
+    scored.block_table.ids += [5]
+    assert inputs.write_scored(build_batch(Phase.PREFILL, [plain, scored], [2, 3])) == 2
+    assert rows(inputs, "targets", 4) == [8, 9, NOT_SCORED, NOT_SCORED]
+    assert rows(inputs, "num_tops", 2) == [4, 4]
 
 
 SEQUENCES = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, max_size=5)

@@ -25,6 +25,7 @@ from sandwich.executor.verify import (
 )
 from sandwich.requests.request import Request, TokenEvent
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.requests.want import Want
 from sandwich.startup import build
 from sandwich.startup.build import build_engine
 from sandwich.weights.load import ModelWeights
@@ -138,6 +139,20 @@ def test_a_wrong_greedy_token_is_named(model: TinyModel, batch: Batch) -> None:
 
     with pytest.raises(VerificationError, match=r"row 1, of position 1: its largest logit is that"):
         verifying(model, wrong).run(batch)
+
+
+def test_a_wrong_log_probability_is_named(model: TinyModel, sequences: Sequences) -> None:
+    wants = [Want(target=token, num_top=1) for token in tokens(3, 1)]
+    step = sequences.batch(Phase.PREFILL, {1: tokens(5)}, [1, 2, 4], wants)
+
+    def wrong(output: StepOutput) -> StepOutput:
+        assert output.scores is not None
+        totals = [*output.scores.totals[:2], output.scores.totals[2] * 1.1]
+        return output._replace(scores=output.scores._replace(totals=totals))
+
+    verifying(model, lambda output: output).run(step)
+    with pytest.raises(VerificationError, match=rf"row 2, of position 4: .* {wants[2].target} is"):
+        verifying(model, wrong).run(step)
 
 
 def test_errors_are_shares_of_the_largest_logit_of_their_row() -> None:
