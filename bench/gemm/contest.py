@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.driver import BenchmarkError
+from codegen.gemm.check import as_read, error_beyond_rounding
 from codegen.gemm.program import GemmProgram, GemmSpec
-from codegen.layout.arrays import bf16_from_float32, float32_from_bf16, to_storage
+from codegen.layout.arrays import bf16_from_float32, to_storage
 from codegen.layout.panels import PackedMatrix, PanelLayout
-from codegen.reference import rounded_activations
 from codegen.spec import TileRanges, WeightFormat
 from platforms.memory import Arena, arena_nbytes
 from sandwich.executor.launcher import Launcher
@@ -26,8 +26,6 @@ RANDOM_SCALE = 2.0**-12  # of random codes; a power of two, which every type of 
 RANDOM_BLOCK = 1 << 20  # values; weights repeat them, because speed does not depend on values
 CHECK_COLUMNS = 48
 SLOW_SECONDS = 0.3  # a call that takes so long is not repeated without need
-# The sum of absolute products, times this, is more than any order of float32 additions can lose.
-TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Ours(Contestant):
         self._x = random_activations(problem)
         self._program = GemmProgram(spec, self._buffers)
         self._program.write_a(self._x)
-        self._has_bf16_rows = spec.kit.has_dot
+        self._spec = spec
         self._launcher = Launcher("gemm", cpus)
         self._num_rows = 0
 
@@ -139,21 +137,16 @@ class Ours(Contestant):
         layout = self.problem.layout
         rows = np.unique((0, num_rows // 2, num_rows - 1))
         columns = np.unique(np.linspace(0, layout.n - 1, CHECK_COLUMNS).astype(np.intp))
-        a = self._rounded(self._x[rows])
+        a = as_read(self._spec, self._x[rows])
         first = (self._buffers[name][0] for name in ("w", "w_scales") if name in self._buffers)
-        weights = layout.read_rows(PackedMatrix(*first), columns).T
-        error = np.abs(self._buffers["out"][np.ix_(rows, columns)] - a @ weights)
-        if not (error <= TOLERANCE * (np.abs(a) @ np.abs(weights))).all():
+        weights = layout.read_rows(PackedMatrix(*first), columns)
+        product = self._buffers["out"][np.ix_(rows, columns)]
+        error = error_beyond_rounding(product, a, weights)
+        if error is not None:
             raise BenchmarkError(
                 f"the {layout.format.name} GEMM of {num_rows} x {layout.n} x {layout.k} is wrong: "
-                f"it differs from NumPy by up to {error.max():.3g}"
+                f"it differs from NumPy by up to {error:.3g}"
             )
-
-    def _rounded(self, a: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Rows of A as the kernel reads them."""
-        if self.problem.format.has_int8_activations:
-            return rounded_activations(a, self.problem.format.group)
-        return float32_from_bf16(bf16_from_float32(a)) if self._has_bf16_rows else a
 
 
 def random_activations(problem: Problem) -> npt.NDArray[np.float32]:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draw",
         metavar="FILE",
-        help="draw the machine with the cores of each phase into this .svg or .png file",
+        help="draw the machine with the cores of each phase into this .svg file",
     )
     add_options(parser, EngineConfig, without_groups=("server", "development"))
 

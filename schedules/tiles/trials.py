@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from codegen.cache import ProgramCache
 from codegen.compile import load, lower, object_code, pin_pool, tensor
+from codegen.gemm.check import as_read, error_beyond_rounding
 from codegen.gemm.program import NAME, GemmProgram, GemmSpec, gemm_function
-from codegen.layout.arrays import TensorSpec, bf16_from_float32, float32_from_bf16
+from codegen.layout.arrays import TensorSpec, bf16_from_float32
 from codegen.layout.panels import PackedMatrix, PanelLayout
-from codegen.reference import rounded_activations
 from codegen.spec import BLOCK_ASPECT, GemmTile
 from platforms.isa import IsaRow, isa_row
 from platforms.memory import Arena, arena_nbytes
@@ -34,8 +34,6 @@ MIN_WEIGHTS_BYTES = 192 << 20
 SAMPLE_SECONDS = 0.003  # of one sample, or one call if that takes longer
 # Two bytes of any buffer: an ordinary number as bf16, fp16, half a float32, bytes or nibbles.
 _LOWEST, _HIGHEST = 0x3C00, 0x3CFF
-# The sum of absolute products, times this, is more than any order of float32 additions can lose.
-TOLERANCE = 1e-5
 
 
 class TrialRunner:
@@ -178,16 +176,11 @@ def is_right(isa: IsaRow, like: PanelLayout, tile: GemmTile) -> bool:
     a = rng.standard_normal((max_rows, k), np.float32)
     program = GemmProgram(spec, buffers)
     program.write_a(a)
-    if layout.format.has_int8_activations:
-        a = rounded_activations(a, layout.format.group)
-    elif spec.kit.has_dot:
-        a = float32_from_bf16(bf16_from_float32(a))
-    unpacked = layout.unpack(matrix)
-    exact, largest = a @ unpacked.T, np.abs(a) @ np.abs(unpacked).T
+    a, unpacked = as_read(spec, a), layout.unpack(matrix)
     for rows in sorted({1, tile.mr, tile.mr + 1, max_rows}):
         buffers["out"][:] = np.nan
         program.run(rows, 0)
-        error = np.abs(buffers["out"][:rows, : layout.n] - exact[:rows])
-        if not (error <= TOLERANCE * largest[:rows]).all():
+        product = buffers["out"][:rows, : layout.n]
+        if error_beyond_rounding(product, a[:rows], unpacked) is not None:
             return False
     return True

@@ -77,14 +77,7 @@ def test_cores_that_are_left_out_are_drawn_too(run: Run, tmp_path: Path) -> None
     assert text.count(": not used</title>") == 2 * 8
 
 
-def test_a_png_is_one(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    canvas = Canvas(40, 20, [Box(1, 2, 10, 10, "#ffffff", radius=2), Label(3, 4, "$x_1$ & <b>")])
-    canvas.write(tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("name", ["picture.jpg", "picture"])
+@pytest.mark.parametrize("name", ["picture.png", "picture"])
 def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(PictureError, match=r"\.svg"):
         Canvas(1, 1, []).write(tmp_path / name)
