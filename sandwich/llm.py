@@ -11,23 +11,27 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from sandwich.config import EMBEDDED_NAME, EngineConfig
+from sandwich.config import EMBEDDED_NAME
 from sandwich.errors import InvalidRequestError
+from sandwich.llm_inputs import (
+    Prompt,
+    checked_params,
+    engine_config,
+    listed_prompts,
+    read_prompt,
+)
 from sandwich.requests.request import Request, TokenEvent
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.text.messages import Chat, Message
 from sandwich.text.output import OutputDelta, OutputStream, RequestOutput
+from sandwich.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from sandwich.startup.build import EngineParts
 
-Prompt = str | Mapping[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
 Conversation = Sequence[Message]
-_PROMPT_KEYS: Final = {"prompt", "prompt_token_ids"}
 _OnDelta = Callable[[OutputDelta], None]
 _Choices = list[tuple[OutputStream, Request]]  # of one prompt
 
@@ -35,14 +39,15 @@ _Choices = list[tuple[OutputStream, Request]]  # of one prompt
 class LLM:
     """A model in this process. Not thread-safe: one call at a time.
 
-    `options` are the fields of EngineConfig (dtype, max_model_len, ...). Raises ConfigError,
+    `options` are named as the flags of the command line (dtype, max_model_len, kv_cache_size, ...);
+    those of vLLM that mean nothing on a CPU are taken with a warning. Raises ConfigError,
     ModelError or MemoryLimitError if the engine cannot be built. Close it, or use it with `with`.
     """
 
     def __init__(self, model: str = EMBEDDED_NAME, **options: Any) -> None:
         from sandwich.startup.build import build_engine
 
-        self._set_up(build_engine(EngineConfig(model=str(model), **options)))
+        self._set_up(build_engine(engine_config(str(model), options)))
 
     @classmethod
     def from_parts(cls, parts: EngineParts) -> Self:
@@ -59,6 +64,10 @@ class LLM:
         self._numbers = count()
         self._open: dict[str, tuple[OutputStream, _OnDelta]] = {}  # by request id, while they run
 
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.tokenizer
+
     def default_sampling_params(self, **changes: Any) -> SamplingParams:
         """What the model's generation_config.json asks for, with `changes`."""
         return SamplingParams(**(self._generation_defaults | changes))
@@ -67,18 +76,22 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt] | None = None,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     ) -> list[RequestOutput]:
         """Continue every prompt; results are in the order of the prompts.
 
+        A prompt is a text or a list of token ids; `prompt_token_ids` may have the ids instead.
         `sampling_params`: one for all, or one for each; default: the model's. `use_tqdm`: show the
         progress on stderr. Nothing runs if any prompt is wrong: InvalidRequestError, or
-        ContextLengthError if it is too long. A request that fails on its way has finish_reason
-        "error"; the others go on.
+        ContextLengthError if it is too long. UnavailableError after `close` or in a forked child.
+        A request that fails on its way has finish_reason "error"; the others go on.
         """
-        listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        self._engine.check_usable()
+        listed = listed_prompts(prompts, prompt_token_ids)
         params = self._params_of_each(sampling_params, len(listed))
         return self._run(*self._encode(listed), params, use_tqdm)
 
@@ -87,11 +100,30 @@ class LLM:
         messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Reply to one conversation (a list of {"role", "content"}), or to each of several."""
+        """Reply to one conversation (a list of {"role", "content"}), or to each of several.
+
+        The other arguments are those of `sandwich.text.messages.Chat`.
+        """
+        self._engine.check_usable()
         is_one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Any = [messages] if is_one else messages
-        prompts = self.tokenizer.encode_chats([Chat(messages=each) for each in conversations])
+        chats = [
+            Chat(
+                messages=each,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                template_kwargs=chat_template_kwargs or {},
+            )
+            for each in conversations
+        ]
+        prompts = self.tokenizer.encode_chats(chats)
         params = self._params_of_each(sampling_params, len(prompts))
         texts = [prompt.text for prompt in prompts]
         return self._run(texts, [prompt.token_ids for prompt in prompts], params, use_tqdm)
@@ -105,8 +137,11 @@ class LLM:
 
         There is a piece after every step of the engine, also if it is empty.
         """
+        self._engine.check_usable()
         _, [token_ids] = self._encode([prompt])
-        params = sampling_params or self.default_sampling_params()
+        params = self.default_sampling_params()
+        if sampling_params is not None:
+            params = checked_params(sampling_params)
         if params.n != 1:
             raise InvalidRequestError(
                 f"n is {params.n} but a stream has one choice; set it to 1", "n"
@@ -142,19 +177,21 @@ class LLM:
     def _params_of_each(
         self, params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
     ) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [params or self.default_sampling_params()] * num_prompts
+        if params is None:
+            return [self.default_sampling_params()] * num_prompts
+        if not isinstance(params, list | tuple):
+            return [checked_params(params)] * num_prompts
         if len(params) != num_prompts:
             raise InvalidRequestError(
                 f"there are {num_prompts} prompts but {len(params)} sampling_params; "
                 "give one for all or one for each",
                 "sampling_params",
             )
-        return list(params)
+        return [checked_params(each) for each in params]
 
     def _encode(self, prompts: Sequence[Prompt]) -> tuple[list[str | None], list[list[int]]]:
         """Text and token ids of every prompt; the text is None where only ids were given."""
-        given = [_read_prompt(index, prompt) for index, prompt in enumerate(prompts)]
+        given = [read_prompt(index, prompt) for index, prompt in enumerate(prompts)]
         to_encode = [text for text, token_ids in given if token_ids is None and text is not None]
         encoded = iter(self.tokenizer.encode_prompts(to_encode))
         ids = [next(encoded) if token_ids is None else token_ids for _, token_ids in given]
@@ -255,23 +292,6 @@ class LLM:
         for request_id in ids:
             for event in self._engine.abort(request_id):
                 self._deliver(event)
-
-
-def _read_prompt(index: int, prompt: object) -> tuple[str | None, list[int] | None]:
-    """(text, token ids) of one prompt; exactly what was given. InvalidRequestError if unusable."""
-    if isinstance(prompt, str):
-        return prompt, None
-    if isinstance(prompt, Mapping) and prompt and set(prompt) <= _PROMPT_KEYS:
-        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-        if token_ids is None and isinstance(text, str):
-            return text, None
-        if token_ids is not None and all(isinstance(i, int | np.integer) for i in token_ids):
-            return text, [int(i) for i in token_ids]
-    raise InvalidRequestError(
-        f"prompt {index} is {str(prompt)[:80]!r} but must be text, "
-        '{"prompt": text} or {"prompt_token_ids": [whole numbers]}',
-        "prompt",
-    )
 
 
 @contextmanager

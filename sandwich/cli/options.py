@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sandwich.config import EMBEDDED_NAME, ENVIRONMENT, EngineConfig
 from sandwich.errors import ConfigError
+from sandwich.foreign_options import FOREIGN_OPTIONS, without_foreign_options
 from sandwich.options import Option, options, parse_nbytes
 
 _MODEL = "model"
+_FOREIGN = "foreign_"  # in front of a foreign flag's name, in a namespace
 _Config = TypeVar("_Config")
 
 
@@ -46,6 +47,22 @@ def add_options(
             if option.group not in groups:
                 groups[option.group] = parser.add_argument_group(option.group)
             _add_flag(groups[option.group], name, field, option)
+    _add_foreign_flags(parser)
+
+
+def _add_foreign_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of other engines, which help does not list; `build_config` answers them."""
+    taken = {text for action in parser._actions for text in action.option_strings}
+    for name in FOREIGN_OPTIONS:
+        if f"--{name}" not in taken:
+            parser.add_argument(
+                f"--{name}",
+                dest=_FOREIGN + name,
+                nargs="?",
+                const="true",
+                default=None,
+                help=argparse.SUPPRESS,
+            )
 
 
 def add_config_file(parser: argparse.ArgumentParser) -> None:
@@ -105,19 +122,16 @@ def read_config_file(path: str, *configs: type) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: must hold lines like `port: 8000`")
     known = {_MODEL}.union(*(options(config) for config in configs))
-    for key, value in content.items():
-        if key not in known:
-            raise ConfigError(f"--config {path}: unknown option {key!r}{_suggestion(key, known)}")
+    try:
+        own = without_foreign_options(content, known, spelling=repr)
+    except ConfigError as error:
+        raise ConfigError(f"--config {path}: {error}") from None
+    for key, value in own.items():
         if isinstance(value, dict | list):
             raise ConfigError(
                 f"--config {path}: {key} must be one value, not a {type(value).__name__}"
             )
-    return content
-
-
-def _suggestion(key: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(key).replace("_", "-"), sorted(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return own
 
 
 def build_config(
@@ -134,6 +148,12 @@ def build_config(
         if value is not None:
             values[field.name] = value
     if issubclass(config, EngineConfig):
+        foreign = {
+            name.removeprefix(_FOREIGN): value
+            for name, value in vars(args).items()
+            if name.startswith(_FOREIGN) and value is not None
+        }
+        without_foreign_options(foreign, (), spelling=lambda name: f"--{name}")
         model = getattr(args, _MODEL, None) or (file_values or {}).get(_MODEL)
         values |= {_MODEL: str(model)} if model else {}
     return config(**values)

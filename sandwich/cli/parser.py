@@ -91,6 +91,7 @@ class Parser(argparse.ArgumentParser):
         verb, self._verb = self._verb, None
         if verb is not None:
             self._load(verb)
+            args = None if args is None else [_with_dashes(arg) for arg in args]
         return super().parse_known_args(args, namespace)
 
     def _load(self, verb: Verb) -> None:
@@ -112,6 +113,13 @@ class Parser(argparse.ArgumentParser):
         group = self.add_subparsers(metavar="VERB", required=True, dest="verb")
         for verb in verbs:
             group.add_parser(verb.name, help=verb.help, verb=verb)
+
+
+def _with_dashes(arg: str) -> str:
+    """A flag that is written with underscores, as in Python and YAML, is the one with dashes."""
+    flag, equals, value = arg.partition("=")
+    is_flag = flag.startswith("--") and flag[2:].isidentifier()
+    return flag.replace("_", "-") + equals + value if is_flag else arg
 
 
 def build_parser() -> Parser:

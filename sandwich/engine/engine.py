@@ -6,6 +6,7 @@ All of it lives on one thread, except `check_request`, `limits` and reading `sta
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from codegen.spec import Phase
 from sandwich.engine.sampler import Sampler
 from sandwich.engine.scheduler import Scheduler
 from sandwich.engine.stats import EngineStats
-from sandwich.errors import InvalidRequestError
+from sandwich.errors import InvalidRequestError, UnavailableError
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, NativeTime, StepOutput
 from sandwich.requests.request import Request, SampledTokens, TokenEvent
 from schedules.mixed.plan import TAKE_TURNS, MixedPlan
@@ -36,6 +37,7 @@ class Engine:
         self._started = 0.0  # when the batch in flight began, in seconds of time.monotonic()
         self._last_native: tuple[Phase, float] | None = None  # and when it ended; None: was idle
         self._is_closed = False
+        self._process_id = os.getpid()
 
     @property
     def limits(self) -> ExecutorLimits:
@@ -49,8 +51,22 @@ class Engine:
         """Whether a step would do anything."""
         return self.scheduler.has_work()
 
+    def check_usable(self) -> None:
+        """Raise UnavailableError after `close`, and in a child of the process that made it."""
+        if os.getpid() != self._process_id:
+            raise UnavailableError(
+                "the engine belongs to the process that this one was forked from, whose threads "
+                "are not here; make it after the fork, or start processes with 'spawn'"
+            )
+        if self._is_closed:
+            raise UnavailableError("the engine is closed; make a new one")
+
     def check_request(self, request: Request) -> None:
-        """Raise InvalidRequestError or ContextLengthError if it can never run; any thread may."""
+        """Raise InvalidRequestError or ContextLengthError if it can never run; any thread may.
+
+        Raises UnavailableError as `check_usable` does.
+        """
+        self.check_usable()
         self.scheduler.check(request)
         params = request.params
         _check_ids("prompt", request.token_ids[: request.num_prompt_tokens], self.limits.vocab_size)
@@ -90,8 +106,11 @@ class Engine:
         return events
 
     def close(self) -> None:
-        """Release the executor; the engine is of no use afterwards. Again is no error."""
-        if not self._is_closed:
+        """Release the executor; the engine is of no use afterwards. Again is no error.
+
+        A forked child has nothing to release: threads and memory are its parent's.
+        """
+        if not self._is_closed and os.getpid() == self._process_id:
             self._is_closed = True
             self.executor.close()
 

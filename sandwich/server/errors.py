@@ -21,6 +21,7 @@ logger = logging.getLogger("sandwich.server")
 REQUEST_ID = web.RequestKey("request_id", str)
 REQUEST_ID_HEADER = "X-Request-Id"
 INVALID_REQUEST = "invalid_request_error"
+CLIENT_LEFT = 499  # as nginx logs it; nobody reads it
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -145,10 +146,11 @@ def _from_aiohttp(error: web.HTTPException) -> ApiError:
 
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns what a handler raises into an error object. A client that left needs no answer."""
+    """Turns what a handler raises into an error object. A client that left gets no answer."""
     try:
         return await handler(request)
-    except ConnectionResetError:
-        raise
+    except ConnectionError:
+        logger.debug("request %s: its client has left", request[REQUEST_ID])
+        return web.Response(status=CLIENT_LEFT)
     except Exception as error:
         return describe(error, request[REQUEST_ID]).response()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sandwich.config import ENVIRONMENT
 from sandwich.engine.engine import Engine
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.null import NullExecutor
+from sandwich.llm import LLM
 from sandwich.text.tokenizer import Tokenizer
 
 SPECIAL_TOKENS = ["<s>", "</s>", "<|user|>", "<|end|>"]
@@ -165,6 +166,15 @@ def make_parts(tokenizer: Tokenizer) -> Callable[..., NullParts]:
         return NullParts(engine, tokenizer, generation_defaults or {})
 
     return make
+
+
+@pytest.fixture
+def llm(make_parts: Callable[..., NullParts]) -> Iterator[LLM]:
+    parts: Any = make_parts()
+    with LLM.from_parts(parts) as llm:
+        yield llm
+        assert not llm._engine.has_work()
+        llm._engine.scheduler.check_integrity()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import sandwich
 from sandwich.cli.options import add_config_file, add_model_argument, add_options, build_config
 from sandwich.cli.options import read_config_file as read_file
+from sandwich.cli.parser import build_parser
 from sandwich.config import EMBEDDED_MODEL, ENVIRONMENT, EngineConfig, ServerConfig
 from sandwich.errors import ConfigError
 from sandwich.options import options, parse_nbytes
@@ -169,6 +170,30 @@ def test_a_file_may_hold_the_model_and_every_option(tmp_path: Path) -> None:
     assert build_config(EngineConfig, parse("other"), values).model == "other"
 
 
+def test_names_with_underscores_are_understood_everywhere(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("max_num_seqs: 3\nmax_body_size: 1MiB\n")
+    values = read_file(str(file), ServerConfig, EngineConfig)
+    assert build_config(EngineConfig, parse(), values).max_num_seqs == 3
+    assert build_config(ServerConfig, parse(), values).max_body_size == 1 << 20
+    args = build_parser().parse_args(["serve", "--max_num_seqs=4", "--kv_cache_size", "1MiB"])
+    engine = build_config(EngineConfig, args)
+    assert (engine.max_num_seqs, engine.kv_cache_size) == (4, 1 << 20)
+
+
+def test_flags_of_other_engines_are_taken_or_answered(caplog: pytest.LogCaptureFixture) -> None:
+    argv = "serve m --trust-remote-code --gpu-memory-utilization 0.9 --tensor-parallel-size 1"
+    build_config(EngineConfig, build_parser().parse_args(argv.split()))
+    assert [record.getMessage().split()[0] for record in caplog.records] == [
+        "--trust-remote-code",
+        "--tensor-parallel-size",
+        "--gpu-memory-utilization",
+    ]
+    args = build_parser().parse_args(["serve", "--tensor-parallel-size", "2"])
+    with pytest.raises(ConfigError, match="--tensor-parallel-size is '2', but one process"):
+        build_config(EngineConfig, args)
+
+
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert read_file(str(tmp_path / "empty.yaml"), EngineConfig) == {}
@@ -177,9 +202,10 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("max_num_seqs: 3", "unknown option 'max_num_seqs'; did you mean 'max-num-seqs'?"),
+        ("max_num_seq: 3", "unknown option 'max-num-seq'; did you mean 'max-num-seqs'?"),
+        ("tensor-parallel-size: 2", "'tensor-parallel-size' is 2, but one process uses every"),
         ("colour: blue", "unknown option 'colour'"),
-        ("3: 4", "unknown option 3"),
+        ("3: 4", "unknown option '3'"),
         ("port: [1, 2]", "port must be one value, not a list"),
         ("- port", "must hold lines like `port: 8000`"),
         ("port: {", "config.yaml"),

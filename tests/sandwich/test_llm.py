@@ -1,37 +1,28 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 
 import sandwich
 from sandwich.config import EMBEDDED_MODEL
-from sandwich.errors import ContextLengthError, InvalidRequestError
-from sandwich.llm import LLM, Prompt
+from sandwich.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from sandwich.llm import LLM
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.text.messages import Chat
 from sandwich.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-
-
-@pytest.fixture
-def llm(make_parts: Callable[..., Any]) -> Iterator[LLM]:
-    with LLM.from_parts(make_parts()) as llm:
-        yield llm
-        assert not llm._engine.has_work()
-        llm._engine.scheduler.check_integrity()
-
-
-def expected_ids(llm: LLM, prompt_ids: list[int], num_tokens: int) -> list[int]:
-    executor: Any = llm._engine.executor
-    return list(executor.continuation(prompt_ids, num_tokens))
 
 
 def test_the_package_exports_the_api() -> None:
@@ -41,44 +32,8 @@ def test_the_package_exports_the_api() -> None:
         sandwich.nothing  # noqa: B018
 
 
-def test_prompts_of_every_form_are_continued_in_their_order(llm: LLM, tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode("hello world")
-    prompts: list[Prompt] = [
-        "def add",
-        {"prompt": "a"},
-        {"prompt_token_ids": ids},
-        {"prompt_token_ids": [70]},
-    ]
-    results = llm.generate(prompts, GREEDY, use_tqdm=False)
-    assert [result.prompt for result in results] == ["def add", "a", None, None]
-    assert [result.prompt_token_ids for result in results] == [
-        tokenizer.encode("def add"),
-        tokenizer.encode("a"),
-        ids,
-        [70],
-    ]
-    for result in results:
-        [output] = result.outputs
-        assert output.token_ids == expected_ids(llm, result.prompt_token_ids, 12)
-        assert output.text == tokenizer.decode(output.token_ids)
-        assert (output.finish_reason, output.stop_reason, output.logprobs) == ("length", None, None)
-        assert output.timings is not None
-        assert output.timings.num_output_tokens == 12
-
-
-@pytest.mark.parametrize("prompt", ["def add", {"prompt": "def add"}])
-def test_one_prompt_need_not_be_in_a_list(llm: LLM, prompt: str | dict[str, str]) -> None:
-    [result] = llm.generate(prompt, GREEDY, use_tqdm=False)
-    assert result.prompt == "def add"
-
-
 def test_no_prompts_have_no_results(llm: LLM) -> None:
     assert llm.generate([], GREEDY) == []
-
-
-def test_numpy_token_ids_are_token_ids(llm: LLM) -> None:
-    [result] = llm.generate({"prompt_token_ids": np.array([70, 71])}, GREEDY, use_tqdm=False)
-    assert result.prompt_token_ids == [70, 71]
 
 
 def test_many_more_prompts_than_run_at_once_all_end(llm: LLM) -> None:
@@ -138,36 +93,6 @@ def test_logprobs_come_with_every_token(llm: LLM) -> None:
     assert len(result.prompt_logprobs) == len(result.prompt_token_ids)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        3,
-        {},
-        {"prompt": 3},
-        {"prompt_token_ids": ["a"]},
-        {"prompt": "a", "images": []},
-        {"prompt_token_ids": []},
-        {"prompt_token_ids": [10_000]},
-        {"prompt_token_ids": [-1]},
-        {"prompt_token_ids": [70] * 128},
-        [70, 71],
-    ],
-)
-def test_one_wrong_prompt_refuses_the_call_before_anything_runs(llm: LLM, wrong: Any) -> None:
-    with pytest.raises(InvalidRequestError):
-        llm.generate(["def add", wrong], GREEDY)
-    assert not llm._engine.has_work()
-    assert llm._engine.stats.num_prompt_tokens == 0
-
-
-def test_the_error_says_which_prompt_is_wrong(llm: LLM) -> None:
-    with pytest.raises(ContextLengthError, match="128") as error:
-        llm.generate(["a", {"prompt_token_ids": [70] * 200}], GREEDY)
-    assert error.value.__notes__ == ["in prompt 1 of 2"]
-    with pytest.raises(InvalidRequestError, match="prompt 1 is"):
-        llm.generate(["a", 3], GREEDY)  # type: ignore[list-item]
-
-
 def test_the_default_params_are_the_models(make_parts: Callable[..., Any]) -> None:
     parts = make_parts({"temperature": 0.25, "top_k": 7})
     with LLM.from_parts(parts) as llm:
@@ -200,6 +125,25 @@ def test_a_conversation_is_rendered_and_answered(llm: LLM, tokenizer: Tokenizer)
     assert result.prompt_token_ids.count(0) == 1  # BOS comes from the template alone
     both = llm.chat([messages, messages], GREEDY, use_tqdm=False)
     assert [each.outputs[0].token_ids for each in both] == [result.outputs[0].token_ids] * 2
+
+
+def test_parts_of_a_content_are_joined_as_over_http(llm: LLM) -> None:
+    parts = [{"type": "text", "text": "hello"}, {"type": "text", "text": "world"}]
+    [result] = llm.chat([{"role": "user", "content": parts}], GREEDY, use_tqdm=False)
+    assert result.prompt is not None
+    assert "<|user|>hello\nworld<|end|>" in result.prompt
+
+
+def test_the_prompt_of_a_chat_can_end_without_a_reply_or_inside_one(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    [plain] = llm.chat(messages, GREEDY, use_tqdm=False, add_generation_prompt=False)
+    [inside] = llm.chat(
+        messages, GREEDY, use_tqdm=False, add_generation_prompt=False, continue_final_message=True
+    )
+    assert plain.prompt is not None
+    assert inside.prompt is not None
+    assert plain.prompt.endswith("<|assistant|>b<|end|>\n")
+    assert inside.prompt.endswith("<|assistant|>b")
 
 
 def test_an_empty_conversation_is_refused(llm: LLM) -> None:
@@ -264,6 +208,40 @@ def test_an_interrupt_leaves_nothing_running(llm: LLM, monkeypatch: pytest.Monke
     monkeypatch.undo()
     assert not llm._engine.has_work()
     assert len(llm.generate("a", GREEDY, use_tqdm=False)) == 1
+
+
+def test_a_closed_llm_says_so_at_once(make_parts: Callable[..., Any]) -> None:
+    llm = LLM.from_parts(make_parts())
+    llm.close()
+    messages = [{"role": "user", "content": "a"}]
+    for call in (
+        lambda: llm.generate("a"),
+        lambda: llm.generate([]),
+        lambda: llm.chat(messages),
+        lambda: llm.stream("a"),
+        lambda: llm.chat_stream(messages),
+    ):
+        with pytest.raises(UnavailableError, match="closed; make a new one"):
+            call()
+
+
+def test_a_forked_child_is_told_why_it_cannot_generate(llm: LLM) -> None:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            llm.generate("a", GREEDY)
+            message = "no error"
+        except UnavailableError as error:
+            message = str(error)
+        llm.close()
+        os.write(writer, message.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert "forked from" in pipe.read()
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(llm.generate("a", GREEDY, use_tqdm=False)) == 1  # the parent's goes on
 
 
 def test_leaving_the_context_closes_the_engine(make_parts: Callable[..., Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -126,6 +128,75 @@ async def test_closing_openais_stream_early_ends_the_request(rig: Rig) -> None:
     rig.executor.allow()
     await rig.check_nothing_is_left()
     assert rig.engine.stats.num_generated_tokens <= 2 + 2 + 1
+
+
+def server_records(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the server's own loggers and aiohttp's said above debug."""
+    return [
+        f"{record.levelname} {record.getMessage()}"
+        for record in caplog.records
+        if record.name.startswith(("sandwich", "aiohttp")) and record.levelno > logging.DEBUG
+        if record.name != "sandwich.access"
+    ]
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_leaving_a_stream_is_no_error(
+    rig: Rig, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client's window closes with a reset, so that the next write of the server fails."""
+    caplog.set_level(logging.DEBUG)
+    rig.executor.hold()
+    host, port = rig.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps(ENDPOINTS[path] | {"max_tokens": 100, "stream": True}).encode()
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    writer.write(head % (path.encode(), len(body)) + body)
+    await rig.submitted()
+    await reader.readline()  # the status is out
+    # Its handler is not cancelled, as when the loss is noticed by a write and not by a read.
+    [connection] = rig.server._runner.server.connections  # type: ignore[union-attr]
+    connection.transport.abort()  # type: ignore[union-attr]
+    rig.executor.allow()
+    await rig.left()
+    writer.close()
+    await rig.check_nothing_is_left()
+    assert server_records(caplog) == []
+
+
+async def test_a_failed_write_is_one_line_of_debugging(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    write = aiohttp.web.StreamResponse.write
+
+    async def break_off(self: aiohttp.web.StreamResponse, data: Any) -> None:
+        await write(self, data)
+        self._req.transport.abort()  # type: ignore[union-attr]
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(aiohttp.web.StreamResponse, "write", break_off)
+    body = {"prompt": "x", "max_tokens": 9, "stream": True}
+    response = await rig.http.post(rig.url + "/v1/completions", json=body)
+    with pytest.raises(aiohttp.ClientError):
+        await response.read()
+    monkeypatch.undo()
+    await rig.check_nothing_is_left()
+    assert server_records(caplog) == []
+    [line] = [r for r in caplog.records if "its client has left" in r.getMessage()]
+    assert line.levelno == logging.DEBUG
+
+
+async def test_leaving_while_the_body_comes_is_no_error(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = rig.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b'POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"prompt":')
+    await writer.drain()
+    writer.transport.abort()
+    await rig.check_nothing_is_left()
+    assert server_records(caplog) == []
 
 
 async def test_a_client_that_reads_nothing_is_cut_off(start: StartRig) -> None:
