@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sandwich.checkpoint.strangers import unreadable
 from sandwich.errors import ModelError
 
 
@@ -20,7 +21,7 @@ def read_json(file: Path) -> dict[str, Any]:
             f"{file}: there is no such file; give the folder of a Hugging Face checkpoint"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error}); fetch it again") from error
+        raise unreadable(file, f"cannot be read as JSON ({error})") from error
     if not isinstance(data, dict):
         raise ModelError(f"{file}: holds a {type(data).__name__}, not an object; fetch it again")
     return data

@@ -7,6 +7,7 @@ from typing import Final
 
 from sandwich.checkpoint.huggingface import HuggingFaceFolder
 from sandwich.checkpoint.source import ModelSource
+from sandwich.checkpoint.strangers import what_is
 from sandwich.errors import ModelError
 
 FORMATS: Final = (HuggingFaceFolder,)  # the first that recognises a path reads it
@@ -17,4 +18,4 @@ def open_source(path: Path) -> ModelSource:
     for source in FORMATS:
         if source.recognises(path):
             return source(path)
-    raise ModelError(f"{path}: is not a model; give a folder in the Hugging Face layout")
+    raise ModelError(f"{path}: is {what_is(path) or 'not a model; give a model folder'}")

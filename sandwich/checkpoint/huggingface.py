@@ -7,7 +7,9 @@ from pathlib import Path
 
 from sandwich.checkpoint.fields import Fields, read_json
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint, has_weights
+from sandwich.checkpoint.strangers import what_is
 from sandwich.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer
+from sandwich.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class HuggingFaceFolder:
 
     def config(self) -> Fields:
         file = self.folder / "config.json"
+        found = None if file.is_file() else what_is(self.folder)
+        if found is not None:
+            raise ModelError(f"{self.folder}: holds no config.json, but {found}")
         return Fields(read_json(file), file)
 
     def generation(self) -> Fields:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from platforms.memory import drop_file_pages
 from sandwich.checkpoint.fields import Fields, read_json
 from sandwich.checkpoint.source import Array, StoredTensor
+from sandwich.checkpoint.strangers import unreadable, what_is
 from sandwich.errors import ModelError
 
 SINGLE_FILE: Final = "model.safetensors"
@@ -123,9 +124,10 @@ def _read_index(folder: Path) -> dict[str, Path]:
         return {}
     index = folder / INDEX_FILE
     if not index.is_file():
+        found = what_is(folder)
         raise ModelError(
-            f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; "
-            "give a folder with a checkpoint in safetensors format"
+            f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}"
+            + (f", but {found}" if found else "; give a folder with a safetensors checkpoint")
         )
     weight_map = Fields(read_json(index), index).object("weight_map")
     files: dict[str, Path] = {}
@@ -150,7 +152,7 @@ def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
     except FileNotFoundError:
         raise ModelError(f"{file}: there is no such file; fetch the whole checkpoint") from None
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: is damaged or cut short ({error}); fetch it again") from error
+        raise unreadable(file, f"is damaged or cut short ({error})") from error
     header.pop("__metadata__", None)
     for name, entry in header.items():
         offset = 8 + length + entry["data_offsets"][0]

@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, pre_tokenizers
 
 from sandwich.checkpoint.fields import read_json
+from sandwich.checkpoint.strangers import unreadable
 from sandwich.errors import ModelError
 
 _CONFIG: Final = "tokenizer_config.json"
@@ -70,7 +71,7 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{path} is not a tokenizer: {error}; fetch the model again") from error
+        raise unreadable(path, f"is not a tokenizer: {error}") from error
     backend.no_truncation()
     backend.no_padding()
     return backend

@@ -47,6 +47,10 @@ def read_rope(fields: Fields, max_positions: int) -> RopeConfig:
     for place in (fields, rope):
         if place.number("partial_rotary_factor", default=1.0) != 1.0:
             raise place.error("partial_rotary_factor", "supported: 1.0")
+    if not rope.has(type_key) and set(rope) - {"rope_theta", "partial_rotary_factor"}:
+        raise rope.error(
+            type_key, f"the other keys of {key} need a type; write one of {', '.join(ROPE_TYPES)}"
+        )
     theta = rope.number("rope_theta", default=fields.number("rope_theta", default=10000.0))
     if rope_type == "default":
         return RopeConfig(theta)

@@ -16,10 +16,10 @@ _HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model")
 
 
 def resolve_model(model: str) -> Path:
-    """The folder of a model: the embedded one, a local one, or that of a hub id, fetched if needed.
+    """The path of a model: the embedded one, a local one, or that of a hub id, fetched if needed.
 
     Raises:
-        ConfigError: the folder does not exist, or the hub does not have or give the model.
+        ConfigError: the path does not exist, or the hub does not have or give the model.
     """
     if model == EMBEDDED_NAME:
         return EMBEDDED_MODEL
@@ -27,7 +27,7 @@ def resolve_model(model: str) -> Path:
     if model and folder.is_dir():
         return folder
     if folder.is_file():
-        raise ConfigError(f"model {model!r} is a file; give the folder that holds its config.json")
+        return folder
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or model.startswith("."):
         raise ConfigError(
             f"model {model!r} is neither a folder nor a hub id; write a path, ORGANISATION/NAME, "

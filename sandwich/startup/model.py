@@ -37,8 +37,11 @@ class Model:
         if config.random_weights and config.model in PRESETS:
             return Model(preset(config.model), byte_tokenizer(), {}, None)
         source = open_source(resolve_model(config.model))
+        model = replace(ModelConfig.from_source(source), name=config.model_name)
+        if not (source.has_tensors or config.random_weights or config.executor == "null"):
+            source.checkpoint()  # says what is missing
         return Model(
-            replace(ModelConfig.from_source(source), name=config.model_name),
+            model,
             source.tokenizer(),
             generation_defaults(source.generation()),
             None if config.random_weights else source,

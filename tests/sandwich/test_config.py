@@ -274,11 +274,9 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(model: str) -> None:
         resolve_model(model)
 
 
-def test_a_file_is_no_model(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    file.touch()
-    with pytest.raises(ConfigError, match=r"is a file; give the folder"):
-        resolve_model(str(file))
+def test_a_file_is_itself_too(tmp_path: Path) -> None:
+    (tmp_path / "model").touch()
+    assert resolve_model(str(tmp_path / "model")) == tmp_path / "model"
 
 
 def test_a_hub_id_without_the_hub_says_what_to_do() -> None:

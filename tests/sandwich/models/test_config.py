@@ -189,6 +189,12 @@ def test_llama3_rope_without_an_original_length_takes_the_models(tmp_path: Path)
         ("rope_scaling", {"rope_type": "linear"}, "factor is None"),
         ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "low_freq_factor is None"),
         ("rope_scaling", "linear", "an object"),
+        ("rope_scaling", {"factor": 4.0}, "rope_scaling.type is None; the other keys"),
+        (
+            "rope_parameters",
+            {"rope_theta": 10000.0, "factor": 4.0},
+            "write one of default, linear, llama3",
+        ),
         ("rope_parameters", {"full_attention": {"rope_type": "default"}}, "between layers"),
         ("partial_rotary_factor", 0.5, "supported: 1.0"),
         ("hidden_size", 0, "at least 1"),
