@@ -155,6 +155,13 @@ class EngineConfig:
         "auto",
         choices=MIXED_STEPS,
     )
+    enable_prefix_caching: bool = option(
+        "scheduling",
+        "keep what was computed for a prompt and its reply, and do not compute it again for the "
+        "next one that begins alike",
+        parse_bool,
+        True,
+    )
     max_num_queued_reqs: int = option(
         "server", "most waiting requests; more are refused with status 429", _POSITIVE, 256
     )

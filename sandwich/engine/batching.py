@@ -22,7 +22,11 @@ def wanted_rows(request: Request, end: int) -> range:
 
 
 def build_batch(
-    phase: Phase, requests: Sequence[Request], num_new: Sequence[int], num_riders: int = 0
+    phase: Phase,
+    requests: Sequence[Request],
+    num_new: Sequence[int],
+    num_riders: int = 0,
+    copies: Sequence[tuple[int, int]] = (),
 ) -> Batch:
     """Batch of the next `num_new[i] >= 1` tokens of each request; the first `num_riders` decode."""
     starts = [request.num_computed for request in requests]
@@ -40,7 +44,16 @@ def build_batch(
     rows = given.rows + chosen.rows
     sampled, wants = given.owners + chosen.owners, given.wants + chosen.wants
     return Batch(
-        phase, tuple(requests), starts, num_new, num_tokens, rows, sampled, wants, num_riders
+        phase,
+        tuple(requests),
+        starts,
+        num_new,
+        num_tokens,
+        rows,
+        sampled,
+        wants,
+        num_riders,
+        copies,
     )
 
 

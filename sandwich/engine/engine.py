@@ -30,9 +30,11 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Runs requests until each has exactly one last event. Owns the executor."""
 
-    def __init__(self, executor: Executor, mixed: MixedPlan = TAKE_TURNS) -> None:
+    def __init__(
+        self, executor: Executor, mixed: MixedPlan = TAKE_TURNS, shares_prefixes: bool = True
+    ) -> None:
         self.executor = executor
-        self.scheduler = Scheduler(executor.limits, mixed)
+        self.scheduler = Scheduler(executor.limits, mixed, shares_prefixes)
         self.sampler = Sampler()
         self._started = 0.0  # when the batch in flight began, in seconds of time.monotonic()
         self._last_native: tuple[Phase, float] | None = None  # and when it ended; None: was idle

@@ -19,7 +19,7 @@ from sandwich.engine.batching import build_batch
 from sandwich.engine.stats import EngineStats
 from sandwich.errors import ContextLengthError, InvalidRequestError
 from sandwich.executor.base import Batch, ExecutorLimits
-from sandwich.requests.blocks import BlockPool
+from sandwich.requests.kv_cache import Copies, KvCache, Prefix, num_common_tokens
 from sandwich.requests.request import Request, SampledTokens, TokenEvent
 from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
 
@@ -33,10 +33,12 @@ class Scheduler:
     blocks until its batch is committed: it is not preempted, and not freed if it is aborted.
     """
 
-    def __init__(self, limits: ExecutorLimits, mixed: MixedPlan = TAKE_TURNS) -> None:
+    def __init__(
+        self, limits: ExecutorLimits, mixed: MixedPlan = TAKE_TURNS, shares_prefixes: bool = True
+    ) -> None:
         self.limits = limits
         self.mixed = mixed
-        self.pool = BlockPool(limits.num_blocks, limits.block_size)
+        self.cache = KvCache(limits.num_blocks, limits.block_size, shares_prefixes)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.stats = EngineStats(num_blocks=limits.num_blocks)
@@ -50,7 +52,7 @@ class Scheduler:
     @property
     def max_tokens_per_request(self) -> int:
         """Prompt and output that any one request may reach: the model's length or the cache's."""
-        return min(self.limits.max_model_len, self.pool.num_token_slots)
+        return min(self.limits.max_model_len, self.cache.num_token_slots)
 
     def check(self, request: Request) -> None:
         """Raise unless the request, alone, can run to its end. Any thread may call it."""
@@ -62,10 +64,10 @@ class Scheduler:
         least_new = 0 if request.params.max_tokens == 0 else 1
         if num_prompt_tokens + least_new <= self.max_tokens_per_request:
             return
-        if self.limits.max_model_len <= self.pool.num_token_slots:
+        if self.limits.max_model_len <= self.cache.num_token_slots:
             limit = f"the model's length is {self.limits.max_model_len} tokens (--max-model-len)"
         else:
-            limit = f"the KV cache holds {self.pool.num_token_slots} tokens (--kv-cache-size)"
+            limit = f"the KV cache holds {self.cache.num_token_slots} tokens (--kv-cache-size)"
         raise ContextLengthError(
             f"the prompt has {num_prompt_tokens} tokens and {least_new} or more are to follow, but "
             f"{limit}; shorten the prompt or start the server with a higher limit"
@@ -114,8 +116,8 @@ class Scheduler:
         if self.mixed.mode is not MixedMode.CORUN or self.in_flight:
             return None
         decoding = [request for request in self.running if not request.is_prefilling]
-        num_missing = sum(self.pool.num_missing(r.block_table, r.num_tokens) for r in decoding)
-        if decoding and num_missing <= self.pool.num_free:
+        num_missing = sum(self.cache.num_missing(r.block_table, r.num_tokens) for r in decoding)
+        if decoding and num_missing <= self.cache.num_available:
             self.in_flight = self._prefill_batch()
             self._update_gauges()
         return self.in_flight
@@ -126,17 +128,21 @@ class Scheduler:
         events: list[TokenEvent] = []
         if batch is self.in_flight:
             self.in_flight = None
+        for source, _ in batch.copies:
+            self.cache.release(source)
         for request, start, count, tokens in zip(
             batch.requests, batch.starts, batch.num_new, sampled, strict=True
         ):
             if request.is_finished:  # aborted while the step ran
-                self.pool.free(request.block_table)
+                self.cache.free(request)
+                continue
+            if tokens.error is not None:  # what the step computed is not to be relied on
+                events.append(self._end(request, "error", now, tokens.error))
                 continue
             request.num_computed = start + count
             request.prompt_logprobs += tokens.prompt_logprobs
-            if tokens.error is not None:
-                events.append(self._end(request, "error", now, tokens.error))
-            elif tokens.token_ids:
+            self._publish(request, count)
+            if tokens.token_ids:
                 events.append(self._accept(request, tokens, now))
         self.running = [request for request in self.running if not request.is_finished]
         self._update_gauges()
@@ -149,7 +155,8 @@ class Scheduler:
         assert all(not request.block_table.num_blocks for request in self.waiting)
         in_flight = self.in_flight.requests if self.in_flight else ()
         held = {*self.running, *in_flight}
-        self.pool.check_integrity(request.block_table for request in held)
+        copies = self.in_flight.copies if self.in_flight else ()
+        self.cache.check_integrity(held, [source for source, _ in copies])
 
     def _next_batch(self) -> Batch | None:
         if self.mixed.mode is MixedMode.RIDE:
@@ -168,7 +175,8 @@ class Scheduler:
         """
         num_tokens = min(self._chunk_tokens(), self.limits.max_step_tokens - len(riders))
         requests, lengths = list(riders), [1] * len(riders)
-        for request in self._prefilling():
+        copies: Copies = []
+        for request in self._prefilling(copies):
             start = request.num_computed
             end = min(request.num_prefill_tokens, start + num_tokens)
             requests.append(request)
@@ -178,7 +186,7 @@ class Scheduler:
                 break
         if len(requests) == len(riders):
             return None
-        return build_batch(Phase.PREFILL, requests, lengths, num_riders=len(riders))
+        return build_batch(Phase.PREFILL, requests, lengths, len(riders), copies)
 
     def _chunk_tokens(self) -> int:
         """Most prompt tokens of the next step: all it can take, or fewer if others would wait."""
@@ -187,23 +195,48 @@ class Scheduler:
             return min(most, self.mixed.chunk_tokens)
         return most
 
-    def _prefilling(self) -> Iterator[Request]:
-        """Requests with tokens to prefill, oldest first; admits waiting ones as it gets to them."""
+    def _prefilling(self, copies: Copies) -> Iterator[Request]:
+        """Requests with tokens to prefill, oldest first; admits waiting ones as it gets to them and
+        adds what is to be copied for them.
+        """
         yield from [request for request in self.running if request.is_prefilling]
         while self.waiting and len(self.running) < self.limits.max_num_seqs:
             request = self.waiting[0]
             # One block to grow into for each that runs, lest the newcomer be preempted at once.
-            if not self.pool.can_allocate(
-                request.block_table, request.num_tokens, num_spare=len(self.running)
-            ):
+            prefix = self.cache.room(request, num_spare=len(self.running))
+            if prefix is None or self.is_worth_waiting(request, prefix):
                 return
             self.waiting.popleft()
-            self.pool.allocate(request.block_table, request.num_tokens)
-            request.num_prefill_tokens = request.num_tokens
-            if request.first_scheduled_time is None:
-                request.first_scheduled_time = time.monotonic()
-            self.running.append(request)
+            self._admit(request, prefix, copies)
             yield request
+
+    def is_worth_waiting(self, request: Request, prefix: Prefix) -> bool:
+        """Whether a running request is about to compute a block or more that this one can share."""
+        if not self.cache.shares_prefixes:
+            return False
+        tokens = request.token_ids[: request.num_skippable_tokens]
+        least = self.cache.num_tokens(prefix) + self.limits.block_size
+        return any(
+            num_common_tokens(tokens, other.token_ids[: other.num_prefill_tokens]) >= least
+            for other in self.running
+            if other.is_prefilling and other.cache_salt == request.cache_salt
+        )
+
+    def _admit(self, request: Request, prefix: Prefix, copies: Copies) -> None:
+        copies += self.cache.admit(request, prefix)
+        request.num_prefill_tokens = request.num_tokens
+        if request.first_scheduled_time is None:
+            request.first_scheduled_time = time.monotonic()
+            request.num_cached_tokens = request.num_computed
+        self.stats.num_prefix_queries += request.num_tokens
+        self.stats.num_prefix_hits += request.num_computed
+        self.running.append(request)
+
+    def _publish(self, request: Request, num_new: int) -> None:
+        """Let what was computed be found, if it fills a block or is the end of a prompt."""
+        is_end = request.num_computed == request.num_prefill_tokens
+        if is_end or num_new > 1 or request.num_computed % self.limits.block_size == 0:
+            self.cache.publish(request, with_tail=is_end)
 
     def _decoding(self) -> list[Request]:
         """Requests past their prompt, each with a slot for its last token, oldest first; without
@@ -221,21 +254,21 @@ class Scheduler:
         """Give the request a slot for its last token; False if it was itself the one to yield, or
         if the one to yield is in flight.
         """
-        while not self.pool.can_allocate(request.block_table, request.num_tokens):
+        while not self.cache.can_grow(request.block_table, request.num_tokens):
             if self._is_in_flight(self.running[-1]):
                 return False
             victim = self.running.pop()
             self._preempt(victim)
             if victim is request:
                 return False
-        self.pool.allocate(request.block_table, request.num_tokens)
+        self.cache.grow(request.block_table, request.num_tokens)
         return True
 
     def _is_in_flight(self, request: Request) -> bool:
         return self.in_flight is not None and request in self.in_flight.requests
 
     def _preempt(self, request: Request) -> None:
-        self.pool.free(request.block_table)
+        self.cache.free(request)
         request.num_computed = request.num_prefill_tokens = 0
         request.num_preemptions += 1
         self.stats.num_preemptions += 1
@@ -279,11 +312,11 @@ class Scheduler:
         """Give up what the request holds; the caller takes it out of `running` or `waiting`."""
         request.finish_reason = reason
         if not self._is_in_flight(request):
-            self.pool.free(request.block_table)
+            self.cache.free(request)
         self.stats.num_finished[reason] += 1
         del self._requests[request.request_id]
 
     def _update_gauges(self) -> None:
         self.stats.num_waiting = len(self.waiting)
         self.stats.num_running = len(self.running)
-        self.stats.num_used_blocks = self.pool.num_used
+        self.stats.num_used_blocks = self.cache.num_used

@@ -56,6 +56,8 @@ class EngineStats:
     num_running: int = 0
     num_prompt_tokens: int = 0  # of requests that got as far as their first token
     num_generated_tokens: int = 0
+    num_prefix_queries: int = 0  # tokens of requests that were looked up in the prefix cache
+    num_prefix_hits: int = 0  # those of them that were found and not computed
     num_preemptions: int = 0
     num_phase_switches: int = 0
     # From the end of one phase's native call to the start of the other's, work being there.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,8 @@ class Batch(NamedTuple):
     Request i computes its tokens [starts[i], starts[i] + num_new[i]) in consecutive token rows, one
     request after the other; the blocks of its table reach that far. Of the token rows `logit_rows`
     something is wanted: those whose logits themselves are come last, `max_num_logits` at most. The
-    first `num_riders` requests of a prefill step decode: they have one row each.
+    first `num_riders` requests of a prefill step decode: they have one row each. Before anything
+    else is computed, whole blocks of the KV cache are copied, one after the other.
     """
 
     phase: Phase
@@ -76,6 +77,7 @@ class Batch(NamedTuple):
     sampled: Sequence[int]  # index in `requests` of each logit row
     wants: Sequence[Want]  # of each logit row
     num_riders: int = 0
+    copies: Sequence[tuple[int, int]] = ()  # blocks: source, target
 
     @property
     def kind(self) -> StepKind:
@@ -167,6 +169,16 @@ class Executor(Protocol):
     def wait(self) -> StepOutput: ...
 
     def close(self) -> None: ...
+
+
+def copy_blocks(batch: Batch, cache: Iterable[npt.NDArray[Any]]) -> None:
+    """Make the batch's copies in all arrays (layers, kv_heads, num_blocks, ...) of the KV cache.
+
+    bf16 words are copied as they are: the copy has the source's bits.
+    """
+    for source, target in batch.copies:
+        for array in cache:
+            array[:, :, target] = array[:, :, source]
 
 
 class LazyStart(ABC):

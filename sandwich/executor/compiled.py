@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from codegen.spec import OPERATORS, Phase
 from platforms.memory import Arena
-from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
+from sandwich.executor.base import Batch, ExecutorLimits, StepOutput, copy_blocks
 from sandwich.executor.bound import Arrays, BoundProgram, bind
 from sandwich.executor.programs import PhaseProgram
 from sandwich.executor.rehearsal import rehearsal
@@ -37,6 +37,7 @@ class CompiledExecutor:
         corun: Programs | None = None,
     ) -> None:
         self._limits = limits
+        self._cache = cache
         self._programs: dict[Phase, BoundProgram] = {}
         self._corun: dict[Phase, BoundProgram] = {}
         self._in_flight: BoundProgram | None = None
@@ -62,12 +63,14 @@ class CompiledExecutor:
     def run(self, batch: Batch) -> StepOutput:
         """One step; the logits are a view that the next step of the phase overwrites."""
         programs = self._corun if self._in_flight else self._programs
+        copy_blocks(batch, self._cache.values())
         return programs[batch.phase].run(batch)
 
     def start(self, batch: Batch) -> None:
         """Begin a prefill step on the cores that are its own while decode steps run."""
         assert self._in_flight is None, "a step is in flight"
         program = self._corun[batch.phase]
+        copy_blocks(batch, self._cache.values())
         program.start(batch)
         self._in_flight = program
 

@@ -17,7 +17,7 @@ from codegen.layout.arrays import Floats
 from codegen.layout.model import KvLayout
 from codegen.layout.panels import PanelLayout
 from codegen.spec import WeightFormat
-from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput
+from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput, copy_blocks
 from sandwich.executor.inputs import StepInputs
 from sandwich.executor.scoring import read_rows
 from sandwich.weights.load import ModelWeights
@@ -82,6 +82,7 @@ class ReferenceExecutor(LazyStart):
         self._lm_head = Linear(lm_head, None, layout.lm_head.format, layout.dtype)
 
     def run(self, batch: Batch) -> StepOutput:
+        copy_blocks(batch, (self.keys, self.values))
         self._inputs.write(batch)
         hidden = self._embed(self._inputs.arrays["token_ids"][: batch.num_tokens])
         for index, layer in enumerate(self._layers):

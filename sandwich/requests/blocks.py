@@ -1,6 +1,6 @@
-"""Who owns which block of the KV cache: a pool of block ids and one table of them per request.
+"""Who holds which block of the KV cache: block tables, and a pool that counts the holders.
 
-A block holds `block_size` tokens of every layer and KV head.
+A block has `block_size` tokens of every layer and KV head. Several tables may hold one block.
 """
 
 from __future__ import annotations
@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandwich.requests.prefix_tree import Node
 
 _stamps = count(1)
 
@@ -15,11 +19,11 @@ _stamps = count(1)
 class BlockTable:
     """The blocks of one request in token order: token t lives in block `ids[t // block_size]`.
 
-    `stamp` is the table's alone, and another one after each `clear`: while it stays, `ids` only
-    grows.
+    `stamp` is the table's alone, and another one after each `clear` or `replace`: while it stays,
+    `ids` only grows. `nodes` are those of its first blocks that can be found by their tokens.
     """
 
-    __slots__ = ("ids", "stamp")
+    __slots__ = ("ids", "nodes", "stamp")
 
     def __init__(self) -> None:
         self.clear()
@@ -30,65 +34,79 @@ class BlockTable:
 
     def clear(self) -> None:
         self.ids: list[int] = []
+        self.nodes: list[Node] = []
+        self.stamp = next(_stamps)
+
+    def replace(self, index: int, block_id: int) -> None:
+        """Use another block, with the same content, in place of number `index`."""
+        self.ids[index] = block_id
         self.stamp = next(_stamps)
 
 
 class BlockPool:
-    """All blocks of the cache. Ask `can_allocate`, then `allocate`; give back with `free`.
+    """All blocks of the cache, each with the number of those who hold it.
 
-    Both work on a table, so that sharing blocks between tables (a prefix cache) would stay the
-    pool's own affair. The block freed last is handed out first: its pages are the warmest.
+    `take` gives blocks that nobody holds, `hold` adds a holder, `release` takes one away. What
+    becomes of a block without holders is the caller's decision: `put_back` lets it be taken again.
+    The block put back last is handed out first: its pages are the warmest.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         assert min(num_blocks, block_size) > 0, (num_blocks, block_size)
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.num_holders = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))  # taken from the end; block 0 first
-        self._used: set[int] = set()
 
     @property
     def num_free(self) -> int:
+        """Blocks that `take` can give."""
         return len(self._free)
-
-    @property
-    def num_used(self) -> int:
-        return self.num_blocks - self.num_free
 
     @property
     def num_token_slots(self) -> int:
         return self.num_blocks * self.block_size
 
-    def num_missing(self, table: BlockTable, num_tokens: int) -> int:
-        """Blocks that `table` lacks to hold `num_tokens` tokens."""
-        return max(0, -(-num_tokens // self.block_size) - table.num_blocks)
+    def blocks_of(self, num_tokens: int) -> int:
+        """Blocks that `num_tokens` tokens need."""
+        return -(-num_tokens // self.block_size)
 
-    def can_allocate(self, table: BlockTable, num_tokens: int, num_spare: int = 0) -> bool:
-        """Whether `table` can grow to `num_tokens` tokens and leave `num_spare` blocks free."""
-        return self.num_missing(table, num_tokens) + num_spare <= self.num_free
+    def take(self, num_blocks: int) -> list[int]:
+        """So many free blocks, each with one holder; there must be enough."""
+        assert num_blocks <= self.num_free, f"{num_blocks} blocks wanted, {self.num_free} free"
+        if num_blocks == 0:
+            return []
+        block_ids = self._free[: -num_blocks - 1 : -1]
+        del self._free[-num_blocks:]
+        for block_id in block_ids:
+            self.num_holders[block_id] = 1
+        return block_ids
 
-    def allocate(self, table: BlockTable, num_tokens: int) -> None:
-        """Grow `table` to hold `num_tokens` tokens; only after `can_allocate` said yes."""
-        num_missing = self.num_missing(table, num_tokens)
-        assert num_missing <= self.num_free, f"{num_missing} blocks wanted, {self.num_free} free"
-        if num_missing:
-            block_ids = self._free[: -num_missing - 1 : -1]
-            del self._free[-num_missing:]
-            self._used.update(block_ids)
-            table.ids += block_ids
+    def hold(self, block_id: int) -> None:
+        """One holder more."""
+        self.num_holders[block_id] += 1
 
-    def free(self, table: BlockTable) -> None:
-        """Take back every block of `table` and empty it."""
-        assert self._used.issuperset(table.ids), f"freed twice: {table.ids}"
-        self._used.difference_update(table.ids)
-        self._free += reversed(table.ids)
-        table.clear()
+    def release(self, block_id: int) -> bool:
+        """One holder less; whether nobody is left."""
+        assert self.num_holders[block_id] > 0, f"block {block_id} has no holder to release it"
+        self.num_holders[block_id] -= 1
+        return self.num_holders[block_id] == 0
 
-    def check_integrity(self, tables: Iterable[BlockTable]) -> None:
-        """Assert that every block is free or in exactly one of `tables`, all the live ones."""
-        held = [block_id for table in tables for block_id in table.ids]
-        owners, every = Counter([*held, *self._free]), set(range(self.num_blocks))
-        assert owners.keys() <= every, f"ids out of range: {owners.keys() - every}"
-        assert owners.keys() >= every, f"lost: {every - owners.keys()}"
-        assert owners.total() == self.num_blocks, f"owned twice: {owners - Counter(every)}"
-        assert self._used == set(held), "use marks disagree"
+    def put_back(self, block_id: int) -> None:
+        """Make a block that nobody holds free."""
+        assert self.num_holders[block_id] == 0, f"block {block_id} is held"
+        self._free.append(block_id)
+
+    def check_integrity(self, held: Iterable[int], kept: Iterable[int]) -> None:
+        """Assert that each block is free, or has as many holders as `held` names it, or is one of
+        `kept`, which nobody holds and which are not free.
+        """
+        holders, every = Counter(held), set(range(self.num_blocks))
+        apart = [*self._free, *kept]
+        assert holders.keys() <= every, f"ids out of range: {holders.keys() - every}"
+        lost = every - holders.keys() - set(apart)
+        assert not lost, f"lost: {lost}"
+        twice = Counter([*apart, *holders]) - Counter(every)
+        assert not twice, f"owned twice: {twice}"
+        counted = {id_: number for id_, number in enumerate(self.num_holders) if number}
+        assert counted == holders, "the counts of holders disagree"

@@ -52,6 +52,7 @@ class RequestTimings(NamedTuple):
     num_prompt_tokens: int
     num_output_tokens: int
     num_preemptions: int
+    num_cached_tokens: int  # of the prompt, not computed but found in the cache
 
 
 class TokenEvent(NamedTuple):
@@ -88,11 +89,13 @@ class Request:
     eos_token_ids: Collection[int] = ()
     choice_index: int = 0
     arrival_time: float = field(default_factory=time.monotonic)
+    cache_salt: str = ""  # requests share what they have computed with those of the same salt alone
 
     token_ids: npt.NDArray[np.int32] = field(init=False, repr=False)  # [0, num_tokens) are valid
     num_prompt_tokens: int = field(init=False)
     num_tokens: int = field(init=False)  # prompt and output
     num_computed: int = field(init=False, default=0)
+    num_cached_tokens: int = field(init=False, default=0)  # of the prompt, found when it began
     num_prefill_tokens: int = field(init=False, default=0)  # how far prefill goes, set at admission
     max_tokens: int = field(init=False, default=0)  # of output; clipped to what fits at add
     seed: int = field(init=False)  # 64 bits
@@ -145,6 +148,15 @@ class Request:
             return 0
         return self.num_prompt_tokens - 1 - len(self.prompt_logprobs)
 
+    @property
+    def num_skippable_tokens(self) -> int:
+        """Tokens, from the first on, whose logits nobody wants: if their K and V are in the cache
+        they need not be computed.
+        """
+        if self.num_wanted_prompt_logprobs > 0:
+            return len(self.prompt_logprobs)
+        return self.num_tokens - 1
+
     def accept(self, token_id: int, now: float) -> str | None:
         """Append a sampled token; the finish_reason if it is the last."""
         if self.num_tokens == len(self.token_ids):
@@ -183,4 +195,5 @@ class Request:
             num_prompt_tokens=self.num_prompt_tokens,
             num_output_tokens=self.num_output_tokens,
             num_preemptions=self.num_preemptions,
+            num_cached_tokens=self.num_cached_tokens,
         )

@@ -42,9 +42,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         )
         choices = []
         for index in range(body.n):
-            request_id, asked = f"{form.id}-{index}", body.asked_max_tokens
             engine_request = service.request(
-                request_id, token_ids, params, index, arrival_time, asked
+                f"{form.id}-{index}", token_ids, params, index, arrival_time, body
             )
             output = OutputStream(service.tokenizer, params, token_ids, index)
             choices.append(Choice(index, engine_request, output))

@@ -74,8 +74,8 @@ def _choice(
     arrival_time: float,
 ) -> Choice:
     index = place[0] * params.n + place[1]
-    request_id, asked = f"{form.id}-{index}", form.body.asked_max_tokens
-    request = service.request(request_id, token_ids, params, place[1], arrival_time, asked)
+    request_id = f"{form.id}-{index}"
+    request = service.request(request_id, token_ids, params, place[1], arrival_time, form.body)
     prompt_text = ""
     if form.body.echo:
         prompt_text = prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)

@@ -86,13 +86,17 @@ class Generation:
         """Tokens of all choices; the prompt of several choices counts once."""
         first_choices = [choice for choice in self.choices if choice.request.choice_index == 0]
         num_prompt = sum(choice.request.num_prompt_tokens for choice in first_choices)
+        timings = [choice.output.timings for choice in first_choices]
+        num_cached = sum(each.num_cached_tokens for each in timings if each)
         num_output = sum(len(choice.output.token_ids) for choice in self.choices)
-        return Usage(num_prompt, num_output, num_prompt + num_output, PromptTokensDetails())
+        details = PromptTokensDetails(num_cached)
+        return Usage(num_prompt, num_output, num_prompt + num_output, details)
 
     def timings(self) -> Timings:
         """Prefill: first step to first token. Decode: first token to last, over all choices.
 
-        The first token of a choice comes out of prefill, so decode's rate does not count it.
+        The first token of a choice comes out of prefill, so decode's rate does not count it, and
+        prefill's does not count what was found in the cache.
         """
         timings = [choice.output.timings for choice in self.choices if choice.output.timings]
         starts = [each.first_scheduled for each in timings if each.first_scheduled is not None]
@@ -102,11 +106,14 @@ class Generation:
         prefill_s = max(prefill_ends) - min(starts) if starts else 0.0
         decode_s = max(decode_ends) - min(decode_starts) if decode_starts else 0.0
         usage = self.usage()
+        num_cached = usage.prompt_tokens_details.cached_tokens
+        num_prefilled = usage.prompt_tokens - num_cached
         num_decoded = usage.completion_tokens - len(decode_starts)
         return Timings(
-            prompt_n=usage.prompt_tokens,
+            cache_n=num_cached,
+            prompt_n=num_prefilled,
             prompt_ms=prefill_s * 1e3,
-            prompt_per_second=_rate(usage.prompt_tokens, prefill_s),
+            prompt_per_second=_rate(num_prefilled, prefill_s),
             predicted_n=usage.completion_tokens,
             predicted_ms=decode_s * 1e3,
             predicted_per_second=_rate(num_decoded, decode_s),

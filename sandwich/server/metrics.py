@@ -110,8 +110,16 @@ class _EngineCollector(Collector):
         yield _gauge("num_requests_running", "Requests in the batch", num_running)
         yield _gauge("num_requests_waiting", "Requests accepted, not yet running", num_waiting)
         yield _gauge("kv_cache_usage_perc", "KV cache in use, 1 is all", stats.kv_cache_usage)
-        yield _counter("prompt_tokens", "Prompt tokens prefilled", stats.num_prompt_tokens)
+        yield _counter(
+            "prompt_tokens", "Prompt tokens, also those found in the cache", stats.num_prompt_tokens
+        )
         yield _counter("generation_tokens", "Tokens generated", stats.num_generated_tokens)
+        yield _counter(
+            "prefix_cache_queries", "Tokens looked up in the prefix cache", stats.num_prefix_queries
+        )
+        yield _counter(
+            "prefix_cache_hits", "Tokens found there, not computed again", stats.num_prefix_hits
+        )
         yield _counter("num_preemptions", "Requests put back", stats.num_preemptions)
         yield _counter("plan_switches", "Changes of the phase", stats.num_phase_switches)
         yield _durations(

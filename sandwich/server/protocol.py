@@ -60,6 +60,7 @@ class SamplingBody(Body, kw_only=True):
     stop_token_ids: list[int] | UnsetType = UNSET
     min_tokens: int | UnsetType = UNSET
     ignore_eos: bool | UnsetType = UNSET
+    cache_salt: str = ""
     stream: bool = False
     stream_options: StreamOptions | UnsetType = UNSET
     nested: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}

@@ -22,7 +22,8 @@ class Usage(Struct):
 class Timings(Struct):
     """Prefill and decode apart, in the names of llama.cpp. Milliseconds and tokens per second."""
 
-    prompt_n: int
+    cache_n: int  # prompt tokens found in the cache
+    prompt_n: int  # the others
     prompt_ms: float
     prompt_per_second: float
     predicted_n: int

@@ -16,6 +16,7 @@ from sandwich.server.backend import Backend
 from sandwich.server.bridge import AsyncEngine, Observer
 from sandwich.server.errors import ModelNotFoundError
 from sandwich.server.limits import ServerLimits
+from sandwich.server.protocol import SamplingBody
 from sandwich.text.messages import Chat
 
 ResultT = TypeVar("ResultT")
@@ -71,13 +72,14 @@ class Service:
         params: SamplingParams,
         choice_index: int,
         arrival_time: float,
-        asked_max_tokens: int | UnsetType,
+        body: SamplingBody,
     ) -> Request:
         """A request that can run. Raises InvalidRequestError or ContextLengthError with numbers.
 
         A default for `max_tokens` is cut to what fits; what a client asked for is given or refused.
         """
         room = self.backend.max_model_len - len(prompt_token_ids)
+        asked_max_tokens = body.asked_max_tokens
         if asked_max_tokens is not UNSET and asked_max_tokens > room > 0:
             raise ContextLengthError(
                 f"the prompt has {len(prompt_token_ids)} tokens and max_tokens is "
@@ -92,6 +94,7 @@ class Service:
             self.backend.eos_token_ids,
             choice_index,
             arrival_time,
+            body.cache_salt,
         )
         self.bridge.check(request)
         return request

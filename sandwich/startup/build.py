@@ -91,7 +91,7 @@ def build_engine(
         _log.info("memory   %s", placement.render())
     executor = _executor(config, model, plans, memory, placement)
     return EngineParts(
-        engine=Engine(executor, plans.mixed),
+        engine=Engine(executor, plans.mixed, config.enable_prefix_caching),
         tokenizer=tokenizer,
         model_config=model.config,
         generation_defaults=model.generation_defaults,

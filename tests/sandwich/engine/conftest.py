@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ class BadBatch(BaseException):
 
 
 class AuditingExecutor(NullExecutor):
-    """A null executor with a cache of token ids: each batch must find its past in its blocks.
+    """A null executor with a cache of what a token's keys and values depend on, the tokens in front
+    of it and itself: each batch must find its past in its blocks.
 
     A started batch is done after `patience` runs beside it.
     """
@@ -52,9 +54,10 @@ class AuditingExecutor(NullExecutor):
         super().__init__(limits, failing_runs)
         self.batches: list[Batch] = []
         self.poisoned: set[str] = set()  # ids of requests whose logits are NaN
-        self._cached = np.full(limits.num_blocks * limits.block_size, -1)
+        self._cached = np.zeros(limits.num_blocks * limits.block_size, np.int64)
         self._in_flight: Batch | None = None
         self.num_beside = 0  # runs since the last start
+        self.watch: Callable[[Batch], None] = lambda batch: None  # told of each batch it is to run
 
     def start(self, batch: Batch) -> None:
         try:
@@ -74,6 +77,7 @@ class AuditingExecutor(NullExecutor):
 
     def run(self, batch: Batch) -> StepOutput:
         self.batches.append(batch)
+        self.watch(batch)
         self.num_beside += 1
         output = super().run(batch)
         try:
@@ -91,7 +95,9 @@ class AuditingExecutor(NullExecutor):
         self._audit_limits(batch)
         slots = self.arrays["slots"][: batch.num_tokens]
         assert len(set(slots.tolist())) == batch.num_tokens
-        self._cached[slots] = self.arrays["token_ids"][: batch.num_tokens]
+        blocks = self._cached.reshape(self.limits.num_blocks, -1)
+        for source, target in batch.copies:
+            blocks[target] = blocks[source]
         for index in range(len(batch.requests)):
             self._audit_sequence(batch, index)
 
@@ -142,7 +148,11 @@ class AuditingExecutor(NullExecutor):
         past = np.arange(context_len)
         blocks = self.arrays["block_tables"][index, past // self.limits.block_size]
         slots = blocks * self.limits.block_size + past % self.limits.block_size
-        assert np.array_equal(self._cached[slots], request.token_ids[:context_len])
+        assert np.array_equal(slots[start:], self.arrays["slots"][rows])
+        assert np.array_equal(request.token_ids[start:context_len], self.arrays["token_ids"][rows])
+        contents = prefix_hashes(request, context_len)
+        self._cached[slots[start:]] = contents[start:]
+        assert np.array_equal(self._cached[slots], contents)
         wanted = zip(batch.logit_rows, batch.sampled, strict=True)
         own_rows = [row for row, owner in wanted if owner == index]
         assert all(rows.start <= row < rows.stop for row in own_rows)
@@ -153,6 +163,16 @@ class AuditingExecutor(NullExecutor):
             assert context_len < request.num_tokens or rows.stop - 1 in own_rows
 
 
+def prefix_hashes(request: Request, num_tokens: int) -> list[int]:
+    """A number for each of the first tokens that depends on all up to it and on the salt."""
+    seed = hash(request.cache_salt)
+    return list(accumulate(request.token_ids[:num_tokens].tolist(), _mix, initial=seed))[1:]
+
+
+def _mix(before: int, token_id: int) -> int:
+    return hash((before, token_id))
+
+
 class Driver:
     """Adds requests, takes steps, keeps their events; checks the engine's integrity after each."""
 
@@ -161,9 +181,10 @@ class Driver:
         limits: ExecutorLimits,
         failing_runs: Collection[int] = (),
         mixed: MixedPlan = TAKE_TURNS,
+        shares_prefixes: bool = False,
     ) -> None:
         self.executor = AuditingExecutor(limits, failing_runs)
-        self.engine = Engine(self.executor, mixed)
+        self.engine = Engine(self.executor, mixed, shares_prefixes)
         self.requests: dict[str, Request] = {}
         self.events: dict[str, list[TokenEvent]] = defaultdict(list)
 
@@ -173,13 +194,14 @@ class Driver:
         request_id: str | None = None,
         eos: Collection[int] = (),
         choice: int = 0,
+        salt: str = "",
         **params: Any,
     ) -> str:
         """Add a request, greedy unless told otherwise; `prompt` may be the length of one."""
         name = request_id or f"r{len(self.requests)}"
         tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else list(prompt)
         wanted = SamplingParams(**({"temperature": 0.0, "max_tokens": 4} | params))
-        request = Request(name, tokens, wanted, eos, choice)
+        request = Request(name, tokens, wanted, eos, choice, cache_salt=salt)
         self.engine.add_request(request)
         self.requests[name] = request
         return name
@@ -197,7 +219,7 @@ class Driver:
             self.step()
             num_steps += 1
             assert num_steps < MAX_STEPS, "live-lock"
-        assert self.engine.scheduler.pool.num_used == 0
+        assert self.engine.scheduler.cache.num_used == 0
         assert all(self.end(name).finish_reason for name in self.requests)
         return self
 
@@ -228,13 +250,16 @@ class Driver:
 
 @pytest.fixture(scope="session")
 def drive() -> Callable[..., Driver]:
-    """`drive(failing_runs=(), mixed=TAKE_TURNS, **changed_limits)`: a Driver over a tiny, audited
-    null executor.
+    """`drive(failing_runs=(), mixed=TAKE_TURNS, shares_prefixes=False, **changed_limits)`: a Driver
+    over a tiny, audited null executor.
     """
 
     def make(
-        failing_runs: Collection[int] = (), mixed: MixedPlan = TAKE_TURNS, **changes: int
+        failing_runs: Collection[int] = (),
+        mixed: MixedPlan = TAKE_TURNS,
+        shares_prefixes: bool = False,
+        **changes: int,
     ) -> Driver:
-        return Driver(tiny_limits(**changes), failing_runs, mixed)
+        return Driver(tiny_limits(**changes), failing_runs, mixed, shares_prefixes)
 
     return make

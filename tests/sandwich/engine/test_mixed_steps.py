@@ -283,7 +283,7 @@ def test_a_request_in_flight_is_not_preempted_but_waited_for(drive: Drive) -> No
     while driver.requests[young].num_computed == 0:
         assert driver.requests[young].num_preemptions == 0
         driver.step()
-    assert driver.engine.scheduler.pool.num_free == 0
+    assert driver.engine.scheduler.cache.num_available == 0
     assert driver.requests[old].num_tokens == 9  # and no slot for the ninth, so it sat out
     driver.step()  # no second chunk before the older request has its slot
     assert driver.requests[young].num_preemptions == 1

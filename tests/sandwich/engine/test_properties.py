@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codegen.spec import Phase
 from schedules.mixed.plan import MixedMode, MixedPlan
 
 if TYPE_CHECKING:
+    from sandwich.executor.base import Batch
     from tests.sandwich.engine.conftest import Driver
 
 Drive = Callable[..., "Driver"]
@@ -47,16 +49,31 @@ ends = st.fixed_dictionaries(
         "prompt_logprobs": st.integers(0, 3),
     },
 )
-prompts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=30)
-requests = st.tuples(
-    prompts, st.builds(lambda how, end: how | end, st.one_of(greedy, sampled), ends)
+tokens = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=30)
+# Many prompts begin alike and part somewhere.
+prompts = st.one_of(
+    tokens,
+    st.builds(
+        lambda kind, length, end: (list(range(kind, kind + length)) + end)[:30],
+        st.sampled_from([0, 0, 5]),
+        st.integers(0, VOCAB_SIZE - 6),
+        tokens,
+    ),
 )
-# A request comes, one that came is aborted, or so many steps pass.
+params = st.builds(
+    lambda how, end, salt: how | end | {"salt": salt},
+    st.one_of(greedy, sampled),
+    ends,
+    st.sampled_from(["", "", "", "salt"]),
+)
+requests = st.tuples(prompts, params)
+# A request comes, one that came goes on with more tokens, is aborted, or so many steps pass.
 happenings = st.lists(
     st.one_of(
         requests,
         requests,
         requests,
+        st.tuples(st.just("turn"), st.tuples(st.integers(0, 10), tokens, params)),
         st.tuples(st.just("abort"), st.integers(0, 30)),
         st.tuples(st.just("steps"), st.integers(1, 12)),
     ),
@@ -73,10 +90,6 @@ mixed_plans = st.one_of(
 patiences = st.integers(0, 5)  # runs beside a batch in flight until it is done
 
 
-def cached_tokens(sizes: dict[str, int]) -> int:
-    return min(MAX_MODEL_LEN, sizes["num_blocks"] * sizes["block_size"])
-
-
 def alone(drive: Drive, capacity: int, prompt: list[int], params: dict[str, Any]) -> list[int]:
     """The tokens of a request that has an engine to itself, with room for `capacity` tokens."""
     driver = drive(
@@ -86,28 +99,42 @@ def alone(drive: Drive, capacity: int, prompt: list[int], params: dict[str, Any]
     return driver.run().tokens(name)
 
 
-@settings(max_examples=120)
-@given(sizes=limits, script=happenings, mixed=mixed_plans, patience=patiences)
-def test_tokens_and_ends_are_those_of_a_request_alone(
-    drive: Drive,
-    sizes: dict[str, int],
-    script: list[tuple[Any, Any]],
-    mixed: MixedPlan,
-    patience: int,
-) -> None:
-    driver = drive(mixed=mixed, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
-    driver.executor.patience = patience
-    capacity = cached_tokens(sizes)
+def play(driver: Driver, script: list[tuple[Any, Any]]) -> dict[str, tuple[list[int], Any]]:
+    """Let it all happen; the requests that came, with their prompts and parameters."""
     added: dict[str, tuple[list[int], dict[str, Any]]] = {}
+    capacity = driver.engine.scheduler.max_tokens_per_request
     for what, detail in script:
         if what == "steps":
             for _ in range(detail):
                 driver.step()
         elif what == "abort":
             driver.abort(f"r{detail}")
+        elif what == "turn":
+            number, more, how = detail
+            if f"r{number}" in driver.requests:
+                before = driver.requests[f"r{number}"]
+                prompt = [*before.token_ids[: before.num_tokens].tolist(), *more][: capacity - 1]
+                added[driver.add(prompt, **how)] = (prompt, how)
         elif len(what) < capacity:
             added[driver.add(what, **detail)] = (what, detail)
     driver.run()
+    return added
+
+
+@settings(max_examples=120)
+@given(sizes=limits, script=happenings, mixed=mixed_plans, patience=patiences, shares=st.booleans())
+def test_tokens_and_ends_are_those_of_a_request_alone(
+    drive: Drive,
+    sizes: dict[str, int],
+    script: list[tuple[Any, Any]],
+    mixed: MixedPlan,
+    patience: int,
+    shares: bool,
+) -> None:
+    driver = drive((), mixed, shares, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    driver.executor.patience = patience
+    capacity = driver.engine.scheduler.max_tokens_per_request
+    added = play(driver, script)
     for name, (prompt, params) in added.items():
         expected = alone(drive, capacity, prompt, params)
         tokens = driver.tokens(name)
@@ -127,6 +154,7 @@ def test_tokens_and_ends_are_those_of_a_request_alone(
     poisoned=st.sets(st.integers(0, 10), max_size=2),
     mixed=mixed_plans,
     patience=patiences,
+    shares=st.booleans(),
 )
 def test_failures_end_requests_but_lose_nothing(
     drive: Drive,
@@ -136,19 +164,13 @@ def test_failures_end_requests_but_lose_nothing(
     poisoned: set[int],
     mixed: MixedPlan,
     patience: int,
+    shares: bool,
 ) -> None:
-    driver = drive(failing_runs, mixed, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    lengths = {"vocab_size": VOCAB_SIZE, "max_model_len": MAX_MODEL_LEN}
+    driver = drive(failing_runs, mixed, shares, **lengths, **sizes)
     driver.executor.patience = patience
     driver.executor.poisoned = {f"r{number}" for number in poisoned}
-    for what, detail in script:
-        if what == "steps":
-            for _ in range(detail):
-                driver.step()
-        elif what == "abort":
-            driver.abort(f"r{detail}")
-        elif len(what) < cached_tokens(sizes):
-            driver.add(what, **detail)
-    driver.run()
+    play(driver, script)
     reasons = [driver.end(name).finish_reason for name in driver.requests]
     assert set(reasons) <= {"stop", "length", "abort", "error"}
     for reason, count in driver.engine.stats.num_finished.items():
@@ -183,6 +205,7 @@ def test_chunks_of_a_prompt_are_exact_whatever_the_limits(
     requests=st.lists(st.tuples(prompts, st.integers(1, 30)), min_size=2, max_size=8),
     mixed=mixed_plans,
     patience=patiences,
+    shares=st.booleans(),
 )
 def test_a_starved_cache_preempts_yet_everyone_finishes(
     drive: Drive,
@@ -190,10 +213,11 @@ def test_a_starved_cache_preempts_yet_everyone_finishes(
     requests: list[tuple[list[int], int]],
     mixed: MixedPlan,
     patience: int,
+    shares: bool,
 ) -> None:
     driver = drive(
-        mixed=mixed, block_size=2, num_blocks=num_blocks, vocab_size=VOCAB_SIZE, max_num_seqs=8,
-        max_num_batched_tokens=32,
+        (), mixed, shares, block_size=2, num_blocks=num_blocks, vocab_size=VOCAB_SIZE,
+        max_num_seqs=8, max_num_batched_tokens=32,
     )  # fmt: skip
     driver.executor.patience = patience
     capacity = 2 * num_blocks
@@ -203,3 +227,38 @@ def test_a_starved_cache_preempts_yet_everyone_finishes(
     for name, (prompt, most) in zip(names, fitting, strict=True):
         num_expected = min(most, capacity - len(prompt))
         assert driver.tokens(name) == driver.executor.continuation(prompt, num_expected)
+
+
+@settings(max_examples=80)
+@given(sizes=limits, script=happenings, mixed=mixed_plans, patience=patiences, shares=st.booleans())
+def test_no_room_of_a_step_is_left_to_those_who_wait_and_the_oldest_is_in_every_other_step(
+    drive: Drive,
+    sizes: dict[str, int],
+    script: list[tuple[Any, Any]],
+    mixed: MixedPlan,
+    patience: int,
+    shares: bool,
+) -> None:
+    driver = drive((), mixed, shares, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    driver.executor.patience = patience
+    scheduler = driver.engine.scheduler
+    most_absent = 1 + (patience + 1) * (mixed.mode is MixedMode.CORUN)
+    absences: dict[str, int] = {}
+
+    def watch(batch: Batch) -> None:
+        oldest = next(iter([*scheduler.running, *scheduler.waiting])).request_id
+        present = {request.request_id for request in batch.requests}
+        absences[oldest] = 0 if oldest in present else absences.get(oldest, 0) + 1
+        assert absences[oldest] <= most_absent
+        num_prompt_tokens = batch.num_tokens - batch.num_riders
+        has_tokens = num_prompt_tokens < (mixed.chunk_tokens or sizes["max_num_batched_tokens"])
+        has_tokens &= batch.num_tokens < sizes["max_num_batched_tokens"]
+        has_seats = len(scheduler.running) < sizes["max_num_seqs"]
+        is_prefill = batch.phase is Phase.PREFILL and mixed.mode is not MixedMode.CORUN
+        if is_prefill and scheduler.waiting and has_tokens and has_seats:
+            head = scheduler.waiting[0]
+            prefix = scheduler.cache.room(head, num_spare=len(scheduler.running))
+            assert prefix is None or scheduler.is_worth_waiting(head, prefix)
+
+    driver.executor.watch = watch
+    play(driver, script)

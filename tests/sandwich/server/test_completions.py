@@ -44,14 +44,32 @@ async def test_usage_counts_the_tokens(rig: Rig) -> None:
     assert answer.usage.prompt_tokens_details.cached_tokens == 0
 
 
+async def test_usage_says_how_much_of_a_prompt_was_in_the_cache(rig: Rig) -> None:
+    async def num_cached(prompt: list[int], n: int = 1, **extra: Any) -> int | None:
+        answer = await rig.client.completions.create(
+            model=MODEL, prompt=prompt, max_tokens=3, n=n, extra_body=extra
+        )
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens_details.cached_tokens
+
+    assert await num_cached([5] * 20) == 0
+    assert await num_cached([5] * 20) == 19
+    assert await num_cached([5] * 20, n=2) == 19
+    assert await num_cached([5] * 20, cache_salt="mine") == 0
+    assert await num_cached([5] * 20, cache_salt="mine") == 19
+
+
 async def test_timings_tell_prefill_and_decode_apart(rig: Rig) -> None:
     _, answer = await rig.post("/v1/completions", {"prompt": "hello", "max_tokens": 5})
     timings = answer["timings"]
-    assert (timings["prompt_n"], timings["predicted_n"]) == (6, 5)
+    assert (timings["cache_n"], timings["prompt_n"], timings["predicted_n"]) == (0, 6, 5)
     prefill_s, decode_s = timings["prompt_ms"] / 1e3, timings["predicted_ms"] / 1e3
     assert timings["prompt_per_second"] == pytest.approx(6 / prefill_s)
     # The first of the five tokens comes out of prefill.
     assert timings["predicted_per_second"] == pytest.approx(4 / decode_s)
+    _, again = await rig.post("/v1/completions", {"prompt": "hello", "max_tokens": 5})
+    assert (again["timings"]["cache_n"], again["timings"]["prompt_n"]) == (5, 1)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ async def test_known_traffic_gives_exact_counts(rig: Rig) -> None:
     assert value('request_success_total{finished_reason="abort"}') == 0
     assert value('request_success_total{finished_reason="error"}') == 0
     assert value('steps_total{phase="prefill"}') == 4
-    assert value('step_tokens_total{phase="prefill"}') == 29
+    assert value("prefix_cache_queries_total") == 20 + 3 + 6
+    assert value("prefix_cache_hits_total") == 2
+    assert value('step_tokens_total{phase="prefill"}') == 29 - 2
     num_decode_steps = value('steps_total{phase="decode"}')
     assert value('step_tokens_total{phase="decode"}') == num_decode_steps
     assert value("generation_tokens_total") == 3 + num_decode_steps

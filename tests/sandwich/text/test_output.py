@@ -12,7 +12,7 @@ from sandwich.requests.sampling_params import SamplingParams
 from sandwich.text.output import OutputDelta, OutputStream, StopMatcher, TokenLogprobs
 from sandwich.text.tokenizer import Tokenizer
 
-TIMINGS = RequestTimings(0.0, 0.1, 0.2, 0.3, 0.4, 1, 2, 0)
+TIMINGS = RequestTimings(0.0, 0.1, 0.2, 0.3, 0.4, 1, 2, 0, 0)
 EOS = 1
 # Few letters, so that stop strings do occur, overlap and begin without ending.
 texts = st.text("abé😀", max_size=30)
