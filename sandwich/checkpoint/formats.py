@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from sandwich.checkpoint.gguf.source import GgufModel
 from sandwich.checkpoint.huggingface import HuggingFaceFolder
 from sandwich.checkpoint.source import ModelSource
 from sandwich.checkpoint.strangers import what_is
 from sandwich.errors import ModelError
 
-FORMATS: Final = (HuggingFaceFolder,)  # the first that recognises a path reads it
+FORMATS: Final = (GgufModel, HuggingFaceFolder)  # the first that recognises a path reads it
 
 
 def open_source(path: Path) -> ModelSource:
@@ -18,4 +19,4 @@ def open_source(path: Path) -> ModelSource:
     for source in FORMATS:
         if source.recognises(path):
             return source(path)
-    raise ModelError(f"{path}: is {what_is(path) or 'not a model; give a model folder'}")
+    raise ModelError(f"{path}: is {what_is(path) or 'not a model; give a GGUF file or a folder'}")

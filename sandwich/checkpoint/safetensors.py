@@ -7,10 +7,8 @@ buffer, because the library has no NumPy type for bf16 and maps whole files.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from platforms.memory import drop_file_pages
 from sandwich.checkpoint.fields import Fields, read_json
+from sandwich.checkpoint.files import OpenFiles
 from sandwich.checkpoint.source import Array, StoredTensor
 from sandwich.checkpoint.strangers import unreadable, what_is
 from sandwich.errors import ModelError
@@ -34,9 +32,6 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BF16": np.dtype(np.uint16),
 }
 
-# What the kernel read ahead for another thread must not be dropped, or it is read twice.
-KEPT_NBYTES: Final = 32 << 20
-
 
 class SafetensorsCheckpoint:
     """The tensors of a folder by name."""
@@ -47,7 +42,7 @@ class SafetensorsCheckpoint:
         """Read and check all headers. Raises ModelError if a file is missing or damaged."""
         self.path = folder
         self.tensors: dict[str, StoredTensor] = {}
-        self._fds: dict[Path, int] = {}
+        self._files = OpenFiles()
         file_of_tensor = _read_index(folder)
         for file in sorted(set(file_of_tensor.values())) or [folder / SINGLE_FILE]:
             for name, tensor in _read_header(file):
@@ -60,13 +55,7 @@ class SafetensorsCheckpoint:
                 )
 
     def __enter__(self) -> Self:
-        try:
-            for tensor in self.tensors.values():
-                if tensor.file not in self._fds:
-                    self._fds[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            self._close()
-            raise ModelError(f"{tensor.file}: cannot be opened ({error.strerror})") from error
+        self._files.open(tensor.file for tensor in self.tensors.values())
         return self
 
     def __exit__(
@@ -75,42 +64,17 @@ class SafetensorsCheckpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        while self._fds:
-            file, fd = self._fds.popitem()
-            os.close(fd)
-            with suppress(OSError):  # the file may be gone, and its pages with it
-                drop_file_pages(file)
+        self._files.close()
 
     def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
-        """As Checkpoint says; a view of `buffer`.
-
-        Pages well before these rows leave the page cache: read in the order of the file, they are
-        done with. Raises ModelError if the file ends too early.
-        """
+        """As Checkpoint says; a view of `buffer`."""
         tensor = self.tensors[name]
         dtype = NUMPY_DTYPES[tensor.dtype]
         shape = (stop - start, *tensor.shape[1:])
         row_nbytes = dtype.itemsize * int(np.prod(tensor.shape[1:], dtype=np.int64))
-        offset = tensor.offset + start * row_nbytes
         wanted = buffer[: (stop - start) * row_nbytes]
-        self._fill(tensor.file, offset, wanted)
-        if offset > KEPT_NBYTES:
-            drop_file_pages(tensor.file, 0, offset - KEPT_NBYTES)
+        self._files.read(tensor.file, tensor.offset + start * row_nbytes, wanted)
         return wanted.view(dtype).reshape(shape)
-
-    def _fill(self, file: Path, offset: int, buffer: npt.NDArray[np.uint8]) -> None:
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self._fds[file], [buffer[done:].data], offset + done)
-            except OSError as error:
-                raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-            if count == 0:
-                raise ModelError(f"{file}: ends at byte {offset + done}; fetch it again")
-            done += count
 
 
 def has_weights(folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """What a path holds that is no checkpoint Sandwich reads, and what to do about it.
 
-For refusals: a GGUF file, an adapter, a pointer of Git LFS, weights in PyTorch's own format.
+For refusals: an adapter, a pointer of Git LFS, weights in PyTorch's own format.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Final
 from sandwich.errors import ModelError
 
 LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
-_GGUF: Final = b"GGUF"
 
 _RESAVE: Final = (
     "write them anew with transformers: "
@@ -36,12 +35,10 @@ def is_lfs_pointer(file: Path) -> bool:
 def what_is(path: Path) -> str | None:
     """What stands at `path` instead of a model, with a remedy; None if that cannot be told."""
     if path.is_file():
-        if _begins(path, _GGUF):
-            return f"a GGUF file; {_original()}"
         if is_lfs_pointer(path):
             return pointer_remedy()
         return "a file; give the folder that holds its config.json"
-    tests: tuple[Callable[[Path], str | None], ...] = (_adapter, _pointers, _gguf, _other_weights)
+    tests: tuple[Callable[[Path], str | None], ...] = (_adapter, _pointers, _other_weights)
     return next((found for test in tests if (found := test(path)) is not None), None)
 
 
@@ -54,10 +51,6 @@ def unreadable(file: Path, problem: str) -> ModelError:
 
 def pointer_remedy() -> str:
     return "a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder"
-
-
-def _original() -> str:
-    return "give the folder of the model it was converted from, in safetensors format"
 
 
 def _adapter(folder: Path) -> str | None:
@@ -80,11 +73,6 @@ def _pointers(folder: Path) -> str | None:
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
     pointer = next((file.name for file in files if is_lfs_pointer(file)), None)
     return None if pointer is None else f"{pointer}: {pointer_remedy()}"
-
-
-def _gguf(folder: Path) -> str | None:
-    file = next(iter(sorted(folder.glob("*.gguf"))), None)
-    return None if file is None else f"a GGUF file ({file.name}); {_original()}"
 
 
 def _other_weights(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The model argument -> a folder on disk: the embedded model, a local folder, or a hub id.
+"""The model argument -> a path on disk: the embedded model, a local file or folder, a hub id.
 
 The only importer of huggingface_hub, and only when a hub id is given.
 """
@@ -23,15 +23,13 @@ def resolve_model(model: str) -> Path:
     """
     if model == EMBEDDED_NAME:
         return EMBEDDED_MODEL
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
-        return folder
-    if folder.is_file():
-        return folder
+    path = Path(model).expanduser()
+    if model and path.exists():
+        return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or model.startswith("."):
         raise ConfigError(
-            f"model {model!r} is neither a folder nor a hub id; write a path, ORGANISATION/NAME, "
-            f"or {EMBEDDED_NAME!r} for the model inside the package"
+            f"model {model!r} is no file, folder or hub id; write a path, ORGANISATION/NAME, or "
+            f"{EMBEDDED_NAME!r} for the model inside the package"
         )
     return _fetch(model)
 

@@ -264,19 +264,16 @@ def test_the_embedded_model_is_in_the_package() -> None:
     assert EMBEDDED_MODEL.parent.parent == Path(sandwich.__file__).parent
 
 
-def test_a_folder_is_itself(tmp_path: Path) -> None:
-    assert resolve_model(str(tmp_path)) == tmp_path
+def test_a_folder_or_file_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        assert resolve_model(str(path)) == path
 
 
 @pytest.mark.parametrize("model", ["no-such-folder", "./a/b", "/no/such/folder", "a/b/c", ""])
 def test_what_is_neither_folder_nor_hub_id_is_refused(model: str) -> None:
-    with pytest.raises(ConfigError, match="neither a folder nor a hub id"):
+    with pytest.raises(ConfigError, match="is no file, folder or hub id"):
         resolve_model(model)
-
-
-def test_a_file_is_itself_too(tmp_path: Path) -> None:
-    (tmp_path / "model").touch()
-    assert resolve_model(str(tmp_path / "model")) == tmp_path / "model"
 
 
 def test_a_hub_id_without_the_hub_says_what_to_do() -> None:

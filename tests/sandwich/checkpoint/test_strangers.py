@@ -10,6 +10,7 @@ import pytest
 
 from sandwich.checkpoint.fields import read_json
 from sandwich.checkpoint.formats import open_source
+from sandwich.checkpoint.gguf.header import read_header
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
 from sandwich.checkpoint.tokenizer_files import read_tokenizer
 from sandwich.config import EngineConfig
@@ -40,7 +41,6 @@ def model_of(path: Path) -> Model:
             r"adapter \(LoRA, PEFT\) of meta/llama.*merge_and_unload",
         ),
         ({"adapter_config.json": b"{"}, "merge_and_unload"),
-        ({"model-q4.gguf": b"GGUF"}, r"a GGUF file \(model-q4\.gguf\)"),
         ({"config.json": POINTER}, r"config\.json: a pointer of Git LFS.*git lfs pull"),
         ({}, r"config\.json: there is no such file"),
     ],
@@ -64,7 +64,6 @@ def test_a_folder_without_a_config_says_what_it_holds(
         ({"tf_model.h5": b""}, "TensorFlow or Flax"),
         ({"model.onnx": b""}, "an ONNX graph"),
         ({"weights.npz": b""}, "MLX"),
-        ({"m.gguf": b"GGUF", "pytorch_model.bin": b"PK"}, "a GGUF file"),
         ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "an adapter"),
     ],
 )
@@ -84,12 +83,13 @@ def test_a_pointer_of_git_is_seen_in_every_file(
     save_tokenizer: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = save_tokenizer(tmp_path)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "m.gguf"):
         (folder / name).write_bytes(POINTER)
     for read in (
         lambda: read_json(folder / "config.json"),
         lambda: SafetensorsCheckpoint(folder),
         lambda: read_tokenizer(folder),
+        lambda: read_header(folder / "m.gguf"),
     ):
         with pytest.raises(ModelError, match="a pointer of Git LFS, not the file itself"):
             read()
@@ -98,7 +98,6 @@ def test_a_pointer_of_git_is_seen_in_every_file(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"GGUF\x03", "is a GGUF file"),
         (POINTER, "is a pointer of Git LFS"),
         (b"", r"is a file; give the folder that holds its config\.json"),
     ],
