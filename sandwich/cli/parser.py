@@ -48,7 +48,14 @@ BENCHMARKS = (
         "what a new prompt does to those that decode, in each mode of mixed steps",
         "[MODEL]",
     ),
-    Verb("perplexity", "bench.perplexity", "what quantised weights cost in perplexity"),
+)
+EVALUATIONS = (
+    Verb(
+        "perplexity",
+        "bench.quality.command",
+        "how well a model predicts a text, and what each quantisation costs of it",
+        "[MODEL]",
+    ),
 )
 VERBS = (
     Verb(
@@ -68,6 +75,7 @@ VERBS = (
         "[MODEL]",
     ),
     Verb("bench", None, "measure speed", verbs=BENCHMARKS),
+    Verb("eval", None, "measure quality", verbs=EVALUATIONS),
     Verb("collect-env", "sandwich.cli.collect_env", "print what a bug report needs"),
 )
 
