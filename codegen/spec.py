@@ -134,9 +134,9 @@ class GemmTile:
     mr: rows of the register tile. kc: values of K per block, 0 for all of them. k_unroll: weight
     words per turn of the innermost loop. prefetch_bytes: distance of the software prefetch of
     weights, 0 for none. nv: vectors of columns of the register tile, 0 for the whole panel.
-    is_widened: quantised weights that meet float activations are widened once for all rows, a K
-    block of a panel at a time, instead of once for each register tile. block_prefetch: row tiles
-    that share the prefetch of the next K block into L2, 0 for none; two blocks must fit there.
+    is_widened: weights that products do not take as they are packed are unpacked once for all
+    rows, a K block of a panel at a time, instead of once for each register tile. block_prefetch:
+    row tiles that share the prefetch of the next K block into L2, 0 for none; two blocks must fit.
     row_parts: parts of M that different cores take; the cores are a grid of these parts and groups
     of panels. Taken as one where it does not divide the cores. order: of LOOP_ORDERS, how a core
     goes through its part of C. chains: sets of sums of a register tile, which products of integers

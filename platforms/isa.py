@@ -34,10 +34,17 @@ class IsaRow:
     mattr: tuple[str, ...] = ()
     has_bf16_dot: bool = False  # multiplies pairs of bf16 and accumulates in fp32
     has_u8_dot: bool = False  # multiplies quads of signed by unsigned bytes, accumulates in int32
+    has_s8_dot: bool = False  # the same of signed bytes, in one instruction or a few
+    has_short_sums: bool = False  # multiplies nibbles by signed bytes, accumulates in int16
     has_amx: bool = False  # multiplies tiles, once the kernel has granted them
     fma_instructions: int = 1  # of a multiply-add of float32
-    int8_instructions: int = 1  # of a dot product of four bytes, with its addition
+    int8_instructions: int = 1  # of a product of int8 by int8, with its addition
     extends: IsaRow | None = None  # the row whose intrinsics it has unless it has its own
+
+    @property
+    def multiplies_pairs(self) -> bool:
+        """Whether int8 weights are multiplied as pairs of 16 bits, for want of a dot product."""
+        return not (self.has_u8_dot or self.has_s8_dot)
 
     def plus(
         self,
@@ -57,6 +64,7 @@ class IsaRow:
             mattr=(*features, *self.mattr),
             has_bf16_dot=self.has_bf16_dot or has_bf16_dot,
             has_u8_dot=self.has_u8_dot or has_u8_dot,
+            has_short_sums=self.has_short_sums and not has_u8_dot,
             has_amx=self.has_amx or has_amx,
             int8_instructions=int8_instructions or self.int8_instructions,
             extends=self,
@@ -90,15 +98,19 @@ _X86_V3 = _X86_V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe
 _X86_V4 = _X86_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 _GENERIC = IsaRow(
-    *("generic", "any", 4, 16, frozenset(), "generic"), fma_instructions=2, int8_instructions=4
+    *("generic", "any", 4, 16, frozenset(), "generic"), fma_instructions=2, int8_instructions=2
 )
 
-_AVX2 = IsaRow("avx2", "x86_64", 8, 16, _X86_V3, "x86-64-v3", int8_instructions=4)
+_AVX2 = IsaRow(
+    *("avx2", "x86_64", 8, 16, _X86_V3, "x86-64-v3"), has_short_sums=True, int8_instructions=2
+)
 _AVX2_VNNI = _AVX2.plus("avx2_vnni", {"avx_vnni"}, "+avxvnni", has_u8_dot=True, int8_instructions=1)
 
 # LLVM tunes x86-64-v4 for the first Skylakes and would cut loops to 256-bit vectors.
 _AVX512 = IsaRow(
-    *("avx512", "x86_64", 16, 32, _X86_V4, "x86-64-v4", ("-prefer-256-bit",)), int8_instructions=4
+    *("avx512", "x86_64", 16, 32, _X86_V4, "x86-64-v4", ("-prefer-256-bit",)),
+    has_short_sums=True,
+    int8_instructions=2,
 )
 _AVX512_VNNI = _AVX512.plus(
     "avx512_vnni", {"avx512_vnni"}, "+avx512vnni", has_u8_dot=True, int8_instructions=1
@@ -114,6 +126,7 @@ _AMX = _AVX512_BF16.plus(
 # cortex-a72 is plain ARMv8.0 with the schedule of an out-of-order core.
 _NEON = IsaRow(
     *("neon", "aarch64", 4, 32, frozenset({"fp", "asimd"}), "cortex-a72", ("+neon",)),
+    has_s8_dot=True,
     int8_instructions=4,
 )
 _NEON_DOTPROD = _NEON.plus("neon_dotprod", {"asimddp"}, "+dotprod", int8_instructions=1)

@@ -236,5 +236,7 @@ def _macs_per_lane(isa: IsaRow, weights: WeightFormat) -> int:
     """
     tiles = 8 if isa.has_amx else 1
     if weights.has_int8_activations:
-        return 4 * tiles if isa.has_u8_dot else 1
+        if isa.has_u8_dot:
+            return 4 * tiles
+        return 2 if isa.has_short_sums else 1  # pairs of 16 bits, or nibbles in short sums
     return 2 * tiles if isa.has_bf16_dot and weights.dtype != "float32" else 1

@@ -1,4 +1,4 @@
-"""Register tiles of int8 activations times int8 or int4 weights: dot products of bytes, in int32.
+"""Register tiles of int8 activations times int8 or int4 weights: sums of products in int32.
 
 The sums of a group of K start from the activations' bias, which takes the offset of the weights'
 codes back, so that integers are exact. With one scale per output channel they stay integers over
@@ -9,20 +9,29 @@ codegen.layout.operands.Int8Rows), so that it becomes a scaled float32 in one su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from codegen.gemm.register_tile import Accumulators, IntegerChains, RegisterTile
+from codegen.gemm.unpacking import IntegersOfCodes
 from codegen.kit import Expr, T
 from codegen.layout.operands import code_offset
 
-FLIP_SIGNS = -0x7F7F7F80  # 0x80808080: u8 codes minus 128 are s8
+# Packed words of nibbles whose products with int8 activations fit into sums of 16 bits: eight times
+# the two products of a multiplication of pairs, 2 x 15 x 127.
+SHORT_WORDS = 4
 
 
 class IntegerTile(RegisterTile):
-    """int8 x int8 and int4 x int8, in their common part: the products of one weight word."""
+    """int8 x int8 and int4 x int8, in their common part: the products of weight words. `scratch`
+    holds the K block unpacked.
+    """
 
-    def __init__(self, *args: Expr) -> None:
+    def __init__(self, *args: Expr, scratch: Expr | None = None) -> None:
         super().__init__(*args)
+        self._operands = IntegersOfCodes(
+            self.kit, self.layout, self.tile, self.w, self.place, scratch
+        )
         shape = (self.place.rows, len(self.place.columns))
         self._sums = IntegerChains(self.kit, *shape, self.tile.chains)
 
@@ -48,25 +57,71 @@ class IntegerTile(RegisterTile):
         """What the sums of row i start from where a zero point is in `bias`."""
         return bias
 
-    def add_word(self, k_word: Expr) -> None:
-        vectors = self._words(k_word)
-        if self.layout.format.dtype == "int4":
-            mask = T.broadcast(T.int32(0x0F0F0F0F), self.kit.lanes)
-            four = T.broadcast(T.int32(4), self.kit.lanes)
-            low = [T.bind(v & mask) for v in vectors]
-            high = [T.bind((v >> four) & mask) for v in vectors]
-            self._add_quads("sw_dot_u4", low, k_word * 2)
-            self._add_quads("sw_dot_u4", high, k_word * 2 + 1)
-        elif self.kit.isa.has_u8_dot:
-            self._add_quads("sw_dot_u8", vectors, k_word)
-        else:
-            flip = T.broadcast(T.int32(FLIP_SIGNS), self.kit.lanes)
-            self._add_quads("sw_dot_s8", [T.bind(v ^ flip) for v in vectors], k_word)
+    @property
+    def _run_words(self) -> int:
+        """Packed words whose products are added up before they meet the int32 sums."""
+        has_short_sums = self.layout.format.dtype == "int4" and self.kit.isa.has_short_sums
+        return SHORT_WORDS if has_short_sums else 1
 
-    def _add_quads(self, dot: str, vectors: Sequence[Expr], a_word: Expr) -> None:
-        for i in range(self.place.rows):
-            a = T.bind(self.a.words[self.place.row + i, a_word])
-            self._sums.update(i, vectors, lambda acc, w, a=a: self.kit.call(dot, acc, a, w))
+    def add_word(self, k_word: Expr) -> None:
+        self._add_words(0, [k_word])
+
+    def _add_words(self, k_block: Expr, k_words: Sequence[Expr]) -> None:
+        """Add the products of at most `_run_words` packed words of a K block."""
+        if self._run_words > 1:
+            self._add_short(k_block, k_words)
+            return
+        name = self._operands.product
+        for k_word in k_words:
+            for a, vectors in self._steps(k_block, k_word):
+                for i in range(self.place.rows):
+                    self._sums.update(i, vectors, partial(self._add_product, name, a(i)))
+
+    def _add_product(self, name: str, a: Expr, acc: Expr, w: Expr) -> Expr:
+        return self.kit.call(name, acc, a, w)
+
+    def _add_short(self, k_block: Expr, k_words: Sequence[Expr]) -> None:
+        """The same by way of sums of 16 bits, two in a lane."""
+        kit, rows = self.kit, range(self.place.rows)
+        zero = T.broadcast(T.int32(0), kit.lanes)
+        sums = [[zero for _ in self.place.columns] for _ in rows]
+        for k_word in k_words:
+            for a, vectors in self._steps(k_block, k_word):
+                for i in rows:
+                    word = a(i)
+                    sums[i] = [
+                        T.bind(kit.call("sw_short_u4", before, word, w))
+                        for before, w in zip(sums[i], vectors, strict=True)
+                    ]
+        for i in rows:
+            self._sums.update(i, sums[i], lambda acc, s: kit.call("sw_add_short", acc, s))
+
+    def _each_run(self, k_block: Expr, step: Callable[[Sequence[Expr]], None]) -> None:
+        """step(words) for runs of words of a K block, then for what remains, word by word."""
+        if self._run_words == 1:
+            self._each_word(k_block, lambda k_word: step([k_word]))
+            return
+        per_block, total = self.layout.block_words(self.tile.kc), self.layout.k_words
+        begin, run = k_block * per_block, self._run_words
+        is_exact = total % per_block == 0
+        count: Expr = per_block if is_exact else T.min(per_block, total - begin)
+        with T.serial(0, count // run) as turn:
+            step([begin + turn * run + word for word in range(run)])
+        if not (is_exact and per_block % run == 0):
+            with T.serial(count // run * run, count) as word:
+                step([begin + word])
+
+    def _steps(
+        self, k_block: Expr, k_word: Expr
+    ) -> Iterator[tuple[Callable[[int], Expr], list[Expr]]]:
+        """For each step of a word: what reads the word of A of a row, and the vectors it meets."""
+        steps = self._operands.vectors(k_block, k_word)
+        for step, vectors in enumerate(steps):
+            at = k_word * len(steps) + step
+            yield partial(self._word_of_a, at), vectors
+
+    def _word_of_a(self, at: Expr, i: int) -> Expr:
+        return T.bind(self.a.words[self.place.row + i, at])
 
 
 class ChannelTile(IntegerTile):
@@ -88,7 +143,7 @@ class ChannelTile(IntegerTile):
         return [v * scale * row_scale for v, scale in zip(floats, self._scales(0), strict=True)]
 
     def multiply(self, k_block: Expr) -> None:
-        self._each_word(k_block, self.add_word)
+        self._each_run(k_block, lambda k_words: self._add_words(k_block, k_words))
 
 
 class GroupTile(IntegerTile):
@@ -96,8 +151,8 @@ class GroupTile(IntegerTile):
     the activations' scale) * its scale, in ascending order.
     """
 
-    def __init__(self, *args: Expr) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Expr, scratch: Expr | None = None) -> None:
+        super().__init__(*args, scratch=scratch)
         self._totals = Accumulators(self.kit, self.place.rows, len(self.place.columns))
 
     def clear(self) -> None:
@@ -113,7 +168,7 @@ class GroupTile(IntegerTile):
         return self._totals.row(i)
 
     def multiply(self, k_block: Expr) -> None:
-        self._each_group(k_block, self._add_group)
+        self._each_group(k_block, lambda group: self._add_group(k_block, group))
 
     def _of_zero_point(self, i: int, group: Expr, bias: Expr) -> Expr:
         return bias + T.reinterpret(f"int32x{self.kit.lanes}", self._origin(i, group))
@@ -122,11 +177,12 @@ class GroupTile(IntegerTile):
         """The float32 whose bits the sums of row i are added to."""
         return self.kit.splat(T.bind(self.a.scales[self.place.row + i, group]))
 
-    def _add_group(self, group: Expr) -> None:
-        words = self.layout.group_words
+    def _add_group(self, k_block: Expr, group: Expr) -> None:
+        words, run = self.layout.group_words, self._run_words
         self._start(group)
-        for word in range(words):
-            self.add_word(group * words + word)
+        for first in range(0, words, run):
+            last = min(first + run, words)
+            self._add_words(k_block, [group * words + word for word in range(first, last)])
         scales = self._scales(group)
         for i in range(self.place.rows):
             origin, kind = self._origin(i, group), f"float32x{self.kit.lanes}"

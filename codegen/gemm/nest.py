@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 
 from codegen.cores.parallel import split
 from codegen.gemm.amx_tile import BLOCK_ROWS, BLOCK_VECTORS, AmxBlock, alloc_scratch, has_tiles
+from codegen.gemm.float_tile import FloatTile
 from codegen.gemm.integer_tile import ChannelTile, GroupTile
-from codegen.gemm.register_tile import Activations, FloatTile, Place, RegisterTile, Weights
+from codegen.gemm.register_tile import Activations, Place, RegisterTile, Weights
 from codegen.gemm.rows import RowNumbers, rows_of_tiles
+from codegen.gemm.unpacking import alloc_unpacked, unpacking_of
 from codegen.gemm.walk import Share, walk
-from codegen.gemm.widened_tile import WidenedTile, Widening, alloc_widened
 from codegen.kit import Expr, Kit, T
 from codegen.layout.panels import PanelLayout
 from codegen.spec import BLOCK_ASPECT, GemmTile, TileRanges, WeightFormat
@@ -73,11 +74,11 @@ class Gemm:
                 self._emit_one_of(others, core, num_cores, num_rows)
 
 
-def arithmetic_of(weights: WeightFormat) -> type[RegisterTile]:
+def arithmetic_of(weights: WeightFormat) -> type[FloatTile | GroupTile | ChannelTile]:
     """The arithmetic of a register tile for weights of a format."""
     if weights.has_int8_activations:
         return GroupTile if weights.group else ChannelTile
-    return WidenedTile if weights.is_quantized else FloatTile
+    return FloatTile
 
 
 def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, ...]]:
@@ -140,7 +141,8 @@ class _Nest:
         begin, end = split(core // parts, num_cores // parts, layout.num_panels)
         share = Share(begin, end, *self._rows(core, parts, num_rows))
         # every part and block of rows but the last is of whole register tiles
-        cell = _Cell(self.gemm, self.tile, self.numbers, self._alloc_widened())
+        unpacked = alloc_unpacked(self.gemm.kit, layout, self.tile)
+        cell = _Cell(self.gemm, self.tile, self.numbers, unpacked)
         walk(self.tile.order, share, block_rows(layout, self.height), cell.emit)
 
     def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
@@ -150,13 +152,6 @@ class _Nest:
         begin, end = split(core % parts, parts, (num_rows + self.height - 1) // self.height)
         first = T.bind(begin * self.height)
         return first, T.bind(T.min(end * self.height, num_rows) - first)
-
-    def _alloc_widened(self) -> Expr | None:
-        """The scratch for widened weights, if the tile asks for one and the format needs it."""
-        gemm, weights = self.gemm, self.gemm.layout.format
-        if not (self.tile.is_widened and weights.is_quantized) or weights.has_int8_activations:
-            return None
-        return alloc_widened(gemm.kit, gemm.layout, self.tile)
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ class _Cell:
     gemm: Gemm
     tile: GemmTile
     numbers: RowNumbers
-    widened: Expr | None
+    unpacked: Expr | None
 
     @property
     def num_k_blocks(self) -> int:
@@ -193,10 +188,11 @@ class _Cell:
         """In register tiles."""
         gemm, mr = self.gemm, self.tile.mr
         with T.serial(0, self.num_k_blocks) as k_block:
-            if self.widened is not None:
+            if self.unpacked is not None:
                 whole = Place(panel, num_vectors, range(num_vectors), 0, 0)
-                codes = Widening(gemm.kit, gemm.layout, self.tile, gemm.w, whole)
-                codes.to_scratch(k_block, self.widened)
+                unpack = unpacking_of(gemm.layout)
+                words = unpack(gemm.kit, gemm.layout, self.tile, gemm.w, whole)
+                words.to_scratch(k_block, self.unpacked)
             tiles = column_tiles(num_vectors, self.tile.nv, gemm.in_halves)
             for columns, step, number in column_runs(tiles):
                 with T.serial(0, number) as turn:
@@ -244,12 +240,8 @@ class _Cell:
 
     def _make(self, place: Place) -> RegisterTile:
         gemm = self.gemm
-        if self.widened is not None:
-            return WidenedTile(
-                gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch=self.widened
-            )
-        arithmetic = arithmetic_of(gemm.layout.format)
-        return arithmetic(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place)
+        make = arithmetic_of(gemm.layout.format)
+        return make(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch=self.unpacked)
 
     def _partial_at(self, place: Place, i: int, j: int) -> tuple[Expr, Expr]:
         """Where the partial sums of vector j of row i of a tile are."""

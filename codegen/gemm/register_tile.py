@@ -174,36 +174,6 @@ class RegisterTile(PanelReader, ABC):
         k_loop(k_block * per_block, per_block, self.layout.num_groups, unroll, step)
 
 
-class FloatTile(RegisterTile):
-    """float32 or bf16 weights times activations of the ISA's own type."""
-
-    def __init__(self, *args: Expr) -> None:
-        super().__init__(*args)
-        self._sums = Accumulators(self.kit, self.place.rows, len(self.place.columns))
-
-    def clear(self) -> None:
-        self._sums.clear()
-
-    def restore(self, load: Callable[[int, int], Expr]) -> None:
-        self._sums.load(load)
-
-    def saved(self, i: int) -> list[Expr]:
-        return self._sums.row(i)
-
-    def results(self, i: int) -> list[Expr]:
-        return self._sums.row(i)
-
-    def multiply(self, k_block: Expr) -> None:
-        self._each_word(k_block, self.add_word)
-
-    def add_word(self, k_word: Expr) -> None:
-        words, row = self.a.words, self.place.row
-        vectors = self._words(k_word)
-        self._sums.multiply(
-            vectors, lambda i: self.kit.a_operand(lambda w: words[row + i, w], k_word)
-        )
-
-
 class Accumulators:
     """A register tile of vectors of `dtype`, `rows` x `num_vectors`.
 

@@ -9,7 +9,7 @@ spellings, never meanings. Int8 values travel four in an int32 lane, the first i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from string import Template
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from codegen.layout.arrays import bf16_from_float32, float32_from_bf16
+from codegen.layout.operands import PAIRS_OF_QUAD
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ def _sizes(lanes: int) -> dict[str, object]:
         "Q": quarter,
         "QT": "i32" if quarter == 1 else f"<{quarter} x i32>",
         "D": lanes * 2,
+        "PAIRS": indices(4 * i + j for i in range(quarter) for j in PAIRS_OF_QUAD),
         "EVEN": indices(range(0, 2 * lanes, 2)),
         "ODD": indices(range(1, 2 * lanes, 2)),
     }
 
 
-def indices(lanes: range) -> str:
+def indices(lanes: Iterable[int]) -> str:
     """A shuffle's mask in LLVM IR."""
     return "<" + ", ".join(f"i32 {lane}" for lane in lanes) + ">"
 
@@ -180,6 +182,72 @@ define <$L x float> @sw_mac_vector(<$L x float> %acc, <$L x float> %a, <$L x flo
     lambda acc, a, b: acc + a * b,
 )
 
+
+def dot_pairs(acc: np.ndarray, a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """acc + the sum over two 16-bit integers of a times w"""
+    products = a.view(np.int16).astype(np.int32) * w[:, None].view(np.int16).astype(np.int32)
+    return acc + products.sum(axis=1, dtype=np.int32)
+
+
+def short_u4(sums: np.ndarray, a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """16-bit sums, two in a lane, plus sums over two bytes of signed a times nibbles of w"""
+    products = a.view(np.int8).astype(np.int16) * w[:, None].view(np.uint8).astype(np.int16)
+    pairs = products.reshape(-1, 2).sum(axis=1, dtype=np.int16)
+    return (sums.view(np.int16) + pairs).view(np.int32)
+
+
+def add_short(acc: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """acc + both 16-bit sums of each lane"""
+    return acc + sums[:, None].view(np.int16).sum(axis=1, dtype=np.int32)
+
+
+DOT_PAIRS = Intrinsic(
+    "sw_dot_pairs",
+    "int32x$L",
+    """
+define <$L x i32> @sw_dot_pairs(<$L x i32> %acc, i32 %a, <$L x i32> %w) alwaysinline {
+  %s = insertelement <$L x i32> poison, i32 %a, i32 0
+  %v = shufflevector <$L x i32> %s, <$L x i32> poison, <$L x i32> zeroinitializer
+  %ah = bitcast <$L x i32> %v to <$D x i16>
+  %wh = bitcast <$L x i32> %w to <$D x i16>
+  %aw = sext <$D x i16> %ah to <$D x i32>
+  %ww = sext <$D x i16> %wh to <$D x i32>
+  %p = mul <$D x i32> %aw, %ww
+  %e = shufflevector <$D x i32> %p, <$D x i32> poison, <$L x i32> $EVEN
+  %o = shufflevector <$D x i32> %p, <$D x i32> poison, <$L x i32> $ODD
+  %q = add <$L x i32> %e, %o
+  %r = add <$L x i32> %acc, %q
+  ret <$L x i32> %r
+}""",
+    dot_pairs,
+)
+
+ODD_BYTES = Intrinsic(
+    "sw_odd_bytes",
+    "int32x$L",
+    """
+define <$L x i32> @sw_odd_bytes(<$L x i32> %w) alwaysinline {
+  %h = bitcast <$L x i32> %w to <$D x i16>
+  %o = lshr <$D x i16> %h, splat (i16 8)
+  %r = bitcast <$D x i16> %o to <$L x i32>
+  ret <$L x i32> %r
+}""",
+    lambda w: (w.view(np.uint16) >> 8).view(np.int32),
+)
+
+PACK_PAIRS = Intrinsic(
+    "sw_pack_pairs",
+    "int32x$H",
+    """
+define <$H x i32> @sw_pack_pairs(<$L x i32> %x) alwaysinline {
+  %t = trunc <$L x i32> %x to <$L x i16>
+  %p = shufflevector <$L x i16> %t, <$L x i16> poison, <$L x i32> $PAIRS
+  %w = bitcast <$L x i16> %p to <$H x i32>
+  ret <$H x i32> %w
+}""",
+    lambda x: x.astype(np.int16).reshape(-1, 4)[:, PAIRS_OF_QUAD].ravel().view(np.int32),
+)
+
 # Bytes as 16-bit numbers, the even ones and the odd ones, times those of `a`; LLVM makes one
 # multiplication of pairs of such a sum where the ISA has one.
 _DOT_BYTES = """
@@ -219,7 +287,7 @@ def _dot(name: str, dtype: str) -> Intrinsic:
 
 
 # The bytes of `a` are signed, within [-127, 127]. Those of w are: at most 15 (u4); any unsigned
-# ones (u8), only on rows with `has_u8_dot`; signed ones (s8), only on rows without it.
+# ones (u8), only on rows with `has_u8_dot`; signed ones (s8), only on rows with `has_s8_dot`.
 DOT_U4 = _dot("sw_dot_u4", "uint8")
 DOT_U8 = _dot("sw_dot_u8", "uint8")
 DOT_S8 = _dot("sw_dot_s8", "int8")
@@ -343,5 +411,6 @@ PREFETCH_L2 = _prefetch("sw_prefetch_l2", 2)  # into the second level and beyond
 
 PORTABLE: tuple[Intrinsic, ...] = (
     MAC_F32, BF16_LO, BF16_HI, PACK_BF16, BF16_BITS, PREFETCH, PREFETCH_L2,
-    MAC_VECTOR, DOT_U4, DOT_S8, ROUND_INT, PACK_S8, HSUM_INT, HMAX_INT, ABS, WIDEN_BF16, WIDEN_F16,
+    MAC_VECTOR, DOT_U4, DOT_PAIRS, ODD_BYTES, PACK_PAIRS, ROUND_INT, PACK_S8,
+    HSUM_INT, HMAX_INT, ABS, WIDEN_BF16, WIDEN_F16,
 )  # fmt: skip

@@ -42,9 +42,13 @@ def code_offset(weights: WeightFormat, isa: IsaRow) -> int:
     """How far the numbers that an integer dot product takes for symmetric weights are above them:
     codes as they are, or, where int8 codes are made signed first, nothing.
     """
-    return 0 if weights.dtype == "int8" and not isa.has_u8_dot else weights.zero_code
+    is_signed = weights.dtype == "int8" and isa.has_s8_dot and not isa.has_u8_dot
+    return 0 if is_signed else weights.zero_code
 
 
+# The order of four activations in two words where int8 is multiplied in pairs of 16 bits: what the
+# even bytes of a word of weights meet, then what the odd ones do.
+PAIRS_OF_QUAD = (0, 2, 1, 3)
 LARGEST = 127  # magnitude of an int8 activation
 SCALE_EXPONENTS = (-100, 100)  # of the scale of a group: its least and its greatest
 HEADROOM = 1 + 2.0**-7  # over a largest magnitude, so that none is rounded to LARGEST + 1
@@ -71,6 +75,11 @@ class Int8Rows:
     weights: PanelLayout
 
     @property
+    def values_per_word(self) -> int:
+        """Four bytes or, where the ISA multiplies int8 weights in pairs, two of 16 bits."""
+        return 2 if self.weights.format.dtype == "int8" and self.isa.multiplies_pairs else 4
+
+    @property
     def bias_factor(self) -> int:
         """The bias of a group is minus the sum of its integers times this."""
         form = self.weights.format
@@ -82,13 +91,13 @@ class Int8Rows:
         return bool(self.weights.format.group) and not self.weights.format.has_zero_points
 
     def specs(self, name: str, num_rows: int) -> dict[str, TensorSpec]:
-        """The arrays of `num_rows` rows: `name` (words of four integers, from the lowest byte on,
-        whole vectors of them), `name`_scales and `name`_bias.
+        """The arrays of `num_rows` rows: `name` (words of integers, from the lowest byte on, whole
+        vectors of them), `name`_scales and `name`_bias.
         """
         int32, weights = np.dtype(np.int32), self.weights
         num_values = max(weights.k_padded, round_up(weights.k, self.isa.lanes))
         return {
-            name: TensorSpec((num_rows, num_values // 4), int32),
+            name: TensorSpec((num_rows, num_values // self.values_per_word), int32),
             name + "_scales": TensorSpec((num_rows, weights.num_groups), np.dtype(np.float32)),
             name + "_bias": TensorSpec((num_rows, weights.num_groups), int32),
         }
@@ -97,7 +106,7 @@ class Int8Rows:
         """What is in those arrays for integers (m, k) and scales (m, 1 or groups)."""
         weights = self.weights
         (_, num_words), _, _ = (spec.shape for spec in self.specs(name, len(integers)).values())
-        padded = np.zeros((len(integers), num_words * 4), np.int8)
+        padded = np.zeros((len(integers), num_words * self.values_per_word), np.int8)
         padded[:, : weights.k] = integers
         groups = padded[:, : weights.k_padded].reshape(len(integers), weights.num_groups, -1)
         bias = groups.sum(axis=2, dtype=np.int32) * np.int32(-self.bias_factor)
@@ -105,4 +114,9 @@ class Int8Rows:
             scales = scales * np.float32(ORIGIN)
         if self.has_origin_in_bias:
             bias += scales.view(np.int32)
-        return {name: padded.view(np.int32), name + "_scales": scales, name + "_bias": bias}
+        if self.values_per_word == 2:
+            quads = padded.astype(np.int16).reshape(len(padded), -1, 4)[..., PAIRS_OF_QUAD].copy()
+            words = quads.reshape(len(padded), -1).view(np.int32)
+        else:
+            words = padded.view(np.int32)
+        return {name: words, name + "_scales": scales, name + "_bias": bias}

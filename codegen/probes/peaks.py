@@ -68,7 +68,7 @@ class PeakProbe:
     def __init__(self, isa: IsaRow, dtype: str, num_cores: int) -> None:
         self._is_int8 = dtype == "int8"
         kit = Kit(isa, dtype if isa.has_bf16_dot and not self._is_int8 else "float32")
-        self._kr = 4 if self._is_int8 else kit.kr
+        self._kr = (2 if isa.multiplies_pairs else 4) if self._is_int8 else kit.kr
         self.tile = _tile_of(isa, kit.has_dot, self._is_int8)
         self.operand_shape = (self.tile.num_rows, isa.lanes)
         self.sums_shape = (num_cores, isa.lanes)
@@ -76,7 +76,7 @@ class PeakProbe:
         self.flops_per_turn = flops_of_one * self.tile.num_sums * PEAK_UNROLL
         per_cycle = isa.multiply_adds_per_cycle(self.tile.instructions)
         self.most_flops_per_cycle = flops_of_one * per_cycle
-        dot = ("sw_dot_u8" if isa.has_u8_dot else "sw_dot_s8") if self._is_int8 else None
+        dot = _integer_dot(isa) if self._is_int8 else None
         self._module = lower(peak_function(kit, num_cores, self.tile, dot), isa)
 
     def write_operands(self, out: Words) -> None:
@@ -84,7 +84,7 @@ class PeakProbe:
         sums = out[: self.tile.num_sums]
         if self._is_int8:
             sums[:] = np.arange(sums.size).reshape(sums.shape)
-            out[len(sums) :] = 0x01010101
+            out[len(sums) :] = 0x01010101 if self._kr == 4 else 0x00010001
             return
         starts = np.linspace(1.0, 2.0, sums.size, dtype=np.float32)
         sums[:] = starts.view(np.int32).reshape(sums.shape)
@@ -131,8 +131,8 @@ class PeakTile:
 
     @property
     def depth(self) -> int:
-        """Operands that take turns; a power of two."""
-        return 4 if self.is_split else 1
+        """Operands that take turns; a power of two, and more than a turn of the loop meets."""
+        return 2 * PEAK_UNROLL if self.is_split else 1
 
     @property
     def operands_of_a_turn(self) -> tuple[int, int]:
@@ -153,8 +153,16 @@ def _tile_of(isa: IsaRow, has_bf16_dot: bool, is_int8: bool) -> PeakTile:
     instructions = isa.int8_instructions if is_int8 else floats
     has_32 = isa.num_vector_registers >= 32
     if instructions > 1:
-        return PeakTile(6 if has_32 else 4, 2, instructions)
+        # without operands of its own for a result (SSE), an instruction needs a copy of one first
+        return PeakTile(*((2, 3) if isa.fma_instructions > 1 else (6, 2)), instructions)
     return PeakTile(6, 4 if has_32 else 2, instructions)
+
+
+def _integer_dot(isa: IsaRow) -> str:
+    """The intrinsic that multiplies int8 by int8."""
+    return (
+        "sw_dot_pairs" if isa.multiplies_pairs else "sw_dot_u8" if isa.has_u8_dot else "sw_dot_s8"
+    )
 
 
 class ClockProbe:
@@ -248,9 +256,12 @@ def peak_function(kit: Kit, num_cores: int, tile: PeakTile, dot: str | None = No
         def multiply(acc: Any, first: Any) -> None:
             """One multiply-add of every sum, with the operands from row `first` on."""
             w = [as_word(kit.load(operands, first + num_a + j, 0), kit.lanes) for j in range(num_w)]
-            a = [as_word(operands[first + i, 0], 1) for i in range(num_a)]
+            scalars: dict[int, Any] = {}
             for i in range(tile.num_sums):
-                scalar, vector = a[i // tile.vectors % num_a], w[i % num_w]
+                row = i // tile.vectors % num_a
+                if row not in scalars:
+                    scalars[row] = as_word(operands[first + row, 0], 1)
+                scalar, vector = scalars[row], w[i % num_w]
                 before = kit.load(acc, i * kit.lanes)
                 if dot:
                     after = kit.call(dot, before, scalar, vector)

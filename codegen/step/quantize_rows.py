@@ -38,7 +38,8 @@ def quantize_row(
         _each_group(kit, form, out, row, load)
     else:
         _whole_row(kit, form, out, row, load)
-    with T.serial(num_vectors * lanes // 4, layout.k_padded // 4) as word:
+    per_word = form.values_per_word
+    with T.serial(num_vectors * lanes // per_word, layout.k_padded // per_word) as word:
         T.buffer_store(out.words, T.int32(0), [row, word])
 
 
@@ -61,21 +62,27 @@ def quantize_group(
     origin = T.bind(T.Select(is_representable, scaled, NAN_BITS))
     T.buffer_store(out.scales, T.reinterpret("float32", origin), [row, group])
     inverse = T.reinterpret("float32", (2 * ONE_FIELD - field) << FRACTION_BITS)
-    total = _store_rounded(
-        kit, out, row, group * form.weights.format.group, vectors, kit.splat(T.bind(inverse))
-    )
+    column = group * form.weights.format.group
+    factor = kit.splat(T.bind(inverse))
+    total = _store_rounded(kit, form, out, row, column, vectors, factor)
     bias = kit.call("sw_hsum_int", total) * -form.bias_factor
     T.buffer_store(out.bias, bias + origin if form.has_origin_in_bias else bias, [row, group])
 
 
 def _store_rounded(
-    kit: Kit, out: Activations, row: Expr, column: Expr, vectors: Sequence[Expr], inverse: Expr
+    kit: Kit,
+    form: Int8Rows,
+    out: Activations,
+    row: Expr,
+    column: Expr,
+    vectors: Sequence[Expr],
+    inverse: Expr,
 ) -> Expr:
     """Store vectors times `inverse` as integers from `column` on; their sum in lanes."""
     total = None
     for i, vector in enumerate(vectors):
         rounded = T.bind(kit.call("sw_round_int", vector * inverse))
-        store_int8(kit, out.words, row, column + i * kit.lanes, rounded)
+        _store_int8(kit, form, out, row, column + i * kit.lanes, rounded)
         total = rounded if total is None else total + rounded
     return total
 
@@ -90,12 +97,15 @@ def _float_of_largest(kit: Kit, bits: Expr) -> Expr:
     return T.reinterpret("float32", kit.call("sw_hmax_int", bits))
 
 
-def store_int8(kit: Kit, words: Expr, row: Expr, column: Expr, integers: Expr) -> None:
-    """Store int32 lanes as bytes, from value `column` (a multiple of lanes) on."""
-    quarter = kit.lanes // 4
-    packed = kit.call("sw_pack_s8", integers)
-    at = column // 4 if quarter == 1 else kit.ramp(column // 4, quarter)
-    T.buffer_store(words, packed, [row, at])
+def _store_int8(
+    kit: Kit, form: Int8Rows, out: Activations, row: Expr, column: Expr, integers: Expr
+) -> None:
+    """Store int32 lanes as words, from value `column` (a multiple of lanes) on."""
+    per_word = form.values_per_word
+    count = kit.lanes // per_word
+    packed = kit.call("sw_pack_s8" if per_word == 4 else "sw_pack_pairs", integers)
+    at = column // per_word if count == 1 else kit.ramp(column // per_word, count)
+    T.buffer_store(out.words, packed, [row, at])
 
 
 def _each_group(
@@ -133,7 +143,7 @@ def _whole_row(
     sums = T.alloc_buffer((kit.lanes,), "int32")
     kit.store(sums, (0,), T.broadcast(T.int32(0), kit.lanes))
     with T.serial(0, num_vectors) as i:
-        rounded = _store_rounded(kit, out, row, i * kit.lanes, [load(i * kit.lanes)], factor)
+        rounded = _store_rounded(kit, form, out, row, i * kit.lanes, [load(i * kit.lanes)], factor)
         kit.store(sums, (0,), kit.load(sums, 0) + rounded)
     total = kit.call("sw_hsum_int", kit.load(sums, 0))
     T.buffer_store(out.bias, total * -form.bias_factor, [row, 0])

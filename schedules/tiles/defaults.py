@@ -13,9 +13,8 @@ from codegen.spec import GemmTile, Phase, TileRanges, WeightFormat
 from platforms.isa import IsaRow
 
 MANY_ROWS = 1 << 16  # the last range of a plan has no end in truth
-# 6 rows x 4 vectors fill 24 of 32 vector registers, 6 x 2 fill 12 of 16. bf16 weights that are
-# widened into low and high halves need more than that leaves, and dot products of bytes that are
-# several instructions need more still: their loops would spill.
+# 6 rows x 4 vectors fill 24 of 32 vector registers, 6 x 2 fill 12 of 16. Weights that are unpacked
+# in registers need more than that leaves: their loops would spill.
 MOST_ROWS, FEW_ROWS, FEWEST_ROWS = 6, 5, 4
 K_BLOCK = 2048  # of a panel of 64 columns: 256 KiB in bf16, and twice that as float32
 # From 7 to some dozens of rows multiplying takes as long as reading, and neither waits for the
@@ -23,15 +22,20 @@ K_BLOCK = 2048  # of a panel of 64 columns: 256 KiB in bf16, and twice that as f
 # are one tall tile of half a panel. The second of two tiles that share the work must not be short.
 TALL_ROWS, SHARED_ROWS = 8, 11
 PAIR_ROWS, PAIR_K_BLOCK = 4, 1024
-# Rows from which on it pays to widen a K block of weights once for all of them.
-WIDENED_ROWS = 128
+# Rows from which on it pays to widen a K block of weights once for all of them. Where bf16 or int8
+# are merely split in halves (AVX2), that pays sooner.
+WIDENED_ROWS, SOME_ROWS, INT8_ROWS = 128, 64, 24
 
 
 def default_tiles(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
     """The ranges of rows and their tiles for a matrix of that format."""
     if weights.is_quantized and not weights.has_int8_activations:
         return _widening(isa, phase, weights)
-    return _grouped(isa, phase) if weights.group else _plain(isa, phase, weights)
+    if weights.dtype == "int4" and isa.has_short_sums and not _has_32(isa):
+        return _short()
+    if weights.group:
+        return _grouped(isa, phase)
+    return _plain(isa, phase, weights) if _has_32(isa) else _plain_of_16(isa, weights)
 
 
 def _has_32(isa: IsaRow) -> bool:
@@ -39,10 +43,7 @@ def _has_32(isa: IsaRow) -> bool:
 
 
 def _plain(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
-    """One set of sums, weights that are multiplied as they are or nearly so."""
-    if not _has_32(isa):
-        rows = FEWEST_ROWS if weights.has_int8_activations else FEW_ROWS
-        return ((MANY_ROWS, GemmTile(rows, K_BLOCK, k_unroll=2)),)
+    """One set of sums in 32 registers, weights that are multiplied as they are or nearly so."""
     is_widened = weights.dtype == "bfloat16" and not isa.has_bf16_dot
     rows = FEW_ROWS if is_widened else MOST_ROWS
     if phase is Phase.PREFILL:
@@ -52,6 +53,28 @@ def _plain(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
     alone = GemmTile(rows, PAIR_K_BLOCK, k_unroll=2, block_prefetch=1)
     shared = replace(alone, block_prefetch=2)
     return (rows, whole), (TALL_ROWS, tall), (SHARED_ROWS - 1, alone), (MANY_ROWS, shared)
+
+
+def _plain_of_16(isa: IsaRow, weights: WeightFormat) -> TileRanges:
+    """The same in 16 registers, for both phases: one or two rows take a panel as memory gives it,
+    some more fetch the next K block, and many split a block of weights once.
+    """
+    is_int8 = weights.dtype == "int8"
+    is_split = weights.dtype == "bfloat16" or (is_int8 and isa.multiplies_pairs)
+    k_unroll = 1 if is_int8 else 2
+    rows = FEWEST_ROWS if weights.dtype == "bfloat16" else MOST_ROWS
+    few = GemmTile(2, K_BLOCK, k_unroll=4)
+    some = GemmTile(rows, PAIR_K_BLOCK, k_unroll=k_unroll, block_prefetch=1)
+    many = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=k_unroll, is_widened=is_split)
+    return (few.mr, few), (INT8_ROWS if is_int8 else SOME_ROWS, some), (MANY_ROWS, many)
+
+
+def _short() -> TileRanges:
+    """int4 with sums of 16 bits beside the others, in 16 registers: a tile of one vector."""
+    few = GemmTile(2, K_BLOCK, k_unroll=4)
+    many = GemmTile(FEWEST_ROWS, K_BLOCK, k_unroll=4, nv=1)
+    some = replace(many, kc=PAIR_K_BLOCK, block_prefetch=1)
+    return (few.mr, few), (SOME_ROWS, some), (MANY_ROWS, many)
 
 
 def _grouped(isa: IsaRow, phase: Phase) -> TileRanges:

@@ -63,14 +63,27 @@ class TileSpace:
         """
         weights = self.layout.format
         nv = self.width(tile)
-        sums = min(tile.mr, self.rows) * nv * (tile.chains + (weights.group > 0))
-        is_direct = (
-            tile.is_widened
-            or weights.dtype == "float32"
-            or (weights.dtype == "bfloat16" and self.isa.has_bf16_dot)
-            or (weights.dtype == "int8" and weights.has_int8_activations and self.isa.has_u8_dot)
-        )
-        return sums + (nv + 1 if is_direct else 2 * nv + 2)
+        sets = 2 if self._has_short_sums else tile.chains + (weights.group > 0)
+        sums = min(tile.mr, self.rows) * nv * sets
+        if tile.is_widened or not (self.can_widen or self._is_flipped):
+            return sums + nv + 1
+        # the two steps of a word of bytes come one after the other
+        is_pairs = weights.dtype == "int8" and weights.has_int8_activations
+        return sums + (nv + 2 if is_pairs else 2 * nv + 2)
+
+    @property
+    def _has_short_sums(self) -> bool:
+        """Whether sums of 16 bits are kept beside the others."""
+        weights = self.layout.format
+        is_short = weights.dtype == "int4" and self.isa.has_short_sums
+        return is_short and weights.has_int8_activations
+
+    @property
+    def _is_flipped(self) -> bool:
+        """Whether int8 weights are made signed before they are multiplied."""
+        weights = self.layout.format
+        is_signed = self.isa.has_s8_dot and not self.isa.has_u8_dot
+        return weights.dtype == "int8" and weights.has_int8_activations and is_signed
 
     def _fits_registers(self, tile: GemmTile) -> bool:
         return self.registers(tile) <= self.isa.num_vector_registers
@@ -111,16 +124,21 @@ class TileSpace:
 
     @property
     def can_widen(self) -> bool:
-        """Whether weights can be widened once for all rows."""
+        """Whether words are unpacked before they are multiplied, which can be done once for all
+        rows.
+        """
         weights = self.layout.format
-        return weights.is_quantized and not weights.has_int8_activations
+        if weights.has_int8_activations:
+            return weights.dtype == "int4" or self.isa.multiplies_pairs
+        is_pairs = weights.dtype == "bfloat16" and not self.isa.has_bf16_dot
+        return weights.is_quantized or is_pairs
 
     @property
     def _act_bytes(self) -> int:
         """Bytes of a value of A."""
         weights = self.layout.format
         if weights.has_int8_activations:
-            return 1
+            return 2 if weights.dtype == "int8" and self.isa.multiplies_pairs else 1
         return 2 if weights.dtype != "float32" and self.isa.has_bf16_dot else 4
 
     def _has_chains(self, tile: GemmTile) -> bool:
@@ -133,6 +151,7 @@ class TileSpace:
         per_word = 2 if weights.dtype == "int4" else 1
         return (
             weights.has_int8_activations
+            and not self._has_short_sums
             and sums < 2 * _LATENCY * _MACS
             and tile.chains <= words * per_word
         )

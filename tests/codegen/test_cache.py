@@ -49,6 +49,8 @@ CHANGED_ISA: dict[str, Any] = {
     "num_vector_registers": 32,
     "has_bf16_dot": True,
     "has_u8_dot": True,
+    "has_s8_dot": True,
+    "has_short_sums": True,
     "has_amx": True,
     "fma_instructions": 1,
     "int8_instructions": 3,

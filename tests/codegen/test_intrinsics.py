@@ -139,6 +139,32 @@ def bytes_and_quads(largest: int, smallest: int) -> Callable[[int], Operands]:
     return make
 
 
+def pairs_of_integers(lanes: int) -> Operands:
+    """Accumulators, two activations of 16 bits, and lanes of two weights of a byte each."""
+    rng = np.random.default_rng(0)
+    w = rng.integers(0, 256, (200, 2 * lanes)).astype(np.int16)
+    w[:2] = 255
+    a = rng.integers(-127, 128, (200, 2)).astype(np.int16)
+    a[:2] = [[127], [-127]]
+    acc = rng.integers(-(1 << 30), 1 << 30, (200, lanes)).astype(np.int32)
+    return acc, a.view(np.int32), w.view(np.int32)
+
+
+def short_sums_and_quads(lanes: int) -> Operands:
+    """Sums of 16 bits to which seven products were added, quads of activations, and nibbles."""
+    _, a, w = bytes_and_quads(15, 0)(lanes)
+    most = 7 * 2 * 15 * 127
+    sums = np.random.default_rng(1).integers(-most, most + 1, (len(w), 2 * lanes)).astype(np.int16)
+    sums[:4] = [[most], [most], [-most], [-most]]
+    return sums.view(np.int32), a, w
+
+
+def short_sums(lanes: int) -> Operands:
+    sums, _, _ = short_sums_and_quads(lanes)
+    acc = np.random.default_rng(2).integers(-(1 << 30), 1 << 30, sums.shape).astype(np.int32)
+    return acc, sums
+
+
 def vectors_to_add_and_multiply(lanes: int) -> Operands:
     return tuple(normal(99, lanes, seed) for seed in range(3))
 
@@ -215,6 +241,11 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_five_bits_bf16": (all_pairs, equal_bits),
     "sw_mac_vector": (vectors_to_add_and_multiply, within(1e-5, 1e-5)),
     "sw_dot_u4": (bytes_and_quads(15, 0), equal),
+    "sw_dot_pairs": (pairs_of_integers, equal),
+    "sw_odd_bytes": (all_pairs, equal),
+    "sw_short_u4": (short_sums_and_quads, equal),
+    "sw_add_short": (short_sums, equal),
+    "sw_pack_pairs": (signed_bytes, equal),
     "sw_dot_u8": (bytes_and_quads(255, 0), equal),
     "sw_dot_s8": (bytes_and_quads(127, -128), equal),
     "sw_round_int": (floats_near_integers, equal),
@@ -307,11 +338,17 @@ def test_the_256_bit_dot_product_is_right_in_its_other_encoding(name: str) -> No
 # The instructions of a spelling, in order: what makes a row worth its place.
 INSTRUCTIONS = {
     ("avx2", "sw_dot_u4"): ["vpmaddubsw", "vpmaddwd", "vpaddd"],
-    ("avx2", "sw_dot_s8"): ["vpabsb", "vpsignb", "vpmaddubsw", "vpmaddwd", "vpaddd"],
+    ("generic", "sw_dot_pairs"): ["pmaddwd", "paddd"],
+    ("avx2", "sw_dot_pairs"): ["vpmaddwd", "vpaddd"],
+    ("avx2", "sw_odd_bytes"): ["vpsrlw"],
+    ("avx2", "sw_short_u4"): ["vpmaddubsw", "vpaddw"],
+    ("avx2", "sw_add_short"): ["vpmaddwd", "vpaddd"],
     ("avx2", "sw_widen_f16"): ["vcvtph2ps"],
     ("avx2_vnni", "sw_dot_u4"): [r"\{vex\}\s+vpdpbusd\s+%ymm"],
     ("avx2_vnni", "sw_dot_u8"): [r"\{vex\}\s+vpdpbusd\s+%ymm"],
     ("avx512", "sw_dot_u4"): ["vpmaddubsw", "vpmaddwd", "vpaddd"],
+    ("avx512", "sw_dot_pairs"): ["vpmaddwd", "vpaddd"],
+    ("avx512", "sw_short_u4"): ["vpmaddubsw", "vpaddw"],
     ("avx512_vnni", "sw_dot_u4"): [r"vpdpbusd\s.*%zmm"],
     ("avx512_bf16", "sw_dot_u8"): [r"vpdpbusd\s.*%zmm"],
     ("avx512_bf16", "sw_mac_bf16"): ["vdpbf16ps"],

@@ -29,8 +29,9 @@ FUSED = {
 # Else its multiplications, how many of them, and the other instructions on vectors.
 SPLIT = {
     ("generic", "float32"): (r"mulps\s", 1, [r"addps\s"]),
-    ("avx2", "int8"): (r"vpmadd\w+\s", 2, [r"vpsignb\s", r"vpaddd\s"]),
-    ("avx512", "int8"): (r"vpmadd\w+\s", 2, [r"vpaddd\s"]),
+    ("generic", "int8"): (r"pmaddwd\s", 1, [r"paddd\s"]),
+    ("avx2", "int8"): (r"vpmaddwd\s", 1, [r"vpaddd\s"]),
+    ("avx512", "int8"): (r"vpmaddwd\s", 1, [r"vpaddd\s"]),
     ("neon", "int8"): (r"smull2?\s", 2, [r"\taddp\s", r"sadalp\s"]),
 }
 

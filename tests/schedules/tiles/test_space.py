@@ -57,9 +57,9 @@ def test_the_default_tile_of_every_isa_is_legal_with_weights_that_are_multiplied
     for isa in ("avx2", "avx512", "avx512_bf16", "neon"):
         for phase_rows in (1, 32, 512):
             space = space_of(isa, FORMATS[0], phase_rows)
-            plans = default_plans(isa_row(isa), [0], 1)
+            plans = default_plans(isa_row(isa), [0], 1, FORMATS[0])
             for plan in (plans.prefill, plans.decode):
-                assert space.is_legal(space.start(plan.tiles[0][1][-1][1]))
+                assert space.is_legal(space.start(tile_at(plan.tiles[0][1], phase_rows)))
 
 
 def test_many_rows_want_a_tile_that_fills_the_registers() -> None:

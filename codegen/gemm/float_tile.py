@@ -1,0 +1,74 @@
+"""Register tiles of float activations times weights that are floats, or codes of 8 or 4 bits.
+
+Codes minus their zero point become bf16 pairs, or float32 where the ISA does not multiply bf16
+(codegen.gemm.unpacking). Sums of products with unscaled weights are ended by one scale or, group by
+group, scaled terms add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from codegen.gemm.register_tile import Accumulators, RegisterTile
+from codegen.gemm.unpacking import unpacking_of
+from codegen.kit import Expr, T
+
+
+class FloatTile(RegisterTile):
+    """Weights without scales, with one per channel, or per group; `scratch` holds the K block
+    unpacked.
+    """
+
+    def __init__(self, *args: Expr, scratch: Expr | None = None) -> None:
+        super().__init__(*args)
+        make = unpacking_of(self.layout)
+        self._operands = make(self.kit, self.layout, self.tile, self.w, self.place, scratch)
+        shape = (self.place.rows, len(self.place.columns))
+        self._sums = Accumulators(self.kit, *shape)
+        self._totals = Accumulators(self.kit, *shape) if self.layout.format.group else self._sums
+
+    def clear(self) -> None:
+        self._totals.clear()
+
+    def restore(self, load: Callable[[int, int], Expr]) -> None:
+        self._totals.load(load)
+
+    def saved(self, i: int) -> list[Expr]:
+        return self._totals.row(i)
+
+    def results(self, i: int) -> list[Expr]:
+        if self.layout.format.group or not self.layout.format.is_quantized:
+            return self._totals.row(i)
+        return [v * s for v, s in zip(self._sums.row(i), self._scales(0), strict=True)]
+
+    def multiply(self, k_block: Expr) -> None:
+        if self.layout.format.group:
+            self._each_group(k_block, lambda group: self._add_group(k_block, group))
+            return
+        self._operands.begin(0)
+        self._each_word(k_block, lambda k_word: self._add(k_block, k_word))
+
+    def add_word(self, k_word: Expr) -> None:
+        self._operands.begin(k_word // self.layout.group_words)
+        self._add(0, k_word)
+
+    def _add_group(self, k_block: Expr, group: Expr) -> None:
+        words = self.layout.group_words
+        self._sums.clear()
+        self._operands.begin(group)
+        for word in range(words):
+            self._add(k_block, group * words + word)
+        scales = self._scales(group)
+        for i in range(self.place.rows):
+            terms = list(zip(self._sums.row(i), scales, strict=True))
+            self._totals.update(i, terms, lambda acc, t: self.kit.call("sw_mac_vector", acc, *t))
+
+    def _add(self, k_block: Expr, k_word: Expr) -> None:
+        """Add the products of one packed word."""
+        name = "sw_mac_bf16" if self.kit.has_dot else "sw_mac_f32"
+        steps = self._operands.vectors(k_block, k_word)
+        for step, vectors in enumerate(steps):
+            at = k_word * len(steps) + step
+            for i in range(self.place.rows):
+                a = T.bind(self.a.words[self.place.row + i, at])
+                self._sums.update(i, vectors, lambda acc, w, a=a: self.kit.call(name, acc, a, w))
