@@ -13,6 +13,7 @@ from codegen.intrinsics import (
     avx512_vnni,
     base,
     elementary,
+    integers,
     neon,
     neon_bf16,
     neon_dotprod,
@@ -22,7 +23,7 @@ from codegen.intrinsics import (
 from codegen.intrinsics.base import Intrinsic
 from platforms.isa import IsaRow
 
-PORTABLE = (*base.PORTABLE, *elementary.PORTABLE, *widening.PORTABLE)
+PORTABLE = (*base.PORTABLE, *elementary.PORTABLE, *integers.PORTABLE, *widening.PORTABLE)
 SPELLINGS: dict[str, tuple[Intrinsic, ...]] = {
     "avx2": avx2.SPELLINGS,
     "avx2_vnni": avx2_vnni.SPELLINGS,

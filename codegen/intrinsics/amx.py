@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from codegen.intrinsics.base import Intrinsic, dot_bytes, words_hi, words_lo
+from codegen.intrinsics.base import Intrinsic, words_hi, words_lo
+from codegen.intrinsics.integers import dot_bytes
 
 TILE_ROWS = 16
 TILE_WORDS = 16  # int32 or float32 of a row

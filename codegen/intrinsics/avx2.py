@@ -7,14 +7,8 @@ activations are, which VPMADDWD multiplies without loss.
 
 from __future__ import annotations
 
-from codegen.intrinsics.base import (
-    DOT_PAIRS,
-    DOT_U4,
-    WIDEN_F16_NATIVE,
-    Intrinsic,
-    add_short,
-    short_u4,
-)
+from codegen.intrinsics.base import WIDEN_F16_NATIVE, Intrinsic
+from codegen.intrinsics.integers import DOT_PAIRS, DOT_U4, add_short, short_u4
 
 _BYTES = "declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)"
 _PAIRS = "declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)"

@@ -4,14 +4,8 @@ pairs, as AVX2 does it.
 
 from __future__ import annotations
 
-from codegen.intrinsics.base import (
-    DOT_PAIRS,
-    DOT_U4,
-    WIDEN_F16_NATIVE,
-    Intrinsic,
-    add_short,
-    short_u4,
-)
+from codegen.intrinsics.base import WIDEN_F16_NATIVE, Intrinsic
+from codegen.intrinsics.integers import DOT_PAIRS, DOT_U4, add_short, short_u4
 
 _BYTES = "declare <32 x i16> @llvm.x86.avx512.pmaddubs.w.512(<64 x i8>, <64 x i8>)"
 _PAIRS = "declare <16 x i32> @llvm.x86.avx512.pmaddw.d.512(<32 x i16>, <32 x i16>)"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from codegen.intrinsics.base import DOT_U4, DOT_U8, Intrinsic
+from codegen.intrinsics.base import Intrinsic
+from codegen.intrinsics.integers import DOT_U4, DOT_U8
 
 _SPELLING = """
 declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)

@@ -7,7 +7,8 @@ add (ADDP) needs no wider lanes; the second (SADALP) widens and accumulates.
 
 from __future__ import annotations
 
-from codegen.intrinsics.base import DOT_S8, DOT_U4, WIDEN_F16_NATIVE, Intrinsic
+from codegen.intrinsics.base import WIDEN_F16_NATIVE, Intrinsic
+from codegen.intrinsics.integers import DOT_S8, DOT_U4
 
 _SPELLING = """
 declare <8 x i16> @llvm.aarch64.neon.smull.v8i16(<8 x i8>, <8 x i8>)

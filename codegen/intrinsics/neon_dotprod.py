@@ -5,7 +5,8 @@ Nibbles (at most 15) are the same number signed and unsigned.
 
 from __future__ import annotations
 
-from codegen.intrinsics.base import DOT_S8, DOT_U4, Intrinsic
+from codegen.intrinsics.base import Intrinsic
+from codegen.intrinsics.integers import DOT_S8, DOT_U4
 
 _SPELLING = """
 declare <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)

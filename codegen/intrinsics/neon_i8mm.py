@@ -7,7 +7,8 @@ is another register tile than the one all other rows share.
 
 from __future__ import annotations
 
-from codegen.intrinsics.base import DOT_U8, Intrinsic
+from codegen.intrinsics.base import Intrinsic
+from codegen.intrinsics.integers import DOT_U8
 
 DOT_U8_I8MM = Intrinsic(
     DOT_U8.name,
