@@ -2,9 +2,8 @@
 
 An intrinsic is its meaning (a NumPy function, the truth of its test) and its spelling (LLVM IR text
 that TVM imports and LLVM inlines). `$L` is the number of float32 lanes, `$H` half and `$Q` a quarter
-of it. bf16 pairs
-travel as int32 lanes, the value with the even index in the low half. An ISA file replaces
-spellings, never meanings. Int8 values travel four in an int32 lane, the first in its lowest byte.
+of it. bf16 pairs travel as int32 lanes, the value with the even index in the low half. An ISA file
+replaces spellings, never meanings.
 """
 
 from __future__ import annotations

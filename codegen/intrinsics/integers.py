@@ -1,7 +1,7 @@
 """Products and sums of small integers, and how activations become such: spelled in portable LLVM IR.
 
-Every ISA has what it has no better spelling for from here. Sums of 16 bits travel two in an int32
-lane, as pairs of 16-bit integers do; the others in int32 lanes.
+An ISA replaces what it spells better. Bytes travel four in an int32 lane, the first in its lowest
+byte; integers and sums of 16 bits two in a lane.
 """
 
 from __future__ import annotations
