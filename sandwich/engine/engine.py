@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from codegen.spec import Phase
@@ -71,9 +70,11 @@ class Engine:
         self.check_usable()
         self.scheduler.check(request)
         params = request.params
-        _check_ids("prompt", request.token_ids[: request.num_prompt_tokens], self.limits.vocab_size)
-        _check_ids("logit_bias", params.bias_ids, self.limits.vocab_size)
-        _check_ids("stop_token_ids", params.stop_token_ids, self.limits.vocab_size)
+        vocab_size = self.limits.vocab_size
+        prompt = request.token_ids[: request.num_prompt_tokens]
+        check_token_ids("prompt", [prompt.min(), prompt.max()] if len(prompt) else [], vocab_size)
+        check_token_ids("logit_bias", params.bias_ids, vocab_size)
+        check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
 
     def add_request(self, request: Request) -> None:
         """Queue a request. Raises what `check_request` raises, and if the id is in use."""
@@ -188,12 +189,14 @@ def _failed(batch: Batch, error: Exception) -> list[SampledTokens]:
     return [SampledTokens(error=message)] * len(batch.requests)
 
 
-def _check_ids(param: str, ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> None:
-    ids = np.asarray(ids, np.int64)
-    strange = ids[(ids < 0) | (ids >= vocab_size)]
-    if len(strange):
+def check_token_ids(param: str, ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> None:
+    """Raise InvalidRequestError, naming the field `param`, for an id beyond the vocabulary."""
+    if not len(ids):
+        return
+    least, most = min(ids), max(ids)
+    if least < 0 or most >= vocab_size:
         raise InvalidRequestError(
-            f"{param} has token id {strange[0]}, but ids of this model go from 0 to "
-            f"{vocab_size - 1}; use the model's own tokenizer",
+            f"{param} has token id {least if least < 0 else most}, but ids of this model go from 0 "
+            f"to {vocab_size - 1}; use the model's own tokenizer",
             param,
         )

@@ -46,6 +46,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    include_stop_str_in_output: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
@@ -156,6 +157,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "token ids, whole numbers of at least 0",
     ),
     ("min_tokens", _is_count, "a whole number of at least 0"),
+    ("include_stop_str_in_output", lambda v: isinstance(v, bool), "true or false"),
     ("logprobs", lambda v: v is None or _is_count(v, 0, MAX_LOGPROBS), _NUM_LOGPROBS),
     ("prompt_logprobs", lambda v: v is None or _is_count(v, 0, MAX_LOGPROBS), _NUM_LOGPROBS),
     (

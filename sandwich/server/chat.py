@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from sandwich.server.generation import Choice, Generation, stream_answer
+from sandwich.server.call import Call, EncodedPrompt
+from sandwich.server.generation import Choice, Generation
 from sandwich.server.protocol import ChatBody
 from sandwich.server.responses import (
     ChatChoice,
@@ -25,8 +26,8 @@ from sandwich.server.responses import (
     Usage,
 )
 from sandwich.server.validation import chat_params, conversation
-from sandwich.server.wire import json_response, new_id, read_body, service_of
-from sandwich.text.output import Logprob, OutputDelta, OutputStream, TokenLogprobs
+from sandwich.server.wire import new_id, read_body, service_of
+from sandwich.text.output import Logprob, OutputDelta, TokenLogprobs
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -36,23 +37,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     service.check_model(body.model)
     params = chat_params(body, service.backend.generation_defaults, service.limits)
     form = ChatFormat(new_id("chatcmpl"), int(time.time()), body, service.backend.model_name)
-    with service.bridge.open(body.n) as stream:
-        token_ids = await service.encode_chat(
-            conversation(body.messages, body.add_generation_prompt)
-        )
-        choices = []
-        for index in range(body.n):
-            engine_request = service.request(
-                f"{form.id}-{index}", token_ids, params, index, arrival_time, body
-            )
-            output = OutputStream(service.tokenizer, params, token_ids, index)
-            choices.append(Choice(index, engine_request, output))
-        generation = Generation(stream, choices)
-        generation.submit()
-        if body.stream:
-            return await stream_answer(request, generation, form, service.limits)
-        await generation.finish()
-        return json_response(form.whole(generation))
+    chat = conversation(body)
+
+    async def encode() -> list[EncodedPrompt]:
+        return [EncodedPrompt(await service.encode_chat(chat))]
+
+    return await Call(service, body, params, form, arrival_time).answer(request, 1, encode)
 
 
 @dataclass(frozen=True)
@@ -88,24 +78,27 @@ class ChatFormat:
             timings=generation.timings(),
         )
 
-    def chunks(self, choice: Choice, delta: OutputDelta) -> Iterator[ChatCompletionChunk]:
+    def chunks(
+        self, generation: Generation, choice: Choice, delta: OutputDelta
+    ) -> Iterator[ChatCompletionChunk]:
         """As generation.ChunkFormat: a role chunk first, an empty delta with the reason last."""
+        usage = generation.usage() if self.body.has_continuous_usage else None
+        for entry in self._entries(choice, delta):
+            yield self._chunk([entry], usage)
+
+    def _entries(self, choice: Choice, delta: OutputDelta) -> Iterator[ChunkChoice]:
         if choice.index not in self._begun:
             self._begun.add(choice.index)
-            yield self._chunk([ChunkChoice(choice.index, Delta("assistant", ""))])
+            yield ChunkChoice(choice.index, Delta("assistant", ""))
         if delta.text or delta.logprobs:
             logprobs = self._logprobs(delta.logprobs)
-            yield self._chunk([ChunkChoice(choice.index, Delta(content=delta.text), logprobs)])
+            yield ChunkChoice(choice.index, Delta(content=delta.text), logprobs)
         if delta.finish_reason is not None:
-            yield self._chunk(
-                [
-                    ChunkChoice(
-                        choice.index,
-                        Delta(),
-                        finish_reason=delta.finish_reason,
-                        stop_reason=delta.stop_reason,
-                    )
-                ]
+            yield ChunkChoice(
+                choice.index,
+                Delta(),
+                finish_reason=delta.finish_reason,
+                stop_reason=delta.stop_reason,
             )
 
     def closing(self, generation: Generation) -> Iterator[ChatCompletionChunk]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from sandwich.requests.sampling_params import SamplingParams
-from sandwich.server.generation import Choice, Generation, stream_answer
+from sandwich.server.call import Call, EncodedPrompt
+from sandwich.server.generation import Choice, Generation
 from sandwich.server.protocol import CompletionBody
 from sandwich.server.responses import (
     Completion,
@@ -21,8 +21,8 @@ from sandwich.server.responses import (
 )
 from sandwich.server.service import Service
 from sandwich.server.validation import Prompt, completion_params, split_prompts
-from sandwich.server.wire import json_response, new_id, read_body, service_of
-from sandwich.text.output import OutputDelta, OutputStream, PromptLogprobs, TokenLogprobs
+from sandwich.server.wire import new_id, read_body, service_of
+from sandwich.text.output import OutputDelta, PromptLogprobs, TokenLogprobs
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -33,54 +33,25 @@ async def completions(request: web.Request) -> web.StreamResponse:
     params = completion_params(body, service.backend.generation_defaults, service.limits)
     prompts = split_prompts(body.prompt, service.limits)
     form = CompletionFormat(new_id("cmpl"), int(time.time()), body, service)
-    with service.bridge.open(len(prompts) * body.n) as stream:
-        token_ids = await encode_prompts(service, prompts, body.add_special_tokens)
-        choices = [
-            _choice(service, form, prompts[i], token_ids[i], params, (i, k), arrival_time)
-            for i in range(len(prompts))
-            for k in range(body.n)
-        ]
-        generation = Generation(stream, choices)
-        generation.submit()
-        if body.stream:
-            return await stream_answer(request, generation, form, service.limits)
-        await generation.finish()
-        return json_response(form.whole(generation))
+    call = Call(service, body, params, form, arrival_time)
+    return await call.answer(request, len(prompts), lambda: encode_prompts(service, prompts, body))
 
 
 async def encode_prompts(
-    service: Service, prompts: Sequence[Prompt], add_special_tokens: bool
-) -> list[list[int]]:
+    service: Service, prompts: Sequence[Prompt], body: CompletionBody
+) -> list[EncodedPrompt]:
     """Token ids of each prompt; those that came as token ids are checked."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(await service.encode(texts, add_special_tokens) if texts else ())
-    token_ids = []
+    encoded = iter(await service.encode(texts, body.add_special_tokens) if texts else ())
+    found = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            token_ids.append(next(encoded))
+            found.append(EncodedPrompt(next(encoded), prompt if body.echo else ""))
         else:
             service.check_token_ids(prompt, "prompt")
-            token_ids.append(prompt)
-    return token_ids
-
-
-def _choice(
-    service: Service,
-    form: CompletionFormat,
-    prompt: Prompt,
-    token_ids: list[int],
-    params: SamplingParams,
-    place: tuple[int, int],  # of the prompt in the call, of the choice among the prompt's
-    arrival_time: float,
-) -> Choice:
-    index = place[0] * params.n + place[1]
-    request_id = f"{form.id}-{index}"
-    request = service.request(request_id, token_ids, params, place[1], arrival_time, form.body)
-    prompt_text = ""
-    if form.body.echo:
-        prompt_text = prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
-    output = OutputStream(service.tokenizer, params, token_ids, index)
-    return Choice(index, request, output, prompt_text)
+            echo = service.tokenizer.decode(prompt) if body.echo else ""
+            found.append(EncodedPrompt(prompt, echo))
+    return found
 
 
 @dataclass(frozen=True)
@@ -106,7 +77,9 @@ class CompletionFormat:
             )
         return self._completion(choices, generation.usage(), generation.timings())
 
-    def chunks(self, choice: Choice, delta: OutputDelta) -> Iterator[Completion]:
+    def chunks(
+        self, generation: Generation, choice: Choice, delta: OutputDelta
+    ) -> Iterator[Completion]:
         """As generation.ChunkFormat. The first chunk of a choice has the echoed prompt."""
         is_first = choice.index not in self._begun
         self._begun.add(choice.index)
@@ -116,7 +89,8 @@ class CompletionFormat:
             entry = CompletionChoice(
                 choice.index, text, logprobs, delta.finish_reason, delta.stop_reason
             )
-            yield self._completion([entry], None if self.body.includes_usage else UNSET)
+            usage = generation.usage() if self.body.has_continuous_usage else None
+            yield self._completion([entry], usage if self.body.includes_usage else UNSET)
 
     def closing(self, generation: Generation) -> Iterator[Completion]:
         if self.body.includes_usage:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET
 
 from sandwich.errors import SandwichError
 from sandwich.requests.request import Request, RequestTimings, TokenEvent
@@ -33,6 +34,7 @@ class Choice:
     request: Request
     output: OutputStream
     prompt_text: str = ""  # shown in front of the text, with `echo`
+    clamped_max_tokens: int | None = None  # what fits, if the client asked for more
 
 
 class Generation:
@@ -89,8 +91,14 @@ class Generation:
         timings = [choice.output.timings for choice in first_choices]
         num_cached = sum(each.num_cached_tokens for each in timings if each)
         num_output = sum(len(choice.output.token_ids) for choice in self.choices)
-        details = PromptTokensDetails(num_cached)
-        return Usage(num_prompt, num_output, num_prompt + num_output, details)
+        clamped = [c.clamped_max_tokens for c in self.choices if c.clamped_max_tokens is not None]
+        return Usage(
+            num_prompt,
+            num_output,
+            num_prompt + num_output,
+            PromptTokensDetails(num_cached),
+            min(clamped) if clamped else UNSET,
+        )
 
     def timings(self) -> Timings:
         """Prefill: first step to first token. Decode: first token to last, over all choices.
@@ -137,7 +145,9 @@ def _rate(count: int, seconds: float) -> float:
 class ChunkFormat(Protocol):
     """How one endpoint writes its stream."""
 
-    def chunks(self, choice: Choice, delta: OutputDelta) -> Iterable[msgspec.Struct]: ...
+    def chunks(
+        self, generation: Generation, choice: Choice, delta: OutputDelta
+    ) -> Iterable[msgspec.Struct]: ...
 
     def closing(self, generation: Generation) -> Iterable[msgspec.Struct]: ...
 
@@ -158,7 +168,7 @@ async def stream_answer(
                 await events.send(
                     chunk
                     for choice, delta in deltas
-                    for chunk in chunk_format.chunks(choice, delta)
+                    for chunk in chunk_format.chunks(generation, choice, delta)
                 )
             else:
                 await events.keep_alive()

@@ -62,10 +62,7 @@ async def tokenize(request: web.Request) -> web.Response:
         raise InvalidRequestError("give either prompt or messages", "prompt")
     with service.bridge.open(num_places=1):  # the work is bounded as completions are
         if body.messages is not UNSET:
-            add_special_tokens = body.add_special_tokens is True
-            tokens = await service.encode_chat(
-                conversation(body.messages, body.add_generation_prompt, add_special_tokens)
-            )
+            tokens = await service.encode_chat(conversation(body))
         else:
             assert body.prompt is not UNSET
             [tokens] = await service.encode([body.prompt], body.add_special_tokens is not False)

@@ -47,7 +47,8 @@ def _known_fields(value: Any, body: type[Body], path: str) -> Any:
     known = {}
     for name, item in value.items():
         where = f"{path}.{name}" if path else name
-        if item is None or name in body.ignored:
+        name, none_values = body.aliases.get(name, (name, ()))
+        if item is None or item in none_values or name in body.ignored:
             continue
         if name in body.__struct_fields__:
             inner = body.nested.get(name)
@@ -64,7 +65,7 @@ def _known_fields(value: Any, body: type[Body], path: str) -> Any:
 
 
 def _unknown_field(name: str, where: str, body: type[Body]) -> InvalidRequestError:
-    names = {*body.__struct_fields__, *body.ignored, *body.unsupported}
+    names = {*body.__struct_fields__, *body.ignored, *body.unsupported, *body.aliases}
     close = difflib.get_close_matches(name[:64], sorted(names), n=1, cutoff=0.7)
     hint = f"; did you mean `{close[0]}`?" if close else ""
     return InvalidRequestError(

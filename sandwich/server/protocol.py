@@ -21,8 +21,33 @@ BOOKKEEPING = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
+        "request_id",
+        "id_slot",
+        "cache_prompt",  # what is cached changes no answer
     }
 )
+# Fields of other servers that choose tokens otherwise -> the values that change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "early_stopping": (False,),
+    "typical_p": (1.0,),
+    "tfs_z": (1.0,),
+    "mirostat": (0,),
+    "dynatemp_range": (0.0,),
+    "xtc_probability": (0.0,),
+    "dry_multiplier": (0.0,),
+    "repeat_last_n": (-1,),
+    "n_probs": (0,),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "logits_processors": ([],),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "prompt_logprobs": (),
+}
 
 
 class Body(Struct, kw_only=True):
@@ -31,14 +56,16 @@ class Body(Struct, kw_only=True):
     ignored: ClassVar[frozenset[str]] = frozenset()
     # Name -> the values that ask for nothing and are therefore accepted.
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    # What other servers call a field -> its name here, and the values that leave it out.
+    aliases: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {}
     # Name -> the body of its objects, or of the objects in its list.
     nested: ClassVar[dict[str, type[Body]]] = {}
 
 
 class StreamOptions(Body, kw_only=True):
     include_usage: bool = False
-    # Usage comes once, in the last chunk, also for those who would like it in every one.
-    ignored = frozenset({"include_obfuscation", "continuous_usage_stats"})
+    continuous_usage_stats: bool = False
+    ignored = frozenset({"include_obfuscation"})
 
 
 class SamplingBody(Body, kw_only=True):
@@ -60,10 +87,16 @@ class SamplingBody(Body, kw_only=True):
     stop_token_ids: list[int] | UnsetType = UNSET
     min_tokens: int | UnsetType = UNSET
     ignore_eos: bool | UnsetType = UNSET
+    include_stop_str_in_output: bool | UnsetType = UNSET
+    truncate_prompt_tokens: int | UnsetType = UNSET
     cache_salt: str = ""
     stream: bool = False
     stream_options: StreamOptions | UnsetType = UNSET
     nested: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}
+    aliases: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "n_predict": ("max_tokens", (-1,)),
+        "repeat_penalty": ("repetition_penalty", ()),
+    }
 
     @property
     def asked_max_tokens(self) -> int | UnsetType:
@@ -73,6 +106,15 @@ class SamplingBody(Body, kw_only=True):
     def includes_usage(self) -> bool:
         """Whether a stream ends with a chunk that has the usage."""
         return self.stream_options is not UNSET and self.stream_options.include_usage
+
+    @property
+    def has_continuous_usage(self) -> bool:
+        """Whether every chunk has the usage so far."""
+        return (
+            self.includes_usage
+            and self.stream_options is not UNSET
+            and self.stream_options.continuous_usage_stats
+        )
 
 
 class CompletionBody(SamplingBody, kw_only=True):
@@ -85,42 +127,27 @@ class CompletionBody(SamplingBody, kw_only=True):
     best_of: int | UnsetType = UNSET
     add_special_tokens: bool = True
     ignored = BOOKKEEPING
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL | {
         "suffix": ("",),
         "response_format": ({"type": "text"},),
-        "prompt_logprobs": (),
-    }
-
-
-class TextPart(Body, kw_only=True):
-    type: str
-    text: str = ""
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "image_url": (),
-        "input_audio": (),
-        "file": (),
     }
 
 
 class Message(Body, kw_only=True):
-    """One message of a conversation. Only text is understood."""
+    """One message of a conversation; `sandwich.text.messages` says what may be in it."""
 
     role: str
-    content: str | list[TextPart] | UnsetType = UNSET
+    content: str | list[str | dict[str, Any]] | UnsetType = UNSET
     name: str | UnsetType = UNSET
-    ignored = frozenset({"annotations", "refusal", "reasoning", "reasoning_content"})
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tool_calls": ([],),
-        "tool_call_id": (),
-        "function_call": (),
-        "audio": (),
-    }
-    nested: ClassVar[dict[str, type[Body]]] = {"content": TextPart}
+    tool_calls: list[dict[str, Any]] | UnsetType = UNSET
+    tool_call_id: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    ignored = frozenset({"annotations", "refusal", "reasoning_details", "id", "status"})
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"function_call": (), "audio": ()}
 
 
-CHAT_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
+CHAT_UNSUPPORTED: dict[str, tuple[Any, ...]] = NEUTRAL | {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -128,11 +155,11 @@ CHAT_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "prediction": (),
     "web_search_options": (),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "prompt_logprobs": (),
+    "documents": ([],),
+    "echo": (False,),
+    "best_of": (1,),
 }
 
 
@@ -143,7 +170,13 @@ class ChatBody(SamplingBody, kw_only=True):
     max_completion_tokens: int | UnsetType = UNSET
     logprobs: bool = False
     top_logprobs: int | UnsetType = UNSET
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | UnsetType = UNSET
+    continue_final_message: bool = False
+    add_special_tokens: bool | UnsetType = UNSET
+    chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: str | UnsetType = UNSET
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | UnsetType = UNSET
     ignored = BOOKKEEPING | {"parallel_tool_calls"}
     unsupported = CHAT_UNSUPPORTED
     nested: ClassVar[dict[str, type[Body]]] = {
@@ -165,7 +198,9 @@ class TokenizeBody(Body, kw_only=True):
     prompt: str | UnsetType = UNSET
     messages: list[Message] | UnsetType = UNSET
     add_special_tokens: bool | UnsetType = UNSET
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | UnsetType = UNSET
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
     nested: ClassVar[dict[str, type[Body]]] = {"messages": Message}
 
 

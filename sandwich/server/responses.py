@@ -17,6 +17,7 @@ class Usage(Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    max_completion_tokens: int | UnsetType = UNSET  # what fits, where more was asked for
 
 
 class Timings(Struct):

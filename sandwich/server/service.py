@@ -9,14 +9,11 @@ from typing import TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from sandwich.errors import ContextLengthError, InvalidRequestError
-from sandwich.requests.request import Request
-from sandwich.requests.sampling_params import SamplingParams
+from sandwich.engine.engine import check_token_ids
 from sandwich.server.backend import Backend
 from sandwich.server.bridge import AsyncEngine, Observer
 from sandwich.server.errors import ModelNotFoundError
 from sandwich.server.limits import ServerLimits
-from sandwich.server.protocol import SamplingBody
 from sandwich.text.messages import Chat
 
 ResultT = TypeVar("ResultT")
@@ -65,50 +62,9 @@ class Service:
         num_chars = sum(len(str(message.get("content", ""))) for message in chat.messages)
         return await self._off_the_loop(encode, num_chars)
 
-    def request(
-        self,
-        request_id: str,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        choice_index: int,
-        arrival_time: float,
-        body: SamplingBody,
-    ) -> Request:
-        """A request that can run. Raises InvalidRequestError or ContextLengthError with numbers.
-
-        A default for `max_tokens` is cut to what fits; what a client asked for is given or refused.
-        """
-        room = self.backend.max_model_len - len(prompt_token_ids)
-        asked_max_tokens = body.asked_max_tokens
-        if asked_max_tokens is not UNSET and asked_max_tokens > room > 0:
-            raise ContextLengthError(
-                f"the prompt has {len(prompt_token_ids)} tokens and max_tokens is "
-                f"{asked_max_tokens}, but both together may be {self.backend.max_model_len} at "
-                f"most; shorten the prompt or set max_tokens to {room} or less",
-                param="max_tokens",
-            )
-        request = Request(
-            request_id,
-            prompt_token_ids,
-            params,
-            self.backend.eos_token_ids,
-            choice_index,
-            arrival_time,
-            body.cache_salt,
-        )
-        self.bridge.check(request)
-        return request
-
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
         """Raise InvalidRequestError for an id the model does not have."""
-        vocab_size = self.backend.engine.limits.vocab_size
-        least, most = min(token_ids, default=0), max(token_ids, default=0)
-        if least < 0 or most >= vocab_size:
-            raise InvalidRequestError(
-                f"token id {least if least < 0 else most} is not in the vocabulary, whose ids are "
-                f"0 to {vocab_size - 1}; use this model's tokenizer",
-                param=param,
-            )
+        check_token_ids(param, token_ids, self.backend.engine.limits.vocab_size)
 
     async def _off_the_loop(self, work: Callable[[], ResultT], num_chars: int) -> ResultT:
         """Run `work` here if it is short, else on a thread."""

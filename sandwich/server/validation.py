@@ -5,7 +5,7 @@ Checks what types cannot say: ranges, limits, combinations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from msgspec import UNSET
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.sampling_params import MAX_LOGPROBS, SamplingParams
 from sandwich.server.limits import ServerLimits
-from sandwich.server.protocol import ChatBody, CompletionBody, Message, SamplingBody
+from sandwich.server.protocol import ChatBody, CompletionBody, SamplingBody, TokenizeBody
 from sandwich.text.messages import Chat
 
 Prompt = str | list[int]
@@ -34,6 +34,7 @@ _SAMPLING_FIELDS = (
     "stop_token_ids",
     "min_tokens",
     "ignore_eos",
+    "include_stop_str_in_output",
 )
 
 
@@ -90,6 +91,12 @@ def chat_params(
         )
     if max_tokens == 0:
         raise InvalidRequestError("max_tokens is 0 but must be at least 1", "max_tokens")
+    if body.tools and body.tool_choice != "none":
+        raise InvalidRequestError(
+            "`tools` is not supported by this server; leave it out, or set tool_choice to none",
+            "tools",
+            "unsupported_parameter",
+        )
     extra: dict[str, Any] = {"max_tokens": defaults.get("max_tokens")}
     if max_tokens is not UNSET:
         extra["max_tokens"] = max_tokens
@@ -151,12 +158,19 @@ def _token_biases(biases: Mapping[str, float]) -> dict[int, float]:
     return {int(name): bias for name, bias in biases.items()}
 
 
-def conversation(
-    messages: Sequence[Message], add_generation_prompt: bool, add_special_tokens: bool = False
-) -> Chat:
+def conversation(body: ChatBody | TokenizeBody) -> Chat:
     """The conversation of a body."""
+    assert body.messages is not UNSET
+    adds_prompt = body.add_generation_prompt is True
+    if body.add_generation_prompt is UNSET:
+        adds_prompt = not body.continue_final_message
+    variables = dict(body.chat_template_kwargs)
+    if isinstance(body, ChatBody) and body.reasoning_effort is not UNSET:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
     return Chat(
-        messages=[msgspec.to_builtins(message) for message in messages],
-        add_generation_prompt=add_generation_prompt,
-        add_special_tokens=add_special_tokens,
+        messages=[msgspec.to_builtins(message) for message in body.messages],
+        add_generation_prompt=adds_prompt,
+        continue_final_message=body.continue_final_message,
+        template_kwargs=variables,
+        add_special_tokens=body.add_special_tokens is True,
     )

@@ -232,10 +232,11 @@ class OutputStream:
     def _take_tokens(self, event: TokenEvent) -> str:
         """Keep the tokens up to the one that completes a stop string; the text they make certain.
 
-        The stop id that ends a request is not shown.
+        The stop id that ends a request is not shown, unless `include_stop_str_in_output`.
         """
         text = ""
-        num_shown = len(event.token_ids) - (event.finish_reason == "stop")
+        is_stop_hidden = event.stop_reason is None or not self.params.include_stop_str_in_output
+        num_shown = len(event.token_ids) - (event.finish_reason == "stop" and is_stop_hidden)
         for at, token_id in enumerate(event.token_ids):
             self.token_ids.append(token_id)
             if event.logprobs:
@@ -256,6 +257,7 @@ class OutputStream:
         text, stop = self._matcher.push(piece)
         if stop is not None:
             self.finish_reason, self.stop_reason = "stop", stop
+            text += stop if self.params.include_stop_str_in_output else ""
         return text
 
     def _end(self, event: TokenEvent) -> str:

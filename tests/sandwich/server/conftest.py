@@ -16,6 +16,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from sandwich.checkpoint.tokenizer_files import read_tokenizer
 from sandwich.config import ServerConfig
 from sandwich.engine.engine import Engine
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
@@ -74,12 +75,12 @@ def _byte_tokenizer() -> tokenizers.Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("tokenizer")
     _byte_tokenizer().save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer(folder)
+    return folder
 
 
 class GatedExecutor(NullExecutor):
@@ -212,17 +213,18 @@ class Setup:
     text: str | None = DIGITS  # byte p of it, modulo, is said at position p; None: a hash
     generation_defaults: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
     is_ready: bool = True
+    chat_template: str | None = None
 
 
 StartRig = Callable[..., Awaitable[Rig]]
 
 
 @pytest.fixture
-def backend_of(tokenizer: Tokenizer) -> Callable[[Setup, Engine], Backend]:
+def backend_of(tokenizer_folder: Path) -> Callable[[Setup, Engine], Backend]:
     def build(setup: Setup, engine: Engine) -> Backend:
         return Backend(
             engine=engine,
-            tokenizer=tokenizer,
+            tokenizer=Tokenizer(read_tokenizer(tokenizer_folder), setup.chat_template),
             model_name=MODEL,
             root="/models/null",
             eos_token_ids=frozenset({EOS}),

@@ -1,0 +1,105 @@
+"""The road of every call that generates text: places, prompts, requests, the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+from msgspec import UNSET
+
+from sandwich.errors import InvalidRequestError
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
+from sandwich.server.generation import Choice, ChunkFormat, Generation, stream_answer
+from sandwich.server.protocol import SamplingBody
+from sandwich.server.service import Service
+from sandwich.server.wire import json_response
+from sandwich.text.output import OutputStream
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt that can run. `echo`: its text, if the answer shows it."""
+
+    token_ids: list[int]
+    echo: str = ""
+
+
+class AnswerFormat(ChunkFormat, Protocol):
+    """How one endpoint writes its answers, whole or streamed."""
+
+    @property
+    def id(self) -> str:
+        """Of the answer, and of its requests."""
+        ...
+
+    def whole(self, generation: Generation) -> msgspec.Struct: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: what was asked, and how it is answered."""
+
+    service: Service
+    body: SamplingBody
+    params: SamplingParams
+    form: AnswerFormat
+    arrival_time: float  # of time.monotonic()
+
+    async def answer(
+        self,
+        request: web.Request,
+        num_prompts: int,
+        encode: Callable[[], Awaitable[Sequence[EncodedPrompt]]],
+    ) -> web.StreamResponse:
+        """Take places, encode the prompts, generate, and answer as `form` says.
+
+        Raises what the client did wrong, QueueFullError, UnavailableError or RequestFailedError.
+        """
+        with self.service.bridge.open(num_prompts * self.params.n) as stream:
+            prompts = [self._cut(prompt) for prompt in await encode()]
+            choices = [
+                self._choice(prompt, index * self.params.n, sample)
+                for index, prompt in enumerate(prompts)
+                for sample in range(self.params.n)
+            ]
+            generation = Generation(stream, choices)
+            generation.submit()
+            if self.body.stream:
+                return await stream_answer(request, generation, self.form, self.service.limits)
+            await generation.finish()
+            return json_response(self.form.whole(generation))
+
+    def _cut(self, prompt: EncodedPrompt) -> EncodedPrompt:
+        """Only the last `truncate_prompt_tokens` of the prompt, if the client wants that."""
+        most = self.body.truncate_prompt_tokens
+        if most is UNSET:
+            return prompt
+        if most < 1 and most != -1:
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens is {most} but must be at least 1, or -1 for what fits",
+                "truncate_prompt_tokens",
+            )
+        most = self.service.backend.max_model_len - 1 if most == -1 else most
+        return EncodedPrompt(prompt.token_ids[-most:], prompt.echo)
+
+    def _choice(self, prompt: EncodedPrompt, first_index: int, sample: int) -> Choice:
+        index = first_index + sample
+        request = Request(
+            f"{self.form.id}-{index}",
+            prompt.token_ids,
+            self.params,
+            self.service.backend.eos_token_ids,
+            sample,
+            self.arrival_time,
+            self.body.cache_salt,
+        )
+        self.service.bridge.check(request)
+        room = self.service.backend.max_model_len - request.num_prompt_tokens
+        asked = self.body.asked_max_tokens
+        output = OutputStream(self.service.tokenizer, self.params, prompt.token_ids, index)
+        is_clamped = asked is not UNSET and asked > room
+        return Choice(index, request, output, prompt.echo, room if is_clamped else None)
