@@ -46,6 +46,12 @@ class Answer:
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
 
 
+def session() -> aiohttp.ClientSession:
+    """Any number of connections, each for one request: servers differ in when they close one."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+
+
 class Client:
     """Talks to one endpoint; `is_chat` decides whether it takes messages or one text."""
 

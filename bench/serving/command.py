@@ -16,13 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 from rich.console import Console
 
 from bench.flags import number, positive, ratio, some_of, whole
 from bench.record import CHECKOUT, commit, write_json
-from bench.serving.client import Client
+from bench.serving.client import Client, session
 from bench.serving.conversations import (
     Conversation,
     Lengths,
@@ -270,9 +269,7 @@ async def _run(
     if args.ignore_eos:
         body["ignore_eos"] = True
     url = args.base_url.rstrip("/") + (args.endpoint or BACKENDS[args.backend])
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+    async with session() as http:
         client = Client(http, url, args.backend == "openai-chat", body, args.api_key)
         for conversation in warm_up:
             done = await run_load(client, [conversation], [0.0], 1)

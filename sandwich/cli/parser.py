@@ -30,6 +30,12 @@ BENCHMARKS = (
         "load on any server that speaks the OpenAI API: throughput, TTFT, TPOT, goodput",
     ),
     Verb(
+        "peers",
+        "bench.peers.command",
+        "other engines at the same work, with the same bits, in turns",
+        "[MODEL]",
+    ),
+    Verb(
         "latency",
         "bench.latency",
         "prefill and decode beside the machine's limits",

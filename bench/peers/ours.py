@@ -1,0 +1,53 @@
+"""This engine, as one contestant among others."""
+
+from __future__ import annotations
+
+import sys
+
+from bench.peers.engine import Engine, Setup, Worker
+from bench.peers.work import Work
+from bench.record import CHECKOUT
+
+QUANTIZATION = {
+    "bf16": ("--dtype", "bfloat16"),
+    "q8_0": ("--quantization", "int8-w8a8", "--quantization-group", "32"),
+    "q4_0": ("--quantization", "int4"),
+    "w8a8": ("--quantization", "int8-w8a8"),
+}
+
+
+class Ours(Engine):
+    """The checkpoint as it is, rounded while it is loaded into the format of the others."""
+
+    name = "sandwich"
+    formats = tuple(QUANTIZATION)
+    has_server = True
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        script = CHECKOUT / "bench" / "peers" / "workers" / "sandwich_engine.py"
+        self.worker = Worker(
+            self.name, [sys.executable, str(script), *self._flags()], {"PYTHONPATH": str(CHECKOUT)}
+        )
+
+    def prepare(self) -> None:
+        self.settings = {"flags": self._flags()[1:]}
+
+    def seconds(self, work: Work) -> float:
+        return float(self.worker.ask(work.request())["seconds"])
+
+    def command(self, port: int) -> tuple[list[str], dict[str, str]]:
+        serve = [sys.executable, "-m", "sandwich", "serve", *self._flags(), "--port", str(port)]
+        return serve, {"PYTHONPATH": str(CHECKOUT)}
+
+    def close(self) -> None:
+        self.worker.close()
+
+    def _flags(self) -> list[str]:
+        setup = self.setup
+        sizes = {"max-model-len": setup.max_model_len, "max-num-seqs": setup.max_batch}
+        return [
+            str(setup.folder),
+            *QUANTIZATION[setup.format],
+            *(text for name, value in sizes.items() for text in (f"--{name}", str(value))),
+        ]

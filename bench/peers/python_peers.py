@@ -1,0 +1,69 @@
+"""Peers that are Python packages: each in an environment of its own, timed by a small worker."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from bench.peers.engine import Engine, Environment, Worker
+from bench.peers.work import Work
+from bench.record import CHECKOUT
+
+WORKERS = CHECKOUT / "bench" / "peers" / "workers"
+
+
+class PythonPeer(Engine):
+    """A worker for each number of threads that is asked for; one is alive at a time."""
+
+    packages: tuple[str, ...]
+    script: str
+    pip_flags: tuple[str, ...] = ()
+    _worker: Worker | None = None
+    _count = 0
+
+    def prepare(self) -> None:
+        folder = self.setup.peers_dir / self.name
+        self.python = Environment(folder, self.packages, self.setup.say, self.pip_flags).python
+
+    def seconds(self, work: Work) -> float:
+        count = self.threads.of(work)
+        if self._worker is None or count != self._count:
+            self.close()
+            self._count = count
+            script = str(WORKERS / self.script)
+            command = [self.python, script, *self.arguments(count)]
+            self._worker = Worker(self.name, command, self.variables(count))
+        return float(self._worker.ask(work.request())["seconds"])
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    @abstractmethod
+    def arguments(self, num_threads: int) -> Sequence[str]:
+        """What the worker is started with."""
+
+    def variables(self, num_threads: int) -> dict[str, str]:
+        """Variables of its environment."""
+        return {"OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Transformers(PythonPeer):
+    """transformers with torch; this environment's own, if it has them."""
+
+    name = "transformers"
+    formats = ("bf16",)
+    packages = ("torch==2.13.0", "transformers==5.23.0")
+    script = "transformers_engine.py"
+
+    def prepare(self) -> None:
+        if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+            self.python = sys.executable
+        else:
+            super().prepare()
+
+    def arguments(self, num_threads: int) -> Sequence[str]:
+        return [str(self.setup.folder), str(num_threads)]
