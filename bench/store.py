@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import write_json
-from sandwich.config import ConfigError
+from sandwich.errors import ConfigError
 
 
 @dataclass

@@ -33,8 +33,8 @@ from bench.serving.trace import KINDS
 from bench.store import Store
 from platforms.machine import Machine
 from platforms.probe import probe
-from sandwich.config import SANDWICH_CACHE_DIR, ConfigError, EngineConfig
-from sandwich.errors import SandwichError
+from sandwich.config import SANDWICH_CACHE_DIR, EngineConfig
+from sandwich.errors import ConfigError, SandwichError
 from sandwich.startup.hub import resolve_model
 from schedules.meters import Meter, PeakMeter, ReadMeter, last_level_cache_bytes
 
@@ -190,6 +190,7 @@ class Comparison:
                 raise SandwichError(error.message) from error
             try:
                 peer.prepare()
+                ours.use(peer.shared_model or self.setup.folder)
                 self.say(f"{peer.name} {self.key['format']}: looking for the best settings")
                 sweep(peer, thread_counts(self.setup.num_threads, os.cpu_count() or 1))
             except AbsentError as error:

@@ -71,6 +71,7 @@ class Engine(ABC):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.threads = Threads(setup.num_threads, setup.num_threads)
+        self.shared_model: Path | None = None  # a file of `prepare` that our engine reads too
         self.settings: dict[str, Any] = {}  # what was found to be best, for the record
 
     @abstractmethod

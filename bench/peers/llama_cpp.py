@@ -39,7 +39,7 @@ class LlamaCpp(Engine):
 
     def prepare(self) -> None:
         self._programs = built(self.setup.peers_dir / "llama.cpp", self.setup.say)
-        self._model = self._converted()
+        self._model = self.shared_model = self._converted()
 
     def seconds(self, work: Work) -> float:
         threads = str(self.threads.of(work))

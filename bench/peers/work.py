@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from sandwich.config import ConfigError
+from sandwich.errors import ConfigError
 
 FORMATS = ("bf16", "q8_0", "q4_0", "w8a8")
 

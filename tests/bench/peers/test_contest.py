@@ -13,7 +13,7 @@ from bench.peers.engine import AbsentError, Engine, Setup, Threads, Worker, run
 from bench.peers.servers import Load, compare_servers, compare_starts
 from bench.peers.work import Work
 from sandwich.cli import main
-from sandwich.config import ConfigError
+from sandwich.errors import ConfigError
 from schedules.meters import Meter
 
 CALLS: list[str] = []
@@ -44,6 +44,9 @@ class Mine(Fake):
     name = "sandwich"
     per_token = 0.001
     best_decode = 2
+
+    def use(self, model: Path) -> None:
+        assert model == self.setup.folder
 
 
 class Gone(Fake):

@@ -10,8 +10,13 @@ import pytest
 
 from bench.peers.checkpoint import random_checkpoint
 from bench.peers.gguf_file import gguf_name, rotated, write_gguf
+from sandwich.checkpoint.formats import open_source
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
 from sandwich.models.config import ModelConfig
+
+
+def config_of(folder: Path) -> ModelConfig:
+    return ModelConfig.from_source(open_source(folder))
 
 
 def values(folder: Path, name: str) -> npt.NDArray[np.uint16]:
@@ -27,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
 
 
 def test_a_random_checkpoint_is_one_that_can_be_read(folder: Path) -> None:
-    config = ModelConfig.from_folder(folder)
+    config = config_of(folder)
     assert config.dtype == "bfloat16"
     down = values(folder, "model.layers.0.mlp.down_proj.weight")
     assert down.shape == (config.hidden_size, config.intermediate_size)
@@ -46,7 +51,7 @@ def test_a_gguf_file_has_the_same_values(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(folder, file)
     reader = gguf.GGUFReader(file)
-    config = ModelConfig.from_folder(folder)
+    config = config_of(folder)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert len(tensors) == len(SafetensorsCheckpoint(folder).tensors)
     up = tensors["blk.1.ffn_up.weight"]
