@@ -20,13 +20,12 @@ from codegen.layout.arrays import (
     widen,
 )
 from codegen.layout.model import KvLayout
-from codegen.layout.operands import HEADROOM, LARGEST, SCALE_EXPONENTS, TOO_LARGE
+from codegen.layout.operands import LARGEST, MOST_INVERSE
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.layout.quantize import QuantizedRows
 from codegen.spec import MAX_TOP, WeightFormat
 
 Ints = npt.NDArray[np.int32]
-TINY = np.finfo(np.float32).tiny
 
 
 def round_to(values: Floats, dtype: str) -> Floats:
@@ -43,26 +42,18 @@ def gemm(x: Floats, weight: Floats, dtype: str, bias: Floats | None = None) -> F
 def quantize_activations(x: Floats, group: int = 0) -> tuple[npt.NDArray[np.int8], Floats]:
     """x (m, k) rounded to int8, and its scales (m, 1), or (m, groups) of `group` values of k each.
 
-    The scale of a row is its largest magnitude over LARGEST; zeros have scale 0. That of a group is
-    the least power of two with which that magnitude, and HEADROOM, stays below LARGEST + 1
-    (Rouhani et al., "Microscaling Data Formats for Deep Learning", arXiv 2310.10537),
-    or NaN where a magnitude is NaN, infinite or TOO_LARGE.
+    A scale is the largest magnitude over LARGEST; that of zeros is 0. It is no finite number where
+    a value is none.
     """
-    if not group:
-        largest = np.abs(x).max(axis=1, keepdims=True)
-        inverse = np.divide(LARGEST, largest, out=np.zeros_like(largest), where=largest != 0)
-        return np.rint(x * inverse).astype(np.int8), largest / np.float32(LARGEST)
     count, k = x.shape
-    padded = np.zeros((count, round_up(k, group)), np.float32)
+    padded = np.zeros((count, round_up(k, group or k)), np.float32)
     padded[:, :k] = x
-    groups = padded.reshape(count, -1, group)
-    largest = np.maximum(np.abs(groups).max(axis=2) * np.float32(HEADROOM), TINY)
-    _, exponents = np.frexp(largest)  # each is within [0.5, 1) * 2**exponent
-    exponents = np.clip(exponents - LARGEST.bit_length(), *SCALE_EXPONENTS)
-    scales = np.ldexp(np.float32(1), exponents)
-    scales[~(largest < TOO_LARGE)] = np.nan
-    rounded = np.nan_to_num(np.rint(groups / scales[..., None]), posinf=0).astype(np.int8)
-    return rounded.reshape(count, -1)[:, :k], scales
+    groups = padded.reshape(count, -1, group or k)
+    largest = np.abs(groups).max(axis=2)
+    with np.errstate(all="ignore"):  # of zeros, and what is no number
+        inverse = np.minimum(np.float32(LARGEST) / largest, np.float32(MOST_INVERSE))
+        rounded = np.nan_to_num(np.rint(groups * inverse[..., None])).astype(np.int8)
+    return rounded.reshape(count, -1)[:, :k], largest / np.float32(LARGEST)
 
 
 def rounded_activations(x: Floats, group: int = 0) -> Floats:
@@ -75,8 +66,8 @@ def integer_gemm(
     a: npt.NDArray[np.int8], a_scales: Floats, w: QuantizedRows, weights: WeightFormat
 ) -> Floats:
     """a (m, k) times the rows of w (n, k), transposed: (m, n). Groups are multiplied in integers,
-    scaled, and added in ascending order; `a_scales` are those of `quantize_activations`, for the
-    groups of the weights if they have any.
+    scaled, and added in ascending order, each before its minimum times the group's sum of a;
+    `a_scales` are those of `quantize_activations`, for the groups of the weights if they have any.
     """
     k, size = a.shape[1], weights.group or a.shape[1]
     product = np.zeros((len(a), len(w.codes)), np.float32)
@@ -88,6 +79,9 @@ def integer_gemm(
         if weights.group:
             sums *= a_scales[:, group, None]
         product += sums * w.scales[:, group]
+        if w.minima is not None:
+            totals = a[:, part].sum(axis=1, dtype=np.int32).astype(np.float32)
+            product += (totals * a_scales[:, group])[:, None] * w.minima[:, group]
     return product if weights.group else product * a_scales
 
 

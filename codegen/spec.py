@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 
 
@@ -57,7 +57,9 @@ class WeightFormat:
     dtype: "float32", "bfloat16", "int8" or "int4". activations: "float" (bf16 pairs where the ISA
     multiplies bf16, else float32) or "int8" (rounded on the fly). group: values of K that share a
     scale, 0 for one scale per output channel. scale_dtype: "float32", "bfloat16" or "float16".
-    has_zero_points: asymmetric. All but dtype are for int8 and int4.
+    has_zero_points: a code of zero for each scale. has_minima: a float for each scale, of its
+    dtype, which is added to the scaled code (Q4_1, Q4_K and Q5_K of GGUF); for groups alone. All
+    but dtype are for int8 and int4.
     """
 
     dtype: str
@@ -65,6 +67,7 @@ class WeightFormat:
     group: int = 0
     scale_dtype: str = "float32"
     has_zero_points: bool = False
+    has_minima: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -76,10 +79,11 @@ class WeightFormat:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {allowed}")
-        plain = ("float", 0, "float32", False)
-        given = (self.activations, self.group, self.scale_dtype, self.has_zero_points)
-        if not self.is_quantized and given != plain:
+        plain = ("float", 0, "float32", False, False)
+        if not self.is_quantized and astuple(self)[1:] != plain:
             raise ValueError(f"{self}: only int8 and int4 weights have scales and int8 activations")
+        if self.has_minima and (self.has_zero_points or not self.group):
+            raise ValueError(f"{self}: minima are of groups, and in the place of zero points")
 
     @property
     def bits(self) -> int:
@@ -98,8 +102,8 @@ class WeightFormat:
 
     @property
     def zero_code(self) -> int:
-        """The code of zero in a symmetric quantised format."""
-        return 1 << (self.bits - 1)
+        """The code that a scale adds nothing for, where no zero point says it."""
+        return 0 if self.has_minima else 1 << (self.bits - 1)
 
     @property
     def name(self) -> str:
@@ -107,8 +111,8 @@ class WeightFormat:
         if not self.is_quantized:
             return self.dtype
         group = f"-g{self.group}" if self.group else ""
-        zeros = "-zp" if self.has_zero_points else ""
-        return f"{self.dtype}{group}{zeros} x {self.activations}"
+        kind = "-zp" if self.has_zero_points else "-min" if self.has_minima else ""
+        return f"{self.dtype}{group}{kind} x {self.activations}"
 
 
 _LOWEST = {

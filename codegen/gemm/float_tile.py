@@ -2,7 +2,7 @@
 
 Codes minus their zero point become bf16 pairs, or float32 where the ISA does not multiply bf16
 (codegen.gemm.unpacking). Sums of products with unscaled weights are ended by one scale or, group by
-group, scaled terms add up.
+group, scaled terms add up. A group's minimum meets the sum of its activations.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from codegen.gemm.register_tile import Accumulators, RegisterTile
 from codegen.gemm.unpacking import unpacking_of
 from codegen.kit import Expr, T
+
+BF16_ONES = 0x3F803F80  # a pair
 
 
 class FloatTile(RegisterTile):
@@ -59,9 +61,23 @@ class FloatTile(RegisterTile):
         for word in range(words):
             self._add(k_block, group * words + word)
         scales = self._scales(group)
+        minima = self._minima(group) if self.layout.format.has_minima else []
         for i in range(self.place.rows):
-            terms = list(zip(self._sums.row(i), scales, strict=True))
-            self._totals.update(i, terms, lambda acc, t: self.kit.call("sw_mac_vector", acc, *t))
+            self._totals.add_products(i, self._sums.row(i), scales)
+            if minima:
+                self._totals.add_products(i, self._sum_of_activations(i, group), minima)
+
+    def _sum_of_activations(self, i: int, group: Expr) -> Expr:
+        """The sum of row i's activations of a group, in every lane."""
+        kit, num_words = self.kit, self.layout.format.group // self.kit.act_kr
+        add, one = "sw_mac_f32", T.float32(1)
+        if kit.has_dot:
+            add, one = "sw_mac_bf16", T.int32(BF16_ONES)
+        total = kit.zeros()
+        for word in range(0, num_words, kit.lanes):
+            vector = kit.load(self.a.words, self.place.row + i, group * num_words + word)
+            total = kit.call(add, total, one, vector)
+        return T.bind(kit.splat(T.bind(kit.call("sw_hsum", total))))
 
     def _add(self, k_block: Expr, k_word: Expr) -> None:
         """Add the products of one packed word."""

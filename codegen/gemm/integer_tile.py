@@ -2,9 +2,8 @@
 
 The sums of a group of K start from the activations' bias, which takes the offset of the weights'
 codes back, so that integers are exact. With one scale per output channel they stay integers over
-all of K; else the group's sum, scaled, is added to a second set of float32 sums. A group's sum is
-then added to the bits of a float32 whose last bit is worth the activations' scale (see
-codegen.layout.operands.Int8Rows), so that it becomes a scaled float32 in one subtraction.
+all of K; else the group's sum, scaled, is added to a second set of float32 sums, and so is its
+minimum times the sum of its activations, if it has one.
 """
 
 from __future__ import annotations
@@ -38,6 +37,9 @@ class IntegerTile(RegisterTile):
     def _start(self, group: Expr) -> None:
         """Set the integer sums to the bias of `group`."""
         kit, place = self.kit, self.place
+        if self.a.bias is None:
+            self._sums.load(lambda i, j: T.broadcast(T.int32(0), kit.lanes))
+            return
         zeros: list[Expr] = []
         if self.layout.format.has_zero_points:
             offset = code_offset(self.layout.format, kit.isa)
@@ -49,13 +51,15 @@ class IntegerTile(RegisterTile):
 
         def start(i: int, j: int) -> Expr:
             bias = T.broadcast(biases[i], kit.lanes)
-            return self._of_zero_point(i, group, bias * zeros[j]) if zeros else bias
+            return bias * zeros[j] if zeros else bias
 
         self._sums.load(start)
 
-    def _of_zero_point(self, i: int, group: Expr, bias: Expr) -> Expr:
-        """What the sums of row i start from where a zero point is in `bias`."""
-        return bias
+    def _scaled(self, i: int, group: Expr) -> list[Expr]:
+        """The integer sums of row i as float32, times the activations' scale."""
+        kit = self.kit
+        scale = kit.splat(T.bind(self.a.scales[self.place.row + i, group]))
+        return [T.cast(v, f"float32x{kit.lanes}") * scale for v in self._sums.row(i)]
 
     @property
     def _run_words(self) -> int:
@@ -148,7 +152,8 @@ class ChannelTile(IntegerTile):
 
 class GroupTile(IntegerTile):
     """A scale per group of K, here and in the activations: sums of (a group's sum as float32, times
-    the activations' scale) * its scale, in ascending order.
+    the activations' scale) * its scale, then of its minimum times the sum of its activations, in
+    ascending order.
     """
 
     def __init__(self, *args: Expr, scratch: Expr | None = None) -> None:
@@ -170,13 +175,6 @@ class GroupTile(IntegerTile):
     def multiply(self, k_block: Expr) -> None:
         self._each_group(k_block, lambda group: self._add_group(k_block, group))
 
-    def _of_zero_point(self, i: int, group: Expr, bias: Expr) -> Expr:
-        return bias + T.reinterpret(f"int32x{self.kit.lanes}", self._origin(i, group))
-
-    def _origin(self, i: int, group: Expr) -> Expr:
-        """The float32 whose bits the sums of row i are added to."""
-        return self.kit.splat(T.bind(self.a.scales[self.place.row + i, group]))
-
     def _add_group(self, k_block: Expr, group: Expr) -> None:
         words, run = self.layout.group_words, self._run_words
         self._start(group)
@@ -184,8 +182,9 @@ class GroupTile(IntegerTile):
             last = min(first + run, words)
             self._add_words(k_block, [group * words + word for word in range(first, last)])
         scales = self._scales(group)
+        minima = self._minima(group) if self.layout.format.has_minima else []
         for i in range(self.place.rows):
-            origin, kind = self._origin(i, group), f"float32x{self.kit.lanes}"
-            sums = [T.reinterpret(kind, v) - origin for v in self._sums.row(i)]
-            terms = list(zip(sums, scales, strict=True))
-            self._totals.update(i, terms, lambda acc, t: self.kit.call("sw_mac_vector", acc, *t))
+            self._totals.add_products(i, self._scaled(i, group), scales)
+            if minima:
+                total = self.kit.splat(T.bind(self.a.sums[self.place.row + i, group]))
+                self._totals.add_products(i, total, minima)

@@ -130,8 +130,9 @@ def gemm_function(spec: GemmSpec) -> Any:
                 column = place.panel * layout.panel + j * layout.lanes
                 kit.store(b["out"], (row, column), vector)
 
-        a = Activations(b["a"], b.get("a_scales"), b.get("a_bias"))
-        w = Weights(b["w"], copy, b.get("w_scales"), b.get("w_zero_points"))
+        a = Activations(*(b.get(part) for part in ("a", "a_scales", "a_bias", "a_sums")))
+        extras = (b.get("w" + part) for part in ("_scales", "_zero_points", "_minima"))
+        w = Weights(b["w"], copy, *extras)
         gemm = Gemm(kit, layout, spec.tiles, a, w, b["partial"], store)
         with kit.imports(), T.parallel(0, spec.num_cores) as core:
             gemm.emit(core, spec.num_cores, spec.max_rows if spec.has_fixed_rows else num_rows)

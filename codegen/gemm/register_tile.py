@@ -19,13 +19,14 @@ from codegen.spec import GemmTile
 class Activations:
     """Rows of A in memory: words (num_rows, words), as many as PanelLayout.k_padded values take.
 
-    Only for int8: scales float32 and bias int32, (num_rows, num_groups of the weights). What is in
-    them is what codegen.layout.operands.Int8Rows says.
+    Only for int8: scales float32, bias int32 and sums float32, (num_rows, num_groups of the
+    weights). What is in them, and which there are, is what codegen.layout.operands.Int8Rows says.
     """
 
     words: Expr
     scales: Expr = None
     bias: Expr = None
+    sums: Expr = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Weights:
     layer: Expr | None = None
     scales: Expr = None
     zero_points: Expr = None
+    minima: Expr = None
 
     def at(self, index: Expr) -> tuple[Expr, ...]:
         """The indices of element `index` of the matrix."""
@@ -107,7 +109,7 @@ class PanelReader:
             kit.prefetch(self.w.words, *self.w.at(at), ahead_bytes=T.cast(ahead, "int64"), level=2)
 
     def _of_group(self, array: Expr, group: Expr) -> list[Expr]:
-        """The tile's vectors of one group of an array of scales or zero points."""
+        """The tile's vectors of one group of an array of scales, zero points or minima."""
         at = self._first(self.layout.num_groups) + T.cast(group, "int64") * self._width
         first = T.bind(at)
         return [
@@ -116,7 +118,14 @@ class PanelReader:
 
     def _scales(self, group: Expr) -> list[Expr]:
         """The tile's scales of one group, float32 vectors."""
-        vectors = self._of_group(self.w.scales, group)
+        return self._floats_of_group(self.w.scales, group)
+
+    def _minima(self, group: Expr) -> list[Expr]:
+        """The tile's minima of one group, float32 vectors."""
+        return self._floats_of_group(self.w.minima, group)
+
+    def _floats_of_group(self, array: Expr, group: Expr) -> list[Expr]:
+        vectors = self._of_group(array, group)
         widen = {"float32": None, "bfloat16": "sw_widen_bf16", "float16": "sw_widen_f16"}
         name = widen[self.layout.format.scale_dtype]
         return [T.bind(self.kit.call(name, v) if name else v) for v in vectors]
@@ -211,6 +220,12 @@ class Accumulators:
             at = j * self._kit.lanes
             before = self._kit.load(self._buffers[i], at)
             self._kit.store(self._buffers[i], (at,), combine(before, vector))
+
+    def add_products(self, i: int, a: Expr | Sequence[Expr], b: Sequence[Expr]) -> None:
+        """Row i gains a times each vector of `b`; a is one vector for all, or one for each."""
+        each = a if isinstance(a, Sequence) else [a] * len(b)
+        terms = list(zip(each, b, strict=True))
+        self.update(i, terms, lambda acc, term: self._kit.call("sw_mac_vector", acc, *term))
 
     def multiply(self, b: Sequence[Expr], a: Callable[[int], tuple[Expr, ...]]) -> None:
         """One K step: row i gains a(i) times each vector of `b`."""

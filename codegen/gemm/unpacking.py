@@ -103,12 +103,16 @@ class FloatsOfCodes(Unpacking):
 
     def begin(self, group: Expr) -> None:
         """The zero points of a group as int32 vectors, those of signed bytes minus 128; none for a
-        symmetric format, nor where they are in the scratch already.
+        symmetric format, nor where they are in the scratch already. With minima they are zero.
         """
         weights, lanes = self.layout.format, self.kit.lanes
-        if not weights.has_zero_points or self._scratch is not None:
+        if self._scratch is not None:
             return
         base = self._splat(128 if weights.dtype == "int8" else 0)
+        if weights.has_minima:
+            self._zeros = [self._splat(0) - base] * len(self.place.columns)
+        if not weights.has_zero_points:
+            return
         vectors = self._of_group(self.w.zero_points, group)
         self._zeros = [T.bind(T.cast(v, f"int32x{lanes}") - base) for v in vectors]
 

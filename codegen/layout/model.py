@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from codegen.layout.arrays import DTYPES, Array, TensorSpec, round_up, storage_dtype
 from codegen.layout.panels import PackedMatrix, PanelLayout
+from codegen.layout.quantize import QuantizedRows
 from codegen.spec import ModelShape, WeightFormat
 
 DEFAULT_BLOCK_SIZE = 32  # tokens in one KV block
@@ -87,7 +88,8 @@ class ModelLayout:
 
         words = part(role)
         assert words is not None, role
-        return PackedMatrix(words, part(role + "_scales"), part(role + "_zero_points"))
+        extras = (part(role + suffix) for suffix in ("_scales", "_zero_points", "_minima"))
+        return PackedMatrix(words, *extras)
 
     @property
     def hidden_padded(self) -> int:
@@ -110,7 +112,9 @@ class ModelLayout:
         columns: npt.NDArray[np.intp] = chunk * self.panel + index % half
         return columns + width if role == "up" else columns
 
-    def pack_gate_or_up(self, role: str, rows: Array, start: int, out: PackedMatrix) -> None:
+    def pack_gate_or_up(
+        self, role: str, rows: Array | QuantizedRows, start: int, out: PackedMatrix
+    ) -> None:
         """Write rows [start, start + r) of "gate" or "up", (r, hidden_size), into gate_up."""
         half = self.panel // 2
         columns = self.packed_columns(role)
@@ -121,13 +125,19 @@ class ModelLayout:
             self.gate_up.pack_rows(rows[taken : taken + count], int(columns[index]), out)
             taken += count
 
-    def pack_o(self, rows: Array, n_start: int, out: PackedMatrix) -> None:
+    @property
+    def can_keep_codes_of_o(self) -> bool:
+        """Whether `pack_o` takes codes: padding of heads would shift their groups."""
+        return self.head_dim_padded == self.shape.head_dim
+
+    def pack_o(self, rows: Array | QuantizedRows, n_start: int, out: PackedMatrix) -> None:
         """Write rows [n_start, n_start + r) of o, (r, num_heads * head_dim), into packed o."""
         heads, dim, padded = self.shape.num_heads, self.shape.head_dim, self.head_dim_padded
         for first in range(0, len(rows), self.panel):
             part = rows[first : first + self.panel]
-            if padded != dim:
-                wide = np.zeros((len(part), heads, padded), rows.dtype)
+            if not self.can_keep_codes_of_o:
+                assert isinstance(part, np.ndarray), self.shape
+                wide = np.zeros((len(part), heads, padded), part.dtype)
                 wide[:, :, :dim] = part.reshape(len(part), heads, dim)
                 part = wide.reshape(len(part), heads * padded)
             self.o.pack_rows(part, n_start + first, out)
@@ -164,13 +174,17 @@ class ModelLayout:
 
 
 def matrix_specs(role: str, panels: PanelLayout, layers: tuple[int, ...]) -> dict[str, TensorSpec]:
-    """The tensors of one role's matrices: words and, where quantised, scales and zero points."""
+    """The tensors of one role's matrices: words and, where quantised, scales and zero points or
+    minima.
+    """
     specs = {role: TensorSpec((*layers, panels.num_words), panels.word_dtype)}
+    per_scale = (*layers, panels.num_scales)
     if panels.format.is_quantized:
-        specs[role + "_scales"] = TensorSpec((*layers, panels.num_scales), panels.scale_dtype)
+        specs[role + "_scales"] = TensorSpec(per_scale, panels.scale_dtype)
     if panels.format.has_zero_points:
-        zeros = TensorSpec((*layers, panels.num_scales), np.dtype(np.uint8))
-        specs[role + "_zero_points"] = zeros
+        specs[role + "_zero_points"] = TensorSpec(per_scale, np.dtype(np.uint8))
+    if panels.format.has_minima:
+        specs[role + "_minima"] = TensorSpec(per_scale, panels.scale_dtype)
     return specs
 
 

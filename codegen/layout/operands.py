@@ -39,26 +39,18 @@ class Operands:
 
 
 def code_offset(weights: WeightFormat, isa: IsaRow) -> int:
-    """How far the numbers that an integer dot product takes for symmetric weights are above them:
-    codes as they are, or, where int8 codes are made signed first, nothing.
+    """How far the numbers that an integer dot product takes for codes are above those that scales
+    multiply: it takes codes as they are or, where int8 codes are made signed first, minus 128.
     """
     is_signed = weights.dtype == "int8" and isa.has_s8_dot and not isa.has_u8_dot
-    return 0 if is_signed else weights.zero_code
+    return weights.zero_code - (128 if is_signed else 0)
 
 
 # The order of four activations in two words where int8 is multiplied in pairs of 16 bits: what the
 # even bytes of a word of weights meet, then what the odd ones do.
 PAIRS_OF_QUAD = (0, 2, 1, 3)
 LARGEST = 127  # magnitude of an int8 activation
-SCALE_EXPONENTS = (-100, 100)  # of the scale of a group: its least and its greatest
-HEADROOM = 1 + 2.0**-7  # over a largest magnitude, so that none is rounded to LARGEST + 1
-# With HEADROOM, a magnitude from here on is more than the greatest scale has integers for.
-TOO_LARGE = 2.0 ** (SCALE_EXPONENTS[1] + LARGEST.bit_length())
-# A float32 of this value has a last bit worth one: an integer of at most 22 bits and a sign that is
-# added to its bits is added to its value.
-ORIGIN = 1.5 * 2.0**23
-ORIGIN_BITS = 0x4B400000
-NAN_BITS = 0x7FC00000  # stays NaN whatever such an integer is added to it
+MOST_INVERSE = 2.0**120  # of a scale: magnitudes near the least of float32 get smaller integers
 
 
 @dataclass(frozen=True)
@@ -66,9 +58,7 @@ class Int8Rows:
     """Rows of activations, rounded to int8, as the kernels for `weights` on `isa` read them.
 
     A value is its integer times the scale of its row or, where the weights have groups of K, of its
-    row and group; those scales are powers of two. They are stored times ORIGIN: a sum of products
-    that starts from the bits of that is, as float32, (ORIGIN + sum) * scale. No sum of a group
-    needs more than the 22 bits: 128 * 127 * 255 < 2**22.
+    row and group.
     """
 
     isa: IsaRow
@@ -85,38 +75,39 @@ class Int8Rows:
         form = self.weights.format
         return 1 if form.has_zero_points else code_offset(form, self.isa)
 
-    @property
-    def has_origin_in_bias(self) -> bool:
-        """Whether a bias is on top of its stored scale's bits; a zero point would multiply them."""
-        return bool(self.weights.format.group) and not self.weights.format.has_zero_points
-
     def specs(self, name: str, num_rows: int) -> dict[str, TensorSpec]:
         """The arrays of `num_rows` rows: `name` (words of integers, from the lowest byte on, whole
-        vectors of them), `name`_scales and `name`_bias.
+        vectors of them), `name`_scales and, where the bias is not always zero, `name`_bias. Weights
+        with minima meet `name`_sums: of a group's integers, times its scale.
         """
-        int32, weights = np.dtype(np.int32), self.weights
+        int32, float32, weights = np.dtype(np.int32), np.dtype(np.float32), self.weights
         num_values = max(weights.k_padded, round_up(weights.k, self.isa.lanes))
-        return {
+        per_group = (num_rows, weights.num_groups)
+        specs = {
             name: TensorSpec((num_rows, num_values // self.values_per_word), int32),
-            name + "_scales": TensorSpec((num_rows, weights.num_groups), np.dtype(np.float32)),
-            name + "_bias": TensorSpec((num_rows, weights.num_groups), int32),
+            name + "_scales": TensorSpec(per_group, float32),
         }
+        if self.bias_factor:
+            specs[name + "_bias"] = TensorSpec(per_group, int32)
+        if weights.format.has_minima:
+            specs[name + "_sums"] = TensorSpec(per_group, float32)
+        return specs
 
     def stored(self, name: str, integers: npt.NDArray[np.int8], scales: Floats) -> dict[str, Array]:
         """What is in those arrays for integers (m, k) and scales (m, 1 or groups)."""
-        weights = self.weights
-        (_, num_words), _, _ = (spec.shape for spec in self.specs(name, len(integers)).values())
-        padded = np.zeros((len(integers), num_words * self.values_per_word), np.int8)
+        weights, specs = self.weights, self.specs(name, len(integers))
+        padded = np.zeros((len(integers), specs[name].shape[1] * self.values_per_word), np.int8)
         padded[:, : weights.k] = integers
         groups = padded[:, : weights.k_padded].reshape(len(integers), weights.num_groups, -1)
-        bias = groups.sum(axis=2, dtype=np.int32) * np.int32(-self.bias_factor)
-        if weights.format.group:
-            scales = scales * np.float32(ORIGIN)
-        if self.has_origin_in_bias:
-            bias += scales.view(np.int32)
+        sums = groups.sum(axis=2, dtype=np.int32)
         if self.values_per_word == 2:
             quads = padded.astype(np.int16).reshape(len(padded), -1, 4)[..., PAIRS_OF_QUAD].copy()
             words = quads.reshape(len(padded), -1).view(np.int32)
         else:
             words = padded.view(np.int32)
-        return {name: words, name + "_scales": scales, name + "_bias": bias}
+        arrays: dict[str, Array] = {name: words, name + "_scales": scales}
+        if self.bias_factor:
+            arrays[name + "_bias"] = sums * np.int32(-self.bias_factor)
+        if weights.format.has_minima:
+            arrays[name + "_sums"] = sums.astype(np.float32) * scales
+        return arrays

@@ -24,22 +24,23 @@ class PackedMatrix:
     """The arrays of one packed matrix.
 
     words (num_words,) of word_dtype; for quantised formats scales (num_scales,) of scale_dtype and,
-    if the format has them, zero_points (num_scales,) uint8.
+    if the format has them, zero_points (num_scales,) uint8 or minima (num_scales,) of scale_dtype.
     """
 
     words: Array
     scales: Array | None = None
     zero_points: Array | None = None
+    minima: Array | None = None
 
 
 @dataclass(frozen=True)
 class PanelLayout:
     """A (n, k) weight matrix (out x in features, as checkpoints store it) packed in N-panels.
 
-    Words are ordered [panel][k / kr][width][kr], scales and zero points [panel][group][width]: the
-    columns of one panel lie side by side for every step of k. Every panel is `panel` wide except
-    the last, which is as wide as what remains of `n_padded` (a multiple of `lanes`). K is padded to
-    whole words and whole groups.
+    Words are ordered [panel][k / kr][width][kr], scales, zero points and minima
+    [panel][group][width]: the columns of one panel lie side by side for every step of k. Every
+    panel is `panel` wide except the last, which is as wide as what remains of `n_padded` (a
+    multiple of `lanes`). K is padded to whole words and whole groups.
     """
 
     n: int
@@ -92,16 +93,16 @@ class PanelLayout:
 
     @property
     def num_scales(self) -> int:
-        """Scales, and zero points, of the matrix; for quantised formats."""
+        """Scales of the matrix, and zero points or minima; for quantised formats."""
         return self.n_padded * self.num_groups
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed matrix with its scales and zero points."""
+        """Bytes of the packed matrix with its scales, zero points and minima."""
         total = self.num_words * self.word_dtype.itemsize
         if self.format.is_quantized:
-            per_scale = self.scale_dtype.itemsize + self.format.has_zero_points
-            total += self.num_scales * per_scale
+            floats = (1 + self.format.has_minima) * self.scale_dtype.itemsize
+            total += self.num_scales * (floats + self.format.has_zero_points)
         return total
 
     @property
@@ -119,7 +120,7 @@ class PanelLayout:
 
     @property
     def scale_dtype(self) -> np.dtype[np.generic]:
-        """How one scale is held: 16-bit floats as their bit patterns."""
+        """How one scale or minimum is held: 16-bit floats as their bit patterns."""
         return storage_dtype(self.format.scale_dtype)
 
     def block_words(self, kc: int) -> int:
@@ -150,64 +151,52 @@ class PanelLayout:
             base = index * self.panel
             yield index, max(start, base) - base, min(stop, base + self.panel) - base
 
-    def pack_rows(self, rows: Array, n_start: int, out: PackedMatrix) -> None:
-        """Write rows [n_start, n_start + r) of the matrix into `out`, in place, quantised if the
-        format is.
+    def pack_rows(self, rows: Array | QuantizedRows, n_start: int, out: PackedMatrix) -> None:
+        """Write rows [n_start, n_start + r) of the matrix into `out`, in place.
 
-        rows (r, k) of `value_dtype`, any strides; the arrays of `out` are zero where nothing was
+        rows (r, k) of `value_dtype`, any strides, which are quantised if the format is; or codes of
+        this very format, which are kept bit for bit. The arrays of `out` are zero where nothing was
         packed, so that padding stays zero. Any n_start and r are right. Needs one panel of
         temporary memory.
         """
-        assert rows.dtype == self.value_dtype, (rows.dtype, self)
-        staging = self._staging(rows, n_start, out)
-        values = staging.view(self.value_dtype) if not self.format.is_quantized else None
-        taken = 0
-        for index, first, last in self._pieces(n_start, n_start + len(rows)):
-            part = rows[taken : taken + last - first]
-            if values is None:
-                self._put(index, first, quantize(widen(part), self.format), staging, out)
-            else:
-                values[: len(part), : self.k] = part
-                words = staging[: len(part), : self.k_words]
-                self.panel_words(out.words, index)[:, first:last] = words.T
-            taken += last - first
-
-    def pack_codes(self, rows: QuantizedRows, n_start: int, out: PackedMatrix) -> None:
-        """Write rows [n_start, n_start + r) that are quantised already, as `pack_rows` does."""
-        staging = self._staging(rows.codes, n_start, out)
-        assert rows.scales.shape == (len(rows.codes), self.num_groups), (rows.scales.shape, self)
-        taken = 0
-        for index, first, last in self._pieces(n_start, n_start + len(rows.codes)):
-            part = slice(taken, taken + last - first)
-            zeros = None if rows.zero_points is None else rows.zero_points[part]
-            piece = QuantizedRows(rows.codes[part], rows.scales[part], zeros)
-            self._put(index, first, piece, staging, out)
-            taken += last - first
-
-    def _staging(self, rows: Array, n_start: int, out: PackedMatrix) -> Array:
-        """Room for the words of one panel's rows, zeros, after a look at the operands."""
-        assert rows.shape[1:] == (self.k,), (rows.shape, self)
+        values = rows.codes if isinstance(rows, QuantizedRows) else rows
+        assert values.shape[1:] == (self.k,), (values.shape, self)
         assert 0 <= n_start <= self.n - len(rows), (n_start, len(rows), self)
         assert out.words.dtype == self.word_dtype, (out.words.dtype, self)
         shape = (min(self.panel, len(rows)), self.k_words + STAGING_SKEW)
-        return np.zeros(shape, self.word_dtype)
+        staging = np.zeros(shape, self.word_dtype)
+        taken = 0
+        for index, first, last in self._pieces(n_start, n_start + len(rows)):
+            part = rows[taken : taken + last - first]
+            taken += last - first
+            if isinstance(part, QuantizedRows):
+                self._put(index, first, part, staging, out)
+            elif self.format.is_quantized:
+                self._put(index, first, quantize(widen(part), self.format), staging, out)
+            else:
+                staging.view(self.value_dtype)[: len(part), : self.k] = part
+                words = staging[: len(part), : self.k_words]
+                self.panel_words(out.words, index)[:, first:last] = words.T
 
     def _put(
         self, index: int, first: int, rows: QuantizedRows, staging: Array, out: PackedMatrix
     ) -> None:
         """Write quantised rows into the columns from `first` on of one panel."""
+        assert rows.scales.shape == (len(rows), self.num_groups), (rows.scales.shape, self)
         columns = slice(first, first + len(rows.codes))
         words = staging[: len(rows.codes), : self.k_words]
         words[:] = self._words_of(rows.codes)
         self.panel_words(out.words, index)[:, columns] = words.T
-        stored = to_storage(rows.scales, self.format.scale_dtype)
-        assert out.scales is not None, self
-        self._panel_of(out.scales, index, self.num_groups)[:, columns] = stored.T
-        if self.format.has_zero_points:
-            assert rows.zero_points is not None, self
-            assert out.zero_points is not None, self
-            zeros = self._panel_of(out.zero_points, index, self.num_groups)
-            zeros[:, columns] = rows.zero_points.T
+        scale_dtype = self.format.scale_dtype
+        extras = (
+            (to_storage(rows.scales, scale_dtype), out.scales),
+            (rows.zero_points, out.zero_points),
+            (None if rows.minima is None else to_storage(rows.minima, scale_dtype), out.minima),
+        )
+        for values, array in extras:
+            assert (values is None) == (array is None), self
+            if values is not None and array is not None:
+                self._panel_of(array, index, self.num_groups)[:, columns] = values.T
 
     def _words_of(self, codes: Codes) -> Array:
         """Codes (r, k) as words (r, k_words).
@@ -250,16 +239,22 @@ class PanelLayout:
 
     def read_codes(self, packed: PackedMatrix, ids: npt.ArrayLike) -> QuantizedRows:
         """The rows `ids` of a quantised matrix as they are stored."""
-        assert packed.scales is not None, self
-        scales = from_storage(
-            self._rows(packed.scales, ids, self.num_groups), self.format.scale_dtype
+
+        def read(array: Array | None) -> Array:
+            assert array is not None, self
+            return self._rows(array, ids, self.num_groups)
+
+        def floats(array: Array | None) -> Floats:
+            return from_storage(read(array), self.format.scale_dtype)
+
+        return QuantizedRows(
+            codes=self._codes_of(self._rows(packed.words, ids, self.k_words)),
+            scales=floats(packed.scales),
+            zero_points=(
+                read(packed.zero_points).astype(np.uint8) if self.format.has_zero_points else None
+            ),
+            minima=floats(packed.minima) if self.format.has_minima else None,
         )
-        zeros = None
-        if self.format.has_zero_points:
-            assert packed.zero_points is not None, self
-            zeros = self._rows(packed.zero_points, ids, self.num_groups).astype(np.uint8)
-        codes = self._codes_of(self._rows(packed.words, ids, self.k_words))
-        return QuantizedRows(codes, scales, zeros)
 
     def read_rows(self, packed: PackedMatrix, ids: npt.ArrayLike) -> Floats:
         """The rows `ids` of a packed matrix, (len(ids), k) float32: widened or dequantised."""

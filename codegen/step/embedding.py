@@ -50,7 +50,7 @@ def _row_of_panels(step: Step, token_id: Expr, token: Expr) -> None:
 
 
 def _row_of_codes(step: Step, token_id: Expr, token: Expr) -> None:
-    """x = (code - zero point) * scale, of a quantised LM head."""
+    """x = (code - zero point) * scale + minimum, of a quantised LM head."""
     layout, b = step.model.lm_head, step.b
     word_at = _column(layout, token_id, layout.k_words)
     scale_at = _column(layout, token_id, layout.num_groups)
@@ -60,11 +60,16 @@ def _row_of_codes(step: Step, token_id: Expr, token: Expr) -> None:
         zero = layout.format.zero_code
         if layout.format.has_zero_points:
             zero = T.bind(T.cast(b["lm_head_zero_points"][at], "int32"))
+        minimum = None
+        if layout.format.has_minima:
+            minimum = T.bind(_scale(step, b["lm_head_minima"][at]))
 
         def store(k_word: Expr, num_values: int) -> None:
             word = T.bind(T.cast(b["lm_head"][word_at(k_word)], "int32"))
             for i in range(num_values):
                 value = T.cast(_code(layout.format, word, i) - zero, "float32") * scale
+                if minimum is not None:
+                    value = value + minimum
                 T.buffer_store(b["x"], value, [token, k_word * layout.kr + i])
 
         whole, rest = divmod(layout.k, layout.kr)
@@ -86,7 +91,7 @@ def _column(layout: PanelLayout, row: Expr, per_column: int) -> Callable[[Expr],
 
 
 def _code(weights: WeightFormat, word: Expr, i: int) -> Expr:
-    """Code i of a word, as PanelLayout.pack_codes puts it there, int32."""
+    """Code i of a word, as PanelLayout.pack_rows puts it there, int32."""
     if weights.dtype == "int8":
         byte = (word >> (8 * i)) & 0xFF
         return byte if weights.has_int8_activations else byte ^ 0x80
@@ -96,7 +101,7 @@ def _code(weights: WeightFormat, word: Expr, i: int) -> Expr:
 
 
 def _scale(step: Step, stored: Expr) -> Expr:
-    """A scale as float32."""
+    """A scale or minimum as float32."""
     match step.model.lm_head.format.scale_dtype:
         case "float16":  # as the intrinsic sw_widen_f16 does it
             bits = T.bind(T.cast(stored, "int32"))

@@ -153,13 +153,13 @@ def _clock(step: Step, core: Expr, slot: int) -> None:
 
 def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None = None) -> Gemm:
     """The GEMM of `role` on activations `a`; the LM head has no layer."""
-    scales, zeros = (step.b.get(role + suffix) for suffix in ("_scales", "_zero_points"))
+    extras = (step.b.get(role + suffix) for suffix in ("_scales", "_zero_points", "_minima"))
     return Gemm(
         kit=step.kit,
         layout=getattr(step.model, role),
         tiles=step.spec.ranges(role),
         a=step.activations(a),
-        w=Weights(step.b[role], layer, scales, zeros),
+        w=Weights(step.b[role], layer, *extras),
         partial=step.b["partial"],
         epilogue=epilogue,
         in_halves=role == "gate_up",

@@ -10,18 +10,7 @@ from collections.abc import Callable, Sequence
 
 from codegen.gemm.register_tile import Activations
 from codegen.kit import Expr, Kit, T
-from codegen.layout.operands import (
-    HEADROOM,
-    LARGEST,
-    NAN_BITS,
-    ORIGIN_BITS,
-    SCALE_EXPONENTS,
-    TOO_LARGE,
-    Int8Rows,
-)
-
-ONE_FIELD = 127  # the exponent field of a float32 of 1
-FRACTION_BITS = 23
+from codegen.layout.operands import LARGEST, MOST_INVERSE, Int8Rows
 
 
 def quantize_row(
@@ -47,26 +36,39 @@ def quantize_group(
     kit: Kit, form: Int8Rows, out: Activations, row: Expr, group: Expr, vectors: Sequence[Expr]
 ) -> None:
     """A group of K of a row of `out`, from its float32 vectors; the last group of a row may have
-    fewer of them than the others. Its scale is NaN if a value is none, infinite or too large.
+    fewer of them than the others. Its scale is no finite number if a value is none.
     """
     largest = _magnitude_bits(kit, vectors[0])
     for vector in vectors[1:]:
         largest = T.max(largest, _magnitude_bits(kit, vector))
-    most = _float_of_largest(kit, largest) * T.float32(HEADROOM)
-    bits = T.reinterpret("int32", T.bind(most))
-    lowest, highest = (ONE_FIELD + exponent for exponent in SCALE_EXPONENTS)
-    exact = (bits >> FRACTION_BITS) - (LARGEST.bit_length() - 1)
-    field = T.bind(T.max(T.min(exact, highest), lowest))
-    scaled = (field << FRACTION_BITS) + (ORIGIN_BITS - (ONE_FIELD << FRACTION_BITS))
-    is_representable = most < T.float32(TOO_LARGE)  # what is no number is not
-    origin = T.bind(T.Select(is_representable, scaled, NAN_BITS))
-    T.buffer_store(out.scales, T.reinterpret("float32", origin), [row, group])
-    inverse = T.reinterpret("float32", (2 * ONE_FIELD - field) << FRACTION_BITS)
-    column = group * form.weights.format.group
-    factor = kit.splat(T.bind(inverse))
-    total = _store_rounded(kit, form, out, row, column, vectors, factor)
-    bias = kit.call("sw_hsum_int", total) * -form.bias_factor
-    T.buffer_store(out.bias, bias + origin if form.has_origin_in_bias else bias, [row, group])
+    scale, inverse = _scale_and_inverse(kit, largest)
+    first = group * form.weights.format.group
+    total = _store_rounded(kit, form, out, row, first, vectors, inverse)
+    _finish(kit, form, out, row, group, scale, total)
+
+
+def _scale_and_inverse(kit: Kit, largest: Expr) -> tuple[Expr, Expr]:
+    """The scale that makes the largest of the magnitudes, in lanes as bits, LARGEST; and what to
+    multiply values with, a vector.
+    """
+    most = T.bind(T.reinterpret("float32", kit.call("sw_hmax_int", largest)))
+    inverse = T.min(T.float32(LARGEST) / most, T.float32(MOST_INVERSE))
+    return T.bind(most / T.float32(LARGEST)), T.bind(kit.splat(T.bind(inverse)))
+
+
+def _finish(
+    kit: Kit, form: Int8Rows, out: Activations, row: Expr, group: Expr, scale: Expr, total: Expr
+) -> None:
+    """Store the scale of a group, and what is made of the sum of its integers, in lanes."""
+    T.buffer_store(out.scales, scale, [row, group])
+    factor, has_minima = form.bias_factor, form.weights.format.has_minima
+    if not (factor or has_minima):
+        return
+    total = T.bind(kit.call("sw_hsum_int", total))
+    if factor:
+        T.buffer_store(out.bias, total * -factor, [row, group])
+    if has_minima:
+        T.buffer_store(out.sums, T.cast(total, "float32") * scale, [row, group])
 
 
 def _store_rounded(
@@ -90,11 +92,6 @@ def _store_rounded(
 def _magnitude_bits(kit: Kit, vector: Expr) -> Expr:
     """The bits of magnitudes: integers in the same order, above which lies what is no number."""
     return T.reinterpret(f"int32x{kit.lanes}", kit.call("sw_abs", vector))
-
-
-def _float_of_largest(kit: Kit, bits: Expr) -> Expr:
-    """The largest of the magnitudes; NaN if one of them is."""
-    return T.reinterpret("float32", kit.call("sw_hmax_int", bits))
 
 
 def _store_int8(
@@ -136,14 +133,10 @@ def _whole_row(
     with T.serial(0, num_vectors) as i:
         magnitude = _magnitude_bits(kit, load(i * kit.lanes))
         kit.store(largest, (0,), T.max(kit.load(largest, 0), magnitude))
-    most = T.bind(_float_of_largest(kit, kit.load(largest, 0)))
-    T.buffer_store(out.scales, most / T.float32(LARGEST), [row, 0])
-    inverse = T.if_then_else(most > T.float32(0), T.float32(LARGEST) / most, T.float32(0))
-    factor = T.bind(kit.splat(T.bind(inverse)))
+    scale, factor = _scale_and_inverse(kit, kit.load(largest, 0))
     sums = T.alloc_buffer((kit.lanes,), "int32")
     kit.store(sums, (0,), T.broadcast(T.int32(0), kit.lanes))
     with T.serial(0, num_vectors) as i:
         rounded = _store_rounded(kit, form, out, row, i * kit.lanes, [load(i * kit.lanes)], factor)
         kit.store(sums, (0,), kit.load(sums, 0) + rounded)
-    total = kit.call("sw_hsum_int", kit.load(sums, 0))
-    T.buffer_store(out.bias, total * -form.bias_factor, [row, 0])
+    _finish(kit, form, out, row, 0, scale, kit.load(sums, 0))

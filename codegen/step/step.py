@@ -78,7 +78,8 @@ class Step:
 
     def activations(self, name: str) -> Activations:
         """The arrays of the activations `name`."""
-        return Activations(self.b[name], self.b.get(name + "_scales"), self.b.get(name + "_bias"))
+        extras = (self.b.get(name + suffix) for suffix in ("_scales", "_bias", "_sums"))
+        return Activations(self.b[name], *extras)
 
     def is_rounded_apart(self, name: str) -> bool:
         """Whether an operator of its own rounds the activations `name` to int8."""

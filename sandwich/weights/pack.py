@@ -12,9 +12,11 @@ import numpy.typing as npt
 from codegen.layout.arrays import bf16_from_float32, widen
 from codegen.layout.model import ModelLayout
 from codegen.layout.panels import PackedMatrix
+from codegen.layout.quantize import QuantizedRows
 from sandwich.models.llama import CheckpointTensor
 
 Array = npt.NDArray[Any]
+Rows = Array | QuantizedRows
 
 
 class WeightPacker:
@@ -29,28 +31,31 @@ class WeightPacker:
         self._layout = layout
         self._tensors = tensors
         self._first_column = {"q": 0, "k": num_query, "v": num_query + num_key}
-        self._matrices: dict[str, tuple[str, Callable[[Array, int, PackedMatrix], None]]] = {
+        self._matrices: dict[str, tuple[str, Callable[[Rows, int, PackedMatrix], None]]] = {
             "o": ("o", layout.pack_o),
             "gate": ("gate_up", partial(layout.pack_gate_or_up, "gate")),
             "up": ("gate_up", partial(layout.pack_gate_or_up, "up")),
             "down": ("down", layout.down.pack_rows),
         }
 
-    def pack(self, tensor: CheckpointTensor, start: int, rows: Array) -> None:
-        """Write rows [start, start + r) of `tensor`; float32, float16 or uint16 bf16 bits."""
-        if len(tensor.shape) == 1:
-            self._pack_vector(tensor, widen(rows))
-            return
+    def pack(self, tensor: CheckpointTensor, start: int, rows: Rows) -> None:
+        """Write rows [start, start + r) of `tensor`: float32, float16 or uint16 bf16 bits; or codes
+        in the format of the tensor's matrix, which are kept bit for bit.
+        """
         role, tensors = tensor.role, self._tensors
-        if role == "embed_tokens":
-            rows = _as_dtype(rows, tensors[role].dtype)
-            tensors[role][start : start + len(rows)] = rows
+        if len(tensor.shape) == 1 or role == "embed_tokens":
+            assert not isinstance(rows, QuantizedRows), tensor
+            if role == "embed_tokens":
+                tensors[role][start : start + len(rows)] = _as_dtype(rows, tensors[role].dtype)
+            else:
+                self._pack_vector(tensor, widen(rows))
             return
+        value_dtype = (self._layout.lm_head if role == "lm_head" else self._layout.qkv).value_dtype
+        if not isinstance(rows, QuantizedRows):
+            rows = _as_dtype(rows, value_dtype)
         if role == "lm_head":
-            rows = _as_dtype(rows, self._layout.lm_head.value_dtype)
             self._layout.lm_head.pack_rows(rows, start, self._layout.matrix(tensors, role))
             return
-        rows = _as_dtype(rows, self._layout.qkv.value_dtype)
         if role in self._first_column:
             column = self._first_column[role] + start
             out = self._layout.matrix(tensors, "qkv", tensor.layer)

@@ -80,7 +80,7 @@ class Product:
         self.out, x, w = arrays["out"], normal(MOST_ROWS, k, seed=2), normal(n, k, seed=1)
         if weights.is_quantized:
             codes = quantize(w, weights)
-            layout.pack_codes(codes, 0, PackedMatrix(arrays["w"][0], arrays["w_scales"][0]))
+            layout.pack_rows(codes, 0, PackedMatrix(arrays["w"][0], arrays["w_scales"][0]))
             self.expected = integer_gemm(*quantize_activations(x), codes, weights)
             self.bound = np.zeros_like(self.expected)
         else:

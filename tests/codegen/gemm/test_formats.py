@@ -11,7 +11,8 @@ import pytest
 
 from codegen.compile import pin_pool
 from codegen.gemm.program import GemmProgram, GemmSpec
-from codegen.layout.panels import PackedMatrix, PanelLayout
+from codegen.layout.model import ModelLayout
+from codegen.layout.panels import PanelLayout
 from codegen.layout.quantize import QuantizedRows, quantize
 from codegen.reference import integer_gemm, quantize_activations, round_to
 from codegen.spec import GemmTile, TileRanges, WeightFormat
@@ -35,6 +36,8 @@ INTEGER_FORMATS = [
     WeightFormat("int4", "int8", 32, "float16"),
     WeightFormat("int4", "int8", 64, "bfloat16", has_zero_points=True),
     WeightFormat("int8", "int8", 128, has_zero_points=True),
+    WeightFormat("int4", "int8", 32, "float16", has_minima=True),
+    WeightFormat("int8", "int8", 64, has_minima=True),
 ]
 
 
@@ -85,8 +88,8 @@ def make(
     arena = Arena(arena_nbytes([s.nbytes for s in arguments.values()]), "gemm")
     arrays = {name: arena.array(s.shape, s.dtype) for name, s in arguments.items()}
     w = quantize(normal(n, k, seed=1), weights)
-    zeros = arrays["w_zero_points"][COPY] if weights.has_zero_points else None
-    layout.pack_codes(w, 0, PackedMatrix(arrays["w"][COPY], arrays["w_scales"][COPY], zeros))
+    packed = {name: array[COPY] for name, array in arrays.items() if name.startswith("w")}
+    layout.pack_rows(w, 0, ModelLayout.matrix(packed, "w"))
     program = GemmProgram(spec, arrays)
     x = normal(MOST_ROWS, k, seed=2) if x is None else x
     program.write_a(x)
@@ -146,6 +149,8 @@ FLOAT_FORMATS = [
     WeightFormat("int8", group=32, scale_dtype="bfloat16"),
     WeightFormat("int4", group=32, scale_dtype="float16"),
     WeightFormat("int4", group=64, has_zero_points=True),
+    WeightFormat("int4", group=32, scale_dtype="float16", has_minima=True),
+    WeightFormat("int8", group=128, has_minima=True),
 ]
 WIDENED: TileRanges = (
     (2, GemmTile(mr=MR, k_unroll=3)),
@@ -170,6 +175,8 @@ INVARIANT = [
     WeightFormat("int4", "int8", 32, "float16"),
     WeightFormat("int8"),
     WeightFormat("int4", group=64),
+    WeightFormat("int4", "int8", 32, "float16", has_minima=True),
+    WeightFormat("int4", group=32, scale_dtype="float16", has_minima=True),
 ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from codegen.layout.arrays import from_storage, to_storage
+from codegen.layout.model import ModelLayout, matrix_specs
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.layout.quantize import QuantizedRows, quantize
 from codegen.spec import GROUP_SIZES, WeightFormat
@@ -22,17 +23,16 @@ FORMATS = [
     for dtype, activations in product(("int8", "int4"), ("float", "int8"))
     for group, scale_dtype in zip((0, *GROUP_SIZES), SCALE_DTYPES, strict=True)
     for has_zero_points in (False, True)
+] + [
+    WeightFormat(dtype, "int8", group, scale_dtype, has_minima=True)
+    for dtype, group, scale_dtype in (("int4", 32, "float16"), ("int8", 64, "float32"))
 ]
 each_format = pytest.mark.parametrize("weights", FORMATS, ids=lambda weights: weights.name)
 
 
 def packed_zeros(layout: PanelLayout) -> PackedMatrix:
-    has_zeros = layout.format.has_zero_points
-    return PackedMatrix(
-        np.zeros(layout.num_words, layout.word_dtype),
-        np.zeros(layout.num_scales, layout.scale_dtype),
-        np.zeros(layout.num_scales, np.uint8) if has_zeros else None,
-    )
+    specs = matrix_specs("w", layout, ())
+    return ModelLayout.matrix({name: np.zeros(s.shape, s.dtype) for name, s in specs.items()}, "w")
 
 
 def layout_of(weights: WeightFormat) -> PanelLayout:
@@ -51,7 +51,7 @@ def test_every_value_becomes_its_nearest_code(weights: WeightFormat) -> None:
     error = np.abs(rows.dequantized(weights) - x)
     # the value opposite to a 4-bit extreme is cut by up to a step, a rounded zero point moves all
     # by half a step, and a rounded scale moves the last code most
-    is_cut = weights.dtype == "int4" and not weights.has_zero_points
+    is_cut = weights.dtype == "int4" and not weights.has_minima
     steps = 1.01 if is_cut or weights.has_zero_points else 0.51
     steps += 2**weights.bits * ROUNDING[weights.scale_dtype]
     assert (error <= steps * scales_of_values(rows, weights) + 1e-6).all()
@@ -72,7 +72,8 @@ def test_zeros_and_rows_of_zeros_stay_zero(weights: WeightFormat) -> None:
     x[3], x[5, 7:99] = 0.0, 0.0
     values = quantize(x, weights).dequantized(weights)
     assert not values[3].any()
-    assert not values[5, 7:99].any()
+    if not weights.has_minima:  # whose groups cut the range they have
+        assert not values[5, 7:99].any()
 
 
 def test_symmetric_bytes_leave_the_lowest_code_out() -> None:
@@ -93,17 +94,18 @@ def test_the_largest_of_a_group_of_nibbles_is_exact() -> None:
 def test_panels_give_back_what_was_packed(weights: WeightFormat) -> None:
     layout, rows = layout_of(weights), quantize(normal(N, K), weights)
     packed = packed_zeros(layout)
-    layout.pack_codes(rows, 0, packed)
+    layout.pack_rows(rows, 0, packed)
     ids = [N - 1, 0, 17, 15]
     read = layout.read_codes(packed, ids)
     np.testing.assert_array_equal(read.codes, rows.codes[ids])
     np.testing.assert_array_equal(read.scales, rows.scales[ids])
     if rows.zero_points is not None:
         np.testing.assert_array_equal(read.zero_points, rows.zero_points[ids])
+    if rows.minima is not None:
+        np.testing.assert_array_equal(read.minima, rows.minima[ids])
     np.testing.assert_array_equal(layout.unpack(packed), rows.dequantized(weights))
-    words = packed.words.nbytes + packed.scales.nbytes if packed.scales is not None else 0
-    zeros = 0 if packed.zero_points is None else packed.zero_points.nbytes
-    assert layout.nbytes == words + zeros
+    arrays = (packed.words, packed.scales, packed.zero_points, packed.minima)
+    assert layout.nbytes == sum(array.nbytes for array in arrays if array is not None)
 
 
 @each_format
@@ -130,7 +132,7 @@ def test_codes_lie_in_words_where_the_kernels_look(weights: WeightFormat, word: 
     layout = PanelLayout(1, 8, weights, panel=4, lanes=4)
     codes = np.arange(1, 9, dtype=np.uint8)[None]
     packed = packed_zeros(layout)
-    layout.pack_codes(QuantizedRows(codes, np.ones((1, 1), np.float32)), 0, packed)
+    layout.pack_rows(QuantizedRows(codes, np.ones((1, 1), np.float32)), 0, packed)
     assert int(packed.words.view(np.uint32)[0]) == word
 
 
@@ -143,6 +145,8 @@ def test_codes_lie_in_words_where_the_kernels_look(weights: WeightFormat, word: 
         ({"dtype": "int8", "scale_dtype": "float64"}, "'float64'"),
         ({"dtype": "bfloat16", "group": 32}, "only int8 and int4"),
         ({"dtype": "float32", "activations": "int8"}, "only int8 and int4"),
+        ({"dtype": "int4", "has_minima": True}, "minima are of groups"),
+        ({"dtype": "int4", "group": 32, "has_minima": True, "has_zero_points": True}, "minima"),
     ],
 )
 def test_a_format_that_is_not_made_is_refused_by_name(

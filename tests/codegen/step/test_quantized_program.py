@@ -48,12 +48,14 @@ class Case:
 
 
 INT4_FLOAT = WeightFormat("int4", group=32)
+MINIMA = WeightFormat("int4", "int8", 32, "float16", has_minima=True)
 CASES = [Case(INT8, INT8, is_tied=True), Case(INT4, W8A8, is_tied=False, num_heads=4)]
 SLOW_CASES = [
     Case(W8A8, W8A8, is_tied=True),
     Case(ZERO_POINTS, INT4, is_tied=True),
     Case(INT4, ZERO_POINTS, is_tied=True),
     Case(INT4_FLOAT, INT4_FLOAT, is_tied=True),
+    Case(MINIMA, MINIMA, is_tied=True),
 ]
 EACH_CASE = [
     pytest.param((isa, case), id=f"{isa}, {case.name}", marks=[pytest.mark.slow] * is_slow)
