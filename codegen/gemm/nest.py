@@ -187,17 +187,23 @@ class _Cell:
     def _tiles(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
         """In register tiles."""
         gemm, mr = self.gemm, self.tile.mr
+        tiles = column_tiles(num_vectors, self.tile.nv, gemm.in_halves)
         with T.serial(0, self.num_k_blocks) as k_block:
             if self.unpacked is not None:
                 whole = Place(panel, num_vectors, range(num_vectors), 0, 0)
                 unpack = unpacking_of(gemm.layout)
                 words = unpack(gemm.kit, gemm.layout, self.tile, gemm.w, whole)
-                words.to_scratch(k_block, self.unpacked)
-            tiles = column_tiles(num_vectors, self.tile.nv, gemm.in_halves)
+                words.to_scratch(k_block, self.unpacked, tiles)
+            before = 0
             for columns, step, number in column_runs(tiles):
                 with T.serial(0, number) as turn:
-                    place = Place(panel, num_vectors, columns, first, mr, turn * step)
+                    place = Place(
+                        *(panel, num_vectors, columns, first, mr),
+                        shift=turn * step,
+                        before=before + turn * len(columns),
+                    )
                     self._tiles_of_columns(place, num_rows, k_block)
+                before += number * len(columns)
 
     def _tiles_of_columns(self, place: Place, num_rows: Expr, k_block: Expr) -> None:
         """Register tiles for `num_rows` rows like those of `place` and below it."""

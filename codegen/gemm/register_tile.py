@@ -47,7 +47,8 @@ class Weights:
 @dataclass(frozen=True)
 class Place:
     """Which part of the product a register tile is: `rows` rows from `row` on, and the vectors
-    `columns` of a panel of `num_vectors`, or those that lie `shift` vectors behind them.
+    `columns` of a panel of `num_vectors`, or those that lie `shift` vectors behind them. before:
+    vectors of the panel's tiles that come before it.
     """
 
     panel: Expr
@@ -56,6 +57,7 @@ class Place:
     row: Expr
     rows: int
     shift: Expr = 0
+    before: Expr = 0
 
     @property
     def vectors(self) -> list[Expr]:

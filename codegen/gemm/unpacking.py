@@ -2,14 +2,17 @@
 order of K.
 
 Words are unpacked in registers, for every register tile anew, or a K block of a panel once into a
-scratch of the core, which many rows then multiply. Either is exact, so both give the same bits.
+scratch of the core, which many rows then multiply: there a register tile finds its vectors side by
+side. Either is exact, so both give the same bits.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 
+from codegen.gemm.amx_tile import has_tiles
 from codegen.gemm.register_tile import PanelReader, Place, Weights, k_loop
 from codegen.kit import Expr, Kit, T
 from codegen.layout.panels import PanelLayout
@@ -52,25 +55,38 @@ class Unpacking(PanelReader, ABC):
         steps = self.steps(self.kit, self.layout)
         if self._scratch is None:
             return [[T.bind(vector) for vector in step] for step in self._unpack(k_word)]
-        first = k_block * self.layout.block_words(self.tile.kc)
-        lanes, found = self.kit.lanes, []
+        per_block = self.layout.block_words(self.tile.kc)
+        lanes, width = self.kit.lanes, len(self.place.columns)
+        found = []
         for step in range(steps):
-            at = T.bind(((k_word - first) * steps + step) * self._width + self._shift)
-            columns = self.place.columns
-            found.append([T.bind(self.kit.load(self._scratch, at + j * lanes)) for j in columns])
+            row = (k_word - k_block * per_block) * steps + step
+            at = T.bind((self.place.before * per_block * steps + row * width) * lanes)
+            found.append(
+                [T.bind(self.kit.load(self._scratch, at + i * lanes)) for i in range(width)]
+            )
         return found
 
-    def to_scratch(self, k_block: Expr, scratch: Expr) -> None:
-        """Write a K block of all the panel's columns into `scratch`, one step after the other."""
+    def to_scratch(self, k_block: Expr, scratch: Expr, tiles: Sequence[Sequence[int]]) -> None:
+        """Write a K block of the panel into `scratch`: its tiles, which are vectors of the place,
+        one after the other, each step by step.
+        """
         layout, lanes = self.layout, self.kit.lanes
         steps, per_block = self.steps(self.kit, layout), layout.block_words(self.tile.kc)
+        befores = accumulate((len(tile) for tile in tiles), initial=0)
+        # of each vector: that of its tile's first row, the tile's width, its place in there
+        homes = {
+            j: (before * per_block * steps, len(tile), i)
+            for before, tile in zip(befores, tiles, strict=False)
+            for i, j in enumerate(tile)
+        }
 
         def unpack(k_word: Expr) -> None:
             self.begin(k_word // layout.group_words)
             for step, vectors in enumerate(self._unpack(k_word)):
                 row = (k_word - k_block * per_block) * steps + step
                 for j, vector in zip(self.place.columns, vectors, strict=True):
-                    self.kit.store(scratch, (row * self._width + j * lanes,), vector)
+                    first, width, i = homes[j]
+                    self.kit.store(scratch, ((first + row * width + i) * lanes,), vector)
 
         k_loop(k_block * per_block, per_block, layout.k_words, 1, unpack)
 
@@ -186,12 +202,10 @@ def unpacking_of(layout: PanelLayout) -> type[Unpacking]:
 
 
 def alloc_unpacked(kit: Kit, layout: PanelLayout, tile: GemmTile) -> Expr | None:
-    """Memory for one K block of a panel, if the tile asks for it; None where a word is what
-    products take as it is.
-    """
+    """Memory for one K block of a panel, if the tile asks for it; never for tiles of AMX."""
+    if not tile.is_widened or has_tiles(kit.isa, layout.format):
+        return None
     unpacking = unpacking_of(layout)
     steps = unpacking.steps(kit, layout)
-    if not tile.is_widened or (steps == 1 and unpacking is not FloatsOfCodes):
-        return None
     dtype = "int32" if unpacking is IntegersOfCodes else kit.act_dtype
     return T.alloc_buffer((layout.block_words(tile.kc) * steps * layout.panel,), dtype)

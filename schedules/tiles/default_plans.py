@@ -13,8 +13,10 @@ QUERY_ROWS = 16  # rows of an attention tile: query heads x tokens
 
 
 def panel_width(isa: IsaRow) -> int:
-    """Columns of a weight panel: four vectors where the registers hold a 6 x 4 tile, else two."""
-    return isa.lanes * (4 if isa.num_vector_registers >= 32 else 2)
+    """Columns of a weight panel: four vectors where the registers hold a 6 x 4 tile, else eight, of
+    which a row has sums enough in registers not to wait for them, and tiles take two.
+    """
+    return isa.lanes * (4 if isa.num_vector_registers >= 32 else 8)
 
 
 def default_plans(

@@ -25,16 +25,16 @@ PAIR_ROWS, PAIR_K_BLOCK = 4, 1024
 # Rows from which on it pays to widen a K block of weights once for all of them. Where bf16 or int8
 # are merely split in halves (AVX2), that pays sooner.
 WIDENED_ROWS, SOME_ROWS, INT8_ROWS = 128, 64, 24
+# One row in 16 registers: the sums of a whole panel of eight vectors do not wait for each other.
+_ROW_OF_16 = (1, GemmTile(1, K_BLOCK, k_unroll=4))
 
 
 def default_tiles(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
     """The ranges of rows and their tiles for a matrix of that format."""
     if weights.is_quantized and not weights.has_int8_activations:
         return _widening(isa, phase, weights)
-    if weights.dtype == "int4" and isa.has_short_sums and not _has_32(isa):
-        return _short()
-    if weights.group:
-        return _grouped(isa, phase)
+    if weights.group or (weights.dtype == "int4" and isa.has_short_sums):
+        return _grouped(phase) if _has_32(isa) else _grouped_of_16()
     return _plain(isa, phase, weights) if _has_32(isa) else _plain_of_16(isa, weights)
 
 
@@ -56,33 +56,20 @@ def _plain(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
 
 
 def _plain_of_16(isa: IsaRow, weights: WeightFormat) -> TileRanges:
-    """The same in 16 registers, for both phases: one or two rows take a panel as memory gives it,
-    some more fetch the next K block, and many split a block of weights once.
+    """The same in 16 registers, for both phases: one row takes a panel as memory gives it, some
+    more take two vectors of it and fetch the next K block, and many unpack a block once.
     """
     is_int8 = weights.dtype == "int8"
     is_split = weights.dtype == "bfloat16" or (is_int8 and isa.multiplies_pairs)
     k_unroll = 1 if is_int8 else 2
     rows = FEWEST_ROWS if weights.dtype == "bfloat16" else MOST_ROWS
-    few = GemmTile(2, K_BLOCK, k_unroll=4)
-    some = GemmTile(rows, PAIR_K_BLOCK, k_unroll=k_unroll, block_prefetch=1)
-    many = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=k_unroll, is_widened=is_split)
-    return (few.mr, few), (INT8_ROWS if is_int8 else SOME_ROWS, some), (MANY_ROWS, many)
+    some = GemmTile(rows, PAIR_K_BLOCK, k_unroll=k_unroll, nv=2, block_prefetch=1)
+    many = GemmTile(MOST_ROWS, PAIR_K_BLOCK, k_unroll=k_unroll, nv=2, is_widened=is_split)
+    return _ROW_OF_16, (INT8_ROWS if is_int8 else SOME_ROWS, some), (MANY_ROWS, many)
 
 
-def _short() -> TileRanges:
-    """int4 with sums of 16 bits beside the others, in 16 registers: a tile of one vector."""
-    few = GemmTile(2, K_BLOCK, k_unroll=4)
-    many = GemmTile(FEWEST_ROWS, K_BLOCK, k_unroll=4, nv=1)
-    some = replace(many, kc=PAIR_K_BLOCK, block_prefetch=1)
-    return (few.mr, few), (SOME_ROWS, some), (MANY_ROWS, many)
-
-
-def _grouped(isa: IsaRow, phase: Phase) -> TileRanges:
-    """Two sets of sums, of a group and of groups: half as many vectors."""
-    if not _has_32(isa):
-        few = GemmTile(2, K_BLOCK, k_unroll=4)
-        many = GemmTile(FEWEST_ROWS, K_BLOCK, k_unroll=4, nv=1)
-        return ((2, few), (MANY_ROWS, many))
+def _grouped(phase: Phase) -> TileRanges:
+    """Two sets of sums, of a group and of groups, or of 16 and of 32 bits: half as many vectors."""
     many = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=4, nv=2)
     few = GemmTile(PAIR_ROWS, K_BLOCK, k_unroll=4)
     if phase is Phase.PREFILL:
@@ -91,17 +78,26 @@ def _grouped(isa: IsaRow, phase: Phase) -> TileRanges:
     return ((PAIR_ROWS, few), (2 * PAIR_ROWS, pair), (MANY_ROWS, many))
 
 
+def _grouped_of_16() -> TileRanges:
+    """The same in 16 registers, for both phases."""
+    many = GemmTile(FEWEST_ROWS, K_BLOCK, k_unroll=4, nv=1)
+    some = replace(many, kc=PAIR_K_BLOCK, block_prefetch=1)
+    return _ROW_OF_16, (SOME_ROWS, some), (MANY_ROWS, many)
+
+
 def _widening(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRanges:
     """Weights that are widened: a tall tile does it once for many rows. It reads a panel vector by
     vector, which memory answers slowly, so that the next K block is fetched, and few rows take
     whole panels; groups have twice the sums.
     """
-    few = GemmTile(2 if weights.group or not _has_32(isa) else PAIR_ROWS, K_BLOCK, k_unroll=4)
+    few_rows = (2 if weights.group else PAIR_ROWS) if _has_32(isa) else 1
+    few = GemmTile(few_rows, K_BLOCK, k_unroll=4)
     rows = 8 if _has_32(isa) else FEW_ROWS
     tall = GemmTile(rows, PAIR_K_BLOCK, k_unroll=4, nv=1, block_prefetch=1)
     if phase is Phase.DECODE:
         return ((few.mr, few), (MANY_ROWS, tall))
-    nv = (2 if _has_32(isa) else 1) if weights.group else 0
+    whole, of_groups = (0, 2) if _has_32(isa) else (2, 1)
+    nv = of_groups if weights.group else whole
     mr = MOST_ROWS if _has_32(isa) else FEW_ROWS
     widened = GemmTile(mr, K_BLOCK, k_unroll=2, nv=nv, is_widened=True)
     return ((WIDENED_ROWS, tall), (MANY_ROWS, widened))

@@ -64,12 +64,13 @@ class TileSpace:
         weights = self.layout.format
         nv = self.width(tile)
         sets = 2 if self._has_short_sums else tile.chains + (weights.group > 0)
-        sums = min(tile.mr, self.rows) * nv * sets
-        if tile.is_widened or not (self.can_widen or self._is_flipped):
-            return sums + nv + 1
+        rows = min(tile.mr, self.rows)
+        sums, held = rows * nv * sets, nv if rows > 1 else 1  # one row meets vectors as they come
+        if tile.is_widened or not (self._is_unpacked or self._is_flipped):
+            return sums + held + 1
         # the two steps of a word of bytes come one after the other
         is_pairs = weights.dtype == "int8" and weights.has_int8_activations
-        return sums + (nv + 2 if is_pairs else 2 * nv + 2)
+        return sums + (held + 2 if is_pairs else 2 * held + 2)
 
     @property
     def _has_short_sums(self) -> bool:
@@ -124,9 +125,14 @@ class TileSpace:
 
     @property
     def can_widen(self) -> bool:
-        """Whether words are unpacked before they are multiplied, which can be done once for all
-        rows.
+        """Whether a block of words can be unpacked once for all rows: where they have to be before
+        they are multiplied, and float32, whose tiles then lie side by side.
         """
+        return self._is_unpacked or self.layout.format.dtype == "float32"
+
+    @property
+    def _is_unpacked(self) -> bool:
+        """Whether products take other words than those that are packed."""
         weights = self.layout.format
         if weights.has_int8_activations:
             return weights.dtype == "int4" or self.isa.multiplies_pairs
@@ -170,11 +176,14 @@ class TileSpace:
         )
 
     def _fits_cache(self, tile: GemmTile) -> bool:
-        """Whether the K block of a panel stays in L2 until the last row has used it, and the next
-        one beside it if it is prefetched.
+        """Whether the K block of a panel stays in L2 until the last row has used it, and beside it
+        the next one if it is prefetched, and what it is widened to.
         """
-        words = self.layout.block_words(tile.kc) * self.layout.panel
-        nbytes = words * self.layout.word_dtype.itemsize * (2 if tile.block_prefetch else 1)
+        layout = self.layout
+        words = layout.block_words(tile.kc) * layout.panel
+        nbytes = words * layout.word_dtype.itemsize * (2 if tile.block_prefetch else 1)
+        if tile.is_widened:
+            nbytes += words * layout.kr * self._act_bytes
         return not self.l2_bytes or nbytes <= self.l2_bytes // 2 or tile.kc == K_BLOCKS[0]
 
     def cost(self, tile: GemmTile) -> float:
@@ -187,7 +196,7 @@ class TileSpace:
         for count, height in heights:
             macs, loads = height * nv / _MACS, (height + nv) / _LOADS
             busy = max(macs, loads, _LATENCY / tile.chains)
-            unpacked = nv * _WIDEN if self.can_widen and not tile.is_widened else 0.0
+            unpacked = nv * _WIDEN if self._is_unpacked and not tile.is_widened else 0.0
             cycles += count * tiles * (busy + unpacked + _TURN / tile.k_unroll)
         cycles += self.num_vectors * (_WIDEN + _STORE) * tile.is_widened
         blocks = self.layout.num_k_blocks(tile.kc)
