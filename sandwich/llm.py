@@ -13,7 +13,7 @@ from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from sandwich.config import EMBEDDED_NAME
+from sandwich.config import DEFAULT_MODEL
 from sandwich.errors import InvalidRequestError
 from sandwich.llm_inputs import (
     Prompt,
@@ -44,7 +44,7 @@ class LLM:
     ModelError or MemoryLimitError if the engine cannot be built. Close it, or use it with `with`.
     """
 
-    def __init__(self, model: str = EMBEDDED_NAME, **options: Any) -> None:
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Any) -> None:
         from sandwich.startup.build import build_engine
 
         self._set_up(build_engine(engine_config(str(model), options)))

@@ -27,8 +27,8 @@ STEP_BARRIERS = 5  # embed, norm, lm_head and the two halves of argmax
 # decides, and where they are equal they take a quarter longer, as `sandwich bench plans` showed on
 # Zen 4. Attention waits for keys and values that lie in blocks here and there: it takes the sum.
 OVERLAP = 3.0
-# Of the last level cache that weights and KV cache may fill to stay there. The embedded model fills
-# 55 % of a Zen 4's, and decode reads it faster than memory: `sandwich plan --measure`.
+# Of the last level cache that weights and KV cache may fill to stay there. A model that fills 55 %
+# of a Zen 4's is decoded from it: `sandwich plan --measure`.
 CACHE_FRACTION = 0.75
 
 

@@ -25,8 +25,8 @@ CONFINED = {
         "bench",
     ),
     "aiohttp": ("sandwich.server", "bench"),
-    "torch": ("bench", "sandwich.embedded"),
-    "transformers": ("bench", "sandwich.embedded"),
+    "torch": ("bench",),
+    "transformers": ("bench",),
 }
 # What must not reach a library, not even through others.
 FREE_OF = [

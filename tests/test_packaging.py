@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sandwich.startup.packaged import PACKAGED
+
 LAYERS = ("platforms", "codegen", "schedules", "sandwich", "bench")
 
 
@@ -49,8 +51,15 @@ def test_the_requirement_files_hold_the_pins_of_pyproject(
     assert pins(wanted).items() <= locked.items(), "run `make lock`"
 
 
+def test_the_models_that_can_be_named_are_the_ones_that_are_installed(checkout: Path) -> None:
+    wanted = pins([model.requirement for model in PACKAGED.values()])
+    assert requirements(checkout, "model") == wanted
+
+
 def test_no_package_is_pinned_twice(checkout: Path) -> None:
-    names = [n for f in ("runtime", "test", "dev", "plot") for n in requirements(checkout, f)]
+    names = [
+        n for f in ("runtime", "model", "test", "dev", "plot") for n in requirements(checkout, f)
+    ]
     assert len(names) == len(set(names))
 
 

@@ -9,13 +9,13 @@ from sandwich import LLM, SamplingParams
 
 def test_the_request_of_the_readme_gets_its_answer(checkout: Path) -> None:
     readme = (checkout / "README.md").read_text()
-    found = re.search(r"/v1/completions .* -d '(\{.*?\})'", readme, re.DOTALL)
+    found = re.search(r"/v1/chat/completions .* -d '(\{.*?\})'", readme, re.DOTALL)
     assert found
     request = json.loads(found[1])
     params = SamplingParams(temperature=request["temperature"], max_tokens=request["max_tokens"])
     with LLM(request["model"]) as llm:
-        [result] = llm.generate(request["prompt"], params)
-    assert f'"text":{json.dumps(result.outputs[0].text)}' in readme
+        [result] = llm.chat(request["messages"], params)
+    assert f'"content":{json.dumps(result.outputs[0].text)}' in readme
     usage = {
         "prompt_tokens": len(result.prompt_token_ids),
         "completion_tokens": len(result.outputs[0].token_ids),

@@ -37,7 +37,7 @@ def what_is(path: Path) -> str | None:
     if path.is_file():
         if is_lfs_pointer(path):
             return pointer_remedy()
-        return "a file; give the folder that holds its config.json"
+        return "a file, but no GGUF file; give one, or the folder that holds a config.json"
     tests: tuple[Callable[[Path], str | None], ...] = (_adapter, _pointers, _other_weights)
     return next((found for test in tests if (found := test(path)) is not None), None)
 

@@ -12,7 +12,7 @@ from sandwich.cli.generation import (
     print_reply,
     sampling_params,
 )
-from sandwich.config import EMBEDDED_NAME
+from sandwich.config import DEFAULT_MODEL
 
 _MAX_TOKENS = 128
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help=f"folder, hub id, or {EMBEDDED_NAME!r} (default: {EMBEDDED_NAME})",
+        help=f"file, folder, hub id, or {DEFAULT_MODEL!r} (default: {DEFAULT_MODEL})",
     )
     parser.add_argument("--echo", action="store_true", help="print the text itself first")
     parser.add_argument("--stats", action="store_true", help="print the speed to stderr at the end")

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sandwich.config import EMBEDDED_NAME, ENVIRONMENT, EngineConfig
+from sandwich.config import DEFAULT_MODEL, ENVIRONMENT, EngineConfig
 from sandwich.errors import ConfigError
 from sandwich.foreign_options import FOREIGN_OPTIONS, without_foreign_options
 from sandwich.options import Option, options, parse_nbytes
@@ -23,15 +23,15 @@ class _Group(Protocol):
 
 
 def add_model_argument(
-    parser: argparse.ArgumentParser, default: str = EMBEDDED_NAME, more: str = ""
+    parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL, more: str = ""
 ) -> None:
     """MODEL. default: what its absence means; more: what else it may be, with a comma behind."""
     parser.add_argument(
         _MODEL,
         nargs="?",
         metavar="MODEL",
-        help=f"a folder in the Hugging Face layout, a hub id (ORGANISATION/NAME), {more}or "
-        f"{EMBEDDED_NAME!r}, the small model in the package (default: {default})",
+        help="a GGUF file, a folder in the Hugging Face layout, a hub id (ORGANISATION/NAME), "
+        f"{more}or {DEFAULT_MODEL!r}, a small model in a Python package (default: {default})",
     )
 
 

@@ -17,13 +17,13 @@ from sandwich.cli.options import (
     build_config,
     read_config_file,
 )
-from sandwich.config import EMBEDDED_NAME, EngineConfig, ServerConfig
+from sandwich.config import EngineConfig, ServerConfig
 
 if TYPE_CHECKING:
     from sandwich.server.backend import Backend
 
 # Seconds that a step which has returned waits for the event loop to let go of the interpreter. Of
-# Python's 5 ms, 8 streams of the embedded model lose a tenth of their tokens.
+# Python's 5 ms, 8 streams of a model with steps of 1 ms lose a tenth of their tokens.
 _SWITCH_INTERVAL_S = 0.0002
 _UNSPECIFIED_HOSTS = ("0.0.0.0", "[::]")  # listened on, but not to be called
 
@@ -68,8 +68,7 @@ def ready_text(url: str, backend: Backend, config: ServerConfig) -> str:
 def curl_example(url: str, backend: Backend, config: ServerConfig) -> str:
     for host in _UNSPECIFIED_HOSTS:
         url = url.replace(f"//{host}:", "//127.0.0.1:")
-    is_chat = backend.tokenizer.has_chat_template and backend.root != EMBEDDED_NAME
-    if is_chat:
+    if backend.tokenizer.has_chat_template:
         endpoint = "/v1/chat/completions"
         asked: dict[str, object] = {"messages": [{"role": "user", "content": "Hello!"}]}
     else:

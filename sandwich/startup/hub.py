@@ -1,4 +1,4 @@
-"""The model argument -> a path on disk: the embedded model, a local file or folder, a hub id.
+"""The model argument -> a path on disk: a local file or folder, a packaged model, a hub id.
 
 The only importer of huggingface_hub, and only when a hub id is given.
 """
@@ -9,27 +9,27 @@ import re
 from pathlib import Path
 from typing import Final
 
-from sandwich.config import EMBEDDED_MODEL, EMBEDDED_NAME
 from sandwich.errors import ConfigError
+from sandwich.startup.packaged import PACKAGED, packaged_file
 
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model")
 
 
 def resolve_model(model: str) -> Path:
-    """The path of a model: the embedded one, a local one, or that of a hub id, fetched if needed.
+    """The path of a model: a local one, one in a Python package, or a hub id's, fetched if needed.
 
     Raises:
         ConfigError: the path does not exist, or the hub does not have or give the model.
     """
-    if model == EMBEDDED_NAME:
-        return EMBEDDED_MODEL
+    if model in PACKAGED:
+        return packaged_file(model)
     path = Path(model).expanduser()
     if model and path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or model.startswith("."):
         raise ConfigError(
             f"model {model!r} is no file, folder or hub id; write a path, ORGANISATION/NAME, or "
-            f"{EMBEDDED_NAME!r} for the model inside the package"
+            f"a name: {', '.join(PACKAGED)}"
         )
     return _fetch(model)
 

@@ -54,7 +54,7 @@ def test_every_cell_is_measured_and_written_down(tmp_path: Path) -> None:
     ("flags", "said"),
     [
         (["--random", "no-such-shape"], "no-such-shape"),
-        (["--random", "tiny", "embedded"], "not both"),
+        (["--random", "tiny", "smollm2"], "not both"),
         (["--prefill", "128,0"], "'0' is not a whole number from 1 up"),
         (["--random", "tiny", "--context", "100000"], "max-model-len"),
     ],

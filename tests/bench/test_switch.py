@@ -84,7 +84,7 @@ def test_switches_and_stays_are_told_apart_and_the_first_ones_are_left_out(
     [
         (["--switches", "0"], "--switches is 0; it is a whole number from 1 up"),
         (["--prompt", "0"], "--prompt is 0"),
-        (["embedded"], "not both"),
+        (["smollm2"], "not both"),
         (["--executor", "null", "--switches", "1"], "makes no native calls"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The whole engine on the compiled programs and the embedded model."""
+"""The whole engine on the compiled programs and a tiny model with random weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,10 @@ PROMPTS = [
     "import os\n",
     "class Queue:\n    def __init__(self",
     "x",
-    "def read(path):\n    with open(path) as file:\n        return file.read()\n\n\n" * 9,
+    "def read(path):\n    with open(path) as file:\n        return file.read()\n\n\n" * 4,
     "#" * 200,
 ]
+TINY: dict[str, Any] = {"model": "tiny", "random_weights": True}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, max_tokens=24, ignore_eos=True)
 
@@ -41,6 +43,7 @@ def llm(request: pytest.FixtureRequest, programs_dir: Path) -> Iterator[LLM]:
         pytest.skip("co-running takes two CPUs")
     # 64-token prefill steps and a cache of 13 blocks: prompts are cut and requests are preempted.
     with LLM(
+        **TINY,
         dtype=dtype,
         mixed_steps=mixed_steps,
         max_num_seqs=6,
@@ -53,7 +56,7 @@ def llm(request: pytest.FixtureRequest, programs_dir: Path) -> Iterator[LLM]:
 
 
 def bytes_per_token(dtype: str) -> int:
-    parts = build_engine(EngineConfig(executor="null", dtype=dtype))
+    parts = build_engine(EngineConfig(**TINY, executor="null", dtype=dtype))
     parts.engine.close()
     return parts.memory.kv.bytes_per_block // parts.memory.kv.block_size
 
@@ -72,7 +75,7 @@ def test_the_highest_debug_level_reports_every_operator_and_dumps_the_code(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="sandwich")
-    with LLM(debug=5, cache_dir=tmp_path, max_num_seqs=1, max_model_len=64) as llm:
+    with LLM(**TINY, debug=5, cache_dir=tmp_path, max_num_seqs=1, max_model_len=64) as llm:
         llm.generate("x = ", SamplingParams(max_tokens=2), use_tqdm=False)
     for phase in ("prefill", "decode"):
         for operator in ("embed", "attention", "gate_up", "argmax"):

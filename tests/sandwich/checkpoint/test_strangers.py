@@ -99,7 +99,7 @@ def test_a_pointer_of_git_is_seen_in_every_file(
     ("content", "reason"),
     [
         (POINTER, "is a pointer of Git LFS"),
-        (b"", r"is a file; give the folder that holds its config\.json"),
+        (b"", "is a file, but no GGUF file; give one"),
     ],
 )
 def test_a_file_is_named_for_what_it_holds(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -108,7 +108,7 @@ def test_help_does_not_show_what_the_environment_says(
         (["probe", "--isa", "mmx"], "error: unknown ISA 'mmx'"),
         (
             ["plan", "no-such-model"],
-            "error: model 'no-such-model' is neither a folder nor",
+            "error: model 'no-such-model' is no file, folder or hub id",
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_an_installed_package_has_no_commit(
     assert "unknown" in run("collect-env").out
 
 
-@pytest.mark.parametrize("model", ["embedded", "llama-3.2-1b"])
+@pytest.mark.parametrize("model", ["smollm2", "llama-3.2-1b"])
 def test_the_plan_of_a_model_is_printed_as_text_or_json(run: Run, model: str) -> None:
     plans = json.loads(run("plan", model, "--json", "--isa", "generic").out)
     assert plans["prefill"]["isa"] == plans["decode"]["isa"] == "generic"
@@ -240,17 +240,19 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_sum(run: Run) -> None:
 
 
 def backend(**changes: Any) -> Any:
-    facts = {"model_name": "tiny", "root": "folder", "max_model_len": 64}
-    return SimpleNamespace(**(facts | changes), tokenizer=SimpleNamespace(has_chat_template=True))
+    tokenizer = SimpleNamespace(has_chat_template=True)
+    facts = {"model_name": "tiny", "tokenizer": tokenizer, "max_model_len": 64}
+    return SimpleNamespace(**(facts | changes))
 
 
 @pytest.mark.parametrize(
-    ("root", "path", "key"),
-    [("folder", "/v1/chat/completions", "messages"), ("embedded", "/v1/completions", "prompt")],
+    ("is_chat", "path", "key"),
+    [(True, "/v1/chat/completions", "messages"), (False, "/v1/completions", "prompt")],
 )
-def test_the_example_is_a_request_that_a_shell_can_send(root: str, path: str, key: str) -> None:
+def test_the_example_is_a_request_that_a_shell_can_send(is_chat: bool, path: str, key: str) -> None:
     config = ServerConfig(api_key="s3cret")
-    text = curl_example("http://0.0.0.0:8000", backend(root=root), config)
+    tokenizer = SimpleNamespace(has_chat_template=is_chat)
+    text = curl_example("http://0.0.0.0:8000", backend(tokenizer=tokenizer), config)
     words = subprocess.run(
         ["bash", "-c", text.replace("curl", r"printf '%s\n'", 1).replace("\n    -d", " -d")],
         capture_output=True,
@@ -314,5 +316,5 @@ def test_a_served_model_answers_until_the_process_is_told_to_end() -> None:
             process.communicate(timeout=60)
         finally:
             process.kill()
-    assert model["id"] == "embedded"
+    assert model["id"] == "smollm2"
     assert process.returncode == 0

@@ -29,7 +29,7 @@ def test_complete_prints_the_continuation_and_nothing_else(
     ids = engine.executor.continuation(tokenizer.encode("def add"), 8)
     end = ids.index(1) if 1 in ids else len(ids)
     assert (out, err) == (tokenizer.decode(ids[:end]) + "\n", "")
-    assert (built[0].model, built[0].dtype) == ("embedded", "bfloat16")
+    assert (built[0].model, built[0].dtype) == ("smollm2", "bfloat16")
 
 
 @pytest.mark.usefixtures("built")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,10 +235,10 @@ def test_the_option_makes_an_engine_verify_itself(
         return ReferenceExecutor(load(), kv, limits)
 
     monkeypatch.setattr(build, "compiled_executor", in_numpy)
-    config = EngineConfig(max_model_len=64)
-    assert isinstance(greedy(config)[1], ReferenceExecutor)
+    tiny: dict[str, Any] = {"model": "tiny", "random_weights": True, "max_model_len": 64}
+    assert isinstance(greedy(EngineConfig(**tiny))[1], ReferenceExecutor)
     monkeypatch.setenv("SANDWICH_VERIFY", "1")
-    events, executor = greedy(EngineConfig(max_model_len=64))
+    events, executor = greedy(EngineConfig(**tiny))
     assert isinstance(executor, VerifyingExecutor)
     assert "compared with the reference" in caplog.text
     assert [event.finish_reason for event in events] == [None, None, None, "length"]
@@ -245,7 +246,7 @@ def test_the_option_makes_an_engine_verify_itself(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_embedded_model_passes_its_own_verification(dtype: str, cache_dir: Path) -> None:
+def test_a_real_model_passes_its_own_verification(dtype: str, cache_dir: Path) -> None:
     config = EngineConfig(max_model_len=64, dtype=dtype, cache_dir=cache_dir, verify=True)
     assert greedy(config)[0][-1].finish_reason == "length"
 
