@@ -9,10 +9,10 @@ from typing import Any
 from codegen.layout.model import ModelLayout
 from codegen.probes.barriers import BarrierProbe
 from codegen.spec import Phase
+from codegen.step.operators import step_operators
 from platforms.isa import IsaRow
 from platforms.memory import Arena
 from sandwich.executor.launcher import Launcher
-from schedules.cost import num_barriers
 from schedules.plan import Plan, PlanPair
 
 NUM_SAMPLES = 15
@@ -45,7 +45,7 @@ def barrier_us(isa: IsaRow, plan: Plan, is_tvm: bool = False) -> float:
 
 def barriers(isa: IsaRow, plans: PlanPair, layout: ModelLayout) -> dict[str, Any]:
     """For each phase what a barrier takes, and all of a step, one behind each operator."""
-    count = num_barriers(layout)
+    count = step_operators(layout).num_barriers
     costs = {phase: barrier_us(isa, plans.of(phase)) for phase in Phase}
     return {
         phase.value: {"us": us, "per_step": count, "step_us": count * us}

@@ -115,7 +115,7 @@ def engine_config(args: argparse.Namespace, cells: Cells) -> EngineConfig:
 def step_work(parts: EngineParts) -> StepWork:
     """What a step of the engine needs."""
     layout = parts.memory.layout
-    return StepWork(parts.shape, layout.weights, layout.lm_head.format, parts.kv_dtype)
+    return StepWork(parts.shape, layout.weights, layout.head, parts.kv_dtype)
 
 
 def product_dtype(parts: EngineParts) -> str:

@@ -219,9 +219,8 @@ class Trials:
     def _plans(self, candidate: Candidate) -> PlanPair:
         """The default plans for the model's weights."""
         layout = self.layout
-        heads = layout.shape.group_size
-        formats = layout.weights, layout.lm_head.format
-        return default_plans(self.machine.isa_row, candidate.cpus, heads, *formats)
+        formats = layout.weights, layout.head
+        return default_plans(self.machine.isa_row, candidate.cpus, layout.shape, *formats)
 
 
 class CoreSetTrial:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from codegen.layout.arrays import storage_dtype
 from codegen.layout.panels import PanelLayout
+from codegen.model.tables import matrices
 from codegen.spec import ModelShape, WeightFormat
 
 
@@ -28,13 +29,7 @@ class StepWork:
     @property
     def layer_matrices(self) -> tuple[tuple[int, int], ...]:
         """Outputs and inputs of each matrix of a layer."""
-        s = self.shape
-        return (
-            ((s.num_heads + 2 * s.num_kv_heads) * s.head_dim, s.hidden_size),
-            (s.hidden_size, s.num_heads * s.head_dim),
-            (2 * s.intermediate_size, s.hidden_size),
-            (s.hidden_size, s.intermediate_size),
-        )
+        return tuple((m.n, m.k) for m in matrices(self.shape) if m.in_layers)
 
     @property
     def layer_weights(self) -> int:

@@ -25,7 +25,7 @@ def num_cores(groups: Groups) -> int:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a Llama-family model computes: sizes and switches, no weights, no names."""
+    """What a model computes: sizes and switches, no weights, no names."""
 
     num_layers: int
     hidden_size: int
@@ -187,27 +187,6 @@ ANY_TOKEN = -1  # the sum of the distribution and the likeliest tokens, no token
 NOT_SCORED = -2  # nothing
 MAX_TOP = 20  # likeliest tokens of a scored row
 
-# The operators of a step in order, those of a layer in the middle. Those that quantise are in
-# programs with int8 activations only, the scores in steps where they are wanted.
-OPERATORS = (
-    "embed",
-    "input_norm",
-    "qkv",
-    "rope_and_cache",
-    "attention",
-    "quantize_attended",
-    "o",
-    "post_attention_norm",
-    "gate_up",
-    "quantize_gated",
-    "down",
-    "norm",
-    "lm_head",
-    "argmax",
-    "scores",
-)
-GEMM_ROLES = ("qkv", "o", "gate_up", "down", "lm_head")
-
 
 @dataclass(frozen=True)
 class StepLimits:
@@ -231,7 +210,7 @@ class ProgramSpec:
     """Everything a phase program depends on; its repr is the program's key in the cache.
 
     dtype: of activations, and of weights that are not quantised. panel: columns of a weight panel.
-    tiles: (role, ranges) for every role of GEMM_ROLES. query_tile: tokens of one sequence that
+    tiles: (role, ranges) for every matrix of the model. query_tile: tokens of one sequence that
     share a pass over its keys and values. groups: the cores that run it. weights, lm_head: the
     formats of the layers' matrices and of the LM head; None for plain `dtype`.
     """

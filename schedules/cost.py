@@ -11,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import accumulate, pairwise
 
 import numpy as np
 
 from codegen.layout.model import ModelLayout
-from codegen.spec import GEMM_ROLES, Phase
-from codegen.step.arguments import ACTIVATIONS, rounded_apart
+from codegen.spec import Phase
+from codegen.step import operators as text
 from platforms.machine import Machine
 from schedules.rates import KernelRates, MachineRates
 
-LAYER_BARRIERS = 8  # operators of a layer but those that round to int8, see codegen/step/program.py
-STEP_BARRIERS = 5  # embed, norm, lm_head and the two halves of argmax
 # A GEMM computes while its next weights come, and neither for nothing: of t1 and t2 the longer one
 # decides, and where they are equal they take a quarter longer, as `sandwich bench plans` showed on
 # Zen 4. Attention waits for keys and values that lie in blocks here and there: it takes the sum.
@@ -30,12 +29,6 @@ OVERLAP = 3.0
 # Of the last level cache that weights and KV cache may fill to stay there. A model that fills 55 %
 # of a Zen 4's is decoded from it: `sandwich plan --measure`.
 CACHE_FRACTION = 0.75
-
-
-def num_barriers(layout: ModelLayout) -> int:
-    """Barriers of a step: one behind each operator, and one between the halves of argmax."""
-    per_layer = LAYER_BARRIERS + len(rounded_apart(layout))
-    return per_layer * layout.shape.num_layers + STEP_BARRIERS
 
 
 @dataclass(frozen=True)
@@ -96,11 +89,23 @@ class StepCase:
         return Step.decode([self.context] * self.num_tokens)
 
 
+class Kind(Enum):
+    """What an operator does, which decides what its units take."""
+
+    EMBED = "embed"
+    NORM = "norm"  # or rounding to int8, which like a norm is two passes over a row
+    LINEAR = "linear"
+    ROPE = "rope"
+    ATTENTION = "attention"
+    ARGMAX = "argmax"
+
+
 @dataclass(frozen=True)
 class Operator:
     """What is split: `num_units` alike, `repeats` times in a step."""
 
-    name: str  # as in codegen.spec.OPERATORS
+    name: str  # as the text of the model calls it
+    kind: Kind
     repeats: int
     num_units: int
     flops: float = 0.0  # of one unit of a GEMM or of attention
@@ -110,20 +115,19 @@ class Operator:
 
     def unit_us(self, rates: KernelRates) -> float:
         """Microseconds of one unit on one core that has its data."""
-        match self.name:
-            case "attention":
+        match self.kind:
+            case Kind.ATTENTION:
                 return rates.attention_unit_us + self.flops / rates.attention_gflops * 1e-3
-            case "embed":
+            case Kind.EMBED:
                 return self.values * rates.embed_ns * 1e-3
-            case "rope_and_cache":
+            case Kind.ROPE:
                 return self.values * rates.rope_ns * 1e-3
-            case "argmax":
+            case Kind.ARGMAX:
                 return self.values * rates.argmax_ns * 1e-3
-            case "input_norm" | "post_attention_norm" | "norm":
+            case Kind.NORM:
                 return self.values * rates.norm_ns * 1e-3
-            case "quantize_attended" | "quantize_gated":  # like a norm: two passes over a row
-                return self.values * rates.norm_ns * 1e-3
-        return self.flops / rates.gemm_gflops.at(self.rows) * 1e-3
+            case Kind.LINEAR:
+                return self.flops / rates.gemm_gflops.at(self.rows) * 1e-3
 
 
 @dataclass(frozen=True)
@@ -146,41 +150,61 @@ class StepOperators:
 
 
 def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> StepOperators:
-    """The operators of a step of a model."""
-    shape = layout.shape
-    layers, tokens, logits = shape.num_layers, step.num_tokens, step.num_logits
-    gemms = tuple(_gemm(layout, role, step) for role in GEMM_ROLES)
-    num_units = step.num_tiles * shape.num_kv_heads
-    cached_bytes = 2 * shape.num_kv_heads * shape.head_dim * _value_bytes(kv_dtype)
-    attention = Operator(
-        "attention",
-        layers,
-        num_units,
-        flops=4 * shape.num_heads * shape.head_dim * step.num_keys / num_units,
-        nbytes=cached_bytes * step.num_cached / num_units,
+    """The operators of a step of a model, as its text has them."""
+    record = text.step_operators(layout)
+    counted = tuple(
+        _counted(op, repeats, layout, kv_dtype, step)
+        for op, repeats in record
+        if not op.is_optional
     )
-    rope_values = (shape.num_heads / shape.num_kv_heads + 2) * shape.head_dim
-    between = (
-        Operator("embed", 1, tokens, values=shape.hidden_size),
-        Operator("input_norm", layers, tokens, values=shape.hidden_size),
-        Operator("rope_and_cache", layers, tokens * shape.num_kv_heads, values=rope_values),
-        Operator("post_attention_norm", layers, tokens, values=shape.hidden_size),
-        Operator("norm", 1, logits, values=shape.hidden_size),
-        Operator("argmax", 1, shape.vocab_size // layout.lanes, values=logits * layout.lanes),
-    )
-    apart = tuple(
-        Operator(f"quantize_{name}", layers, tokens, values=getattr(layout, ACTIVATIONS[name]).k)
-        for name in rounded_apart(layout)
-    )
-    return StepOperators(step.phase, num_barriers(layout), (*gemms, attention, *between, *apart))
+    return StepOperators(step.phase, record.num_barriers, counted)
 
 
-def _gemm(layout: ModelLayout, role: str, step: Step) -> Operator:
-    panels, is_head = getattr(layout, role), role == "lm_head"
-    rows = step.num_logits if is_head else step.num_tokens
+def _counted(
+    op: text.Operator, repeats: int, layout: ModelLayout, kv_dtype: str, step: Step
+) -> Operator:
+    """The units of an operator, and what each of them computes and reads."""
+    shape, tokens = layout.shape, step.num_tokens
+    match op:
+        case text.Embed():
+            return Operator(op.name, Kind.EMBED, repeats, tokens, values=shape.hidden_size)
+        case text.Norm(is_wanted=is_wanted):
+            rows = step.num_logits if is_wanted else tokens
+            return Operator(op.name, Kind.NORM, repeats, rows, values=shape.hidden_size)
+        case text.Linear():
+            return _product(op.name, repeats, layout, step)
+        case text.RotateAndCache():
+            values = (shape.num_heads / shape.num_kv_heads + 2) * shape.head_dim
+            num_units = tokens * shape.num_kv_heads
+            return Operator(op.name, Kind.ROPE, repeats, num_units, values=values)
+        case text.Attention():
+            num_units = step.num_tiles * shape.num_kv_heads
+            cached_bytes = 2 * shape.num_kv_heads * shape.head_dim * _value_bytes(kv_dtype)
+            return Operator(
+                op.name,
+                Kind.ATTENTION,
+                repeats,
+                num_units,
+                flops=4 * shape.num_heads * shape.head_dim * step.num_keys / num_units,
+                nbytes=cached_bytes * step.num_cached / num_units,
+            )
+        case text.Quantize(reader=role):
+            columns = layout.panels(role).k
+            return Operator(op.name, Kind.NORM, repeats, tokens, values=columns)
+        case text.Argmax():
+            num_units, values = shape.vocab_size // layout.lanes, step.num_logits * layout.lanes
+            return Operator(op.name, Kind.ARGMAX, repeats, num_units, values=values)
+    raise NotImplementedError(op)
+
+
+def _product(role: str, repeats: int, layout: ModelLayout, step: Step) -> Operator:
+    matrix = layout.matrices[role]
+    panels = matrix.panels
+    rows = step.num_tokens if matrix.matrix.in_layers else step.num_logits
     return Operator(
         role,
-        1 if is_head else layout.shape.num_layers,
+        Kind.LINEAR,
+        repeats,
         panels.num_panels,
         flops=2 * rows * panels.n_padded * panels.k / panels.num_panels,
         nbytes=panels.nbytes / panels.num_panels,
@@ -262,7 +286,7 @@ def step_cost(
         most = -(-op.num_units // seats.num_cores)  # units of the busiest core
         arithmetic = most * op.unit_us(kernels) / speed
         reading = 0.0 if is_cached else _read_us(op, most, seats, rates, memory_nodes)
-        if op.name == "attention":
+        if op.kind is Kind.ATTENTION:
             compute_us += op.repeats * arithmetic
             memory_us += op.repeats * reading
             continue

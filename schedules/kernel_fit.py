@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from codegen.layout.model import ModelLayout
+from codegen.step.operators import step_operators
 from schedules.calibration import ProgramRates, kernel_kind
-from schedules.cost import Operator, StepCase, operators
+from schedules.cost import Kind, Operator, StepCase, operators
 from schedules.rates import Curve, KernelRates
 
-_LAYER_GEMMS = ("qkv", "o", "gate_up", "down")
-_NORMS = ("input_norm", "post_attention_norm")
+Times = Sequence[tuple[Operator, float]]  # an operator, and its nanoseconds in a step
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,32 @@ def program_rates(
     The model's weights should fit in the caches; there should be steps of several numbers of rows
     and of several contexts.
     """
-    found = [
-        ({op.name: op for op in operators(layout, kv_dtype, s.case.step(query_tile)).operators}, s)
-        for s in steps
-    ]
     (phase,) = {step.case.phase for step in steps}
+    # products and norms of all rows, which are those in the layers
+    chosen = {op.name for op in step_operators(layout).layer}
+    found = [
+        (
+            step.case.num_tokens,
+            [
+                (op, step.operator_ns[op.name])
+                for op in operators(layout, kv_dtype, step.case.step(query_tile)).operators
+                if op.name in chosen or op.kind in (Kind.EMBED, Kind.ARGMAX)
+            ],
+        )
+        for step in steps
+    ]
     unit_us, gflops = _attention(
-        [(ops["attention"], s.operator_ns["attention"]) for ops, s in found]
+        [pair for _, times in found for pair in _of(Kind.ATTENTION, times)]
     )
     by_rows: dict[int, list[float]] = {}
-    for ops, step in found:
-        flops = sum(_total(ops[name], ops[name].flops) for name in _LAYER_GEMMS)
-        nanoseconds = sum(step.operator_ns[name] for name in _LAYER_GEMMS)
-        by_rows.setdefault(step.case.num_tokens, []).append(flops / max(nanoseconds, 1))
+    for num_tokens, times in found:
+        products = _of(Kind.LINEAR, times)
+        flops = sum(_total(op, op.flops) for op, _ in products)
+        by_rows.setdefault(num_tokens, []).append(flops / max(sum(ns for _, ns in products), 1))
 
-    def value_ns(*names: str) -> float:
-        pairs = [
-            (_total(ops[n], ops[n].values), s.operator_ns[n]) for ops, s in found for n in names
-        ]
-        return sum(ns for _, ns in pairs) / sum(values for values, _ in pairs)
+    def value_ns(kind: Kind) -> float:
+        pairs = [pair for _, times in found for pair in _of(kind, times)]
+        return sum(ns for _, ns in pairs) / sum(_total(op, op.values) for op, _ in pairs)
 
     kernels = KernelRates(
         gemm_gflops=Curve(
@@ -60,15 +67,19 @@ def program_rates(
         ),
         attention_gflops=gflops,
         attention_unit_us=unit_us,
-        embed_ns=value_ns("embed"),
-        norm_ns=value_ns(*_NORMS),
-        rope_ns=value_ns("rope_and_cache"),
-        argmax_ns=value_ns("argmax"),
+        embed_ns=value_ns(Kind.EMBED),
+        norm_ns=value_ns(Kind.NORM),
+        rope_ns=value_ns(Kind.ROPE),
+        argmax_ns=value_ns(Kind.ARGMAX),
     )
     launch = [step.native_ns - sum(step.operator_ns.values()) for step in steps]
     return ProgramRates(
         kernel_kind(layout.weights), phase, kernels, max(0.0, statistics.median(launch)) / 1e3
     )
+
+
+def _of(kind: Kind, times: Times) -> Times:
+    return [(op, ns) for op, ns in times if op.kind is kind]
 
 
 def _total(op: Operator, of_unit: float) -> float:

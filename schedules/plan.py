@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Any
 
 from codegen.spec import (
-    GEMM_ROLES,
     GemmTile,
     Groups,
     Phase,
@@ -33,10 +32,10 @@ class Plan:
     """How one phase runs.
 
     cpus: one worker on each, in the order in which they share the panels of every GEMM (panels in
-    equal contiguous ranges) and the KV heads of attention. tiles: (role, ranges of
-    rows with their tiles) for every GEMM role. query_tile: tokens of a sequence that share a pass
-    over its keys and values. groups: how many of `cpus`, in their order, share an LLC, by NUMA
-    node; they meet there first in a barrier. Empty: all share one.
+    equal contiguous ranges) and the KV heads of attention. tiles: (role, ranges of rows with their
+    tiles) for every matrix of the model. query_tile: tokens of a sequence that share a pass over
+    its keys and values. groups: how many of `cpus`, in their order, share an LLC, by NUMA node;
+    they meet there first in a barrier. Empty: all share one.
     """
 
     phase: Phase
@@ -49,9 +48,9 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.cpus or len(set(self.cpus)) != len(self.cpus):
             raise PlanError(f"cpus is {list(self.cpus)}; a plan needs one or more different CPUs")
-        if tuple(role for role, _ in self.tiles) != GEMM_ROLES:
-            roles = [role for role, _ in self.tiles]
-            raise PlanError(f"tiles are for {roles}; a plan has one each for {list(GEMM_ROLES)}")
+        roles = [role for role, _ in self.tiles]
+        if not roles or len(set(roles)) != len(roles):
+            raise PlanError(f"tiles are for {roles}; a plan has one each for all matrices")
         for role, ranges in self.tiles:
             try:
                 check_ranges(ranges)

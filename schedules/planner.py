@@ -88,10 +88,8 @@ class Planner:
         self._hidden_groups = calibration.groups_of(machine) if calibration else ()
         self._tree = TopoTree.of(machine, groups=self._hidden_groups)
         found = self._core_sets()
-        formats = layout.weights, layout.lm_head.format
-        self._defaults = default_plans(
-            machine.isa_row, found[0].cpus, layout.shape.group_size, *formats
-        )
+        formats = layout.weights, layout.head
+        self._defaults = default_plans(machine.isa_row, found[0].cpus, layout.shape, *formats)
         self._search = PlanSearch(
             machine, found, layout, kv_dtype, self._query_tile, self._rates(calibration)
         )

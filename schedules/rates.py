@@ -40,8 +40,7 @@ class Curve:
 class KernelRates:
     """What one core does in the kernels of a phase's program while its data are in its caches.
 
-    values_ns: nanoseconds a value in the operators between the matrices, by their name in
-    codegen.spec.OPERATORS.
+    ..._ns: nanoseconds a value in the operators between the matrices.
     """
 
     gemm_gflops: Curve  # GFLOP/s by rows of activations

@@ -28,12 +28,12 @@ from bench.gemm.matrix import Cores, Matrix, Pace
 from bench.gemm.peers import DEFAULT_PEERS, PEERS, missing_library
 from bench.gemm.picture import draw, require_matplotlib
 from bench.gemm.plans import DECODE_ROWS, PlanSource, tiles_of
-from bench.gemm.shapes import FORMATS, SHAPES, product_dtype
+from bench.gemm.shapes import FORMATS, ROLES, SHAPES, product_dtype
 from bench.gemm.summary import cell_row, show
 from bench.gemm.turns import MIN_ROUNDS, LimitMeters
 from bench.record import provenance
 from codegen.layout.model import ModelLayout
-from codegen.spec import GEMM_ROLES, WeightFormat
+from codegen.spec import WeightFormat
 from platforms.machine import Machine
 from platforms.probe import probe
 from sandwich.config import SANDWICH_CACHE_DIR
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's flags."""
     for name, known, text in (
         ("models", SHAPES, "whose matrices"),
-        ("roles", GEMM_ROLES, "which matrices"),
+        ("roles", ROLES, "which matrices"),
         ("dtypes", FORMATS, "types of the weights"),
         ("peers", PEERS, "libraries to compare with, or none; by default all but metaschedule"),
     ):
@@ -224,7 +224,7 @@ def _matrices(
     for role in selection.roles:
         rows = tuple(m for m in selection.rows if not file.holds((weights.name, model, role, m)))
         if rows:
-            yield Matrix(model, role, getattr(layout, role), rows, selection.peers, cores)
+            yield Matrix(model, role, layout.panels(role), rows, selection.peers, cores)
 
 
 def _progress() -> Progress:

@@ -41,7 +41,7 @@ class PlanSource:
     def plans(self, model: str, layout: ModelLayout, say: Callable[[str], None]) -> PlanPair:
         """The plans for `layout`, tuned first if there is a budget."""
         isa, weights = self.machine.isa_row, layout.weights
-        plans = default_plans(isa, self.machine.usable_cpus(), 1, weights)
+        plans = default_plans(isa, self.machine.usable_cpus(), layout.shape, weights)
         if weights.group:
             plans = _with_grouped_head(plans)
         if self.budget:
@@ -56,15 +56,15 @@ class PlanSource:
 
 
 def _with_grouped_head(plans: PlanPair) -> PlanPair:
-    """No model has an LM head with groups; where one is measured, it has the tiles of `down`."""
+    """No model has an LM head with groups; where one is measured, it has a layer's tiles."""
 
-    def like_down(tiles: tuple[tuple[str, TileRanges], ...]) -> tuple[tuple[str, TileRanges], ...]:
-        return tuple((role, dict(tiles)["down"]) for role, _ in tiles)
+    def like_first(tiles: tuple[tuple[str, TileRanges], ...]) -> tuple[tuple[str, TileRanges], ...]:
+        return tuple((role, tiles[0][1]) for role, _ in tiles)
 
     return replace(
         plans,
-        prefill=replace(plans.prefill, tiles=like_down(plans.prefill.tiles)),
-        decode=replace(plans.decode, tiles=like_down(plans.decode.tiles)),
+        prefill=replace(plans.prefill, tiles=like_first(plans.prefill.tiles)),
+        decode=replace(plans.decode, tiles=like_first(plans.decode.tiles)),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from codegen.spec import GEMM_ROLES, ModelShape, WeightFormat
+from codegen.model.tables import matrices
+from codegen.spec import ModelShape, WeightFormat
 from sandwich.models.presets import preset
 
 # Qwen2.5-7B, whose matrices are measured here like those of the presets.
@@ -22,6 +23,7 @@ SHAPES: dict[str, ModelShape] = {
     **{name: preset(name).shape(1) for name in ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b")},
     "qwen2.5-7b": _QWEN_2_5_7B,
 }
+ROLES = tuple(matrix.role for matrix in matrices(_QWEN_2_5_7B))
 # The quantised ones have the names of `--quantization` and the formats it means.
 FORMATS: dict[str, WeightFormat] = {
     "bf16": WeightFormat("bfloat16"),
@@ -45,4 +47,4 @@ def position(key: CellKey) -> tuple[int, ...]:
     """Sorts cells as they are shown; ValueError if there is no such cell."""
     dtype, model, role, m = key
     formats = [weights.name for weights in FORMATS.values()]
-    return formats.index(dtype), list(SHAPES).index(model), GEMM_ROLES.index(role), m
+    return formats.index(dtype), list(SHAPES).index(model), ROLES.index(role), m

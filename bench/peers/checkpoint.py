@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from codegen.layout.arrays import bf16_from_float32
-from sandwich.models.llama import CheckpointTensor, checkpoint_tensors
 from sandwich.models.presets import preset
+from sandwich.models.tensors import CheckpointTensor, checkpoint_tensors
 
 BLOCK_VALUES = 1 << 24
 MAX_MODEL_LEN = 8192
@@ -36,7 +36,9 @@ def random_checkpoint(name: str, tokenizer: Path, cache_dir: Path) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (tokenizer / file).exists():
             shutil.copyfile(tokenizer / file, folder / file)
-    _write_weights(folder / "model.safetensors", list(checkpoint_tensors(model.shape(1))))
+    _write_weights(
+        folder / "model.safetensors", list(checkpoint_tensors(model.shape(1), model.names))
+    )
     (folder / DONE).touch()
     return folder
 
@@ -86,7 +88,7 @@ def _write_weights(file: Path, tensors: list[CheckpointTensor]) -> None:
         out.write(struct.pack("<Q", len(text)) + text)
         for number, tensor in enumerate(tensors):
             size = int(np.prod(tensor.shape))
-            if tensor.role.endswith("norm"):
+            if tensor.is_norm:
                 out.write(np.repeat(one, size).tobytes())
                 continue
             for piece in _pieces(size, 7919 * number % (BLOCK_VALUES // 2)):

@@ -7,6 +7,7 @@ was not tuned on, and the same engine's prefill and decode are timed.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ from bench.quality.divergence import Divergence, Float64s, divergence
 from bench.quality.windows import SAMPLE, Window, cut, read_text
 from bench.record import provenance, write_json
 from codegen.layout.model import ModelLayout
-from codegen.spec import GEMM_ROLES
+from codegen.model.tables import embedding
 from sandwich.cli.options import add_model_argument, add_options, build_config
 from sandwich.config import QUANTIZATIONS, EngineConfig
 from sandwich.errors import ConfigError
@@ -204,11 +205,12 @@ def _speed(parts: EngineParts) -> dict[str, float]:
 
 def bits_per_weight(layout: ModelLayout) -> float:
     """Bits that the matrices take, scales and padding included, over the numbers in them."""
-    shape = layout.shape
-    table = 0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size
-    nbytes, count = table * (4 if layout.dtype == "float32" else 2), table
-    for role in GEMM_ROLES:
-        panels, repeats = getattr(layout, role), 1 if role == "lm_head" else shape.num_layers
+    table = layout.tensor_specs()[embedding(layout.shape)]
+    nbytes = count = 0
+    if not layout.shape.tied_embeddings:
+        nbytes, count = table.nbytes, math.prod(table.shape)
+    for role, matrix in layout.matrices.items():
+        panels, repeats = matrix.panels, layout.num_layers(role)
         nbytes += panels.nbytes * repeats
         count += panels.n * panels.k * repeats
     return 8 * nbytes / count
@@ -226,7 +228,7 @@ def _row(
         "name": parts.dtype if config.quantization == REFERENCE else config.quantization,
         "model": config.model,
         "weights": layout.weights.name,
-        "lm_head": layout.lm_head.format.name,
+        "lm_head": layout.head.name,
         "bits_per_weight": bits_per_weight(layout),
         "weight_bytes": layout.weight_bytes,
         "perplexity": float(np.exp(nats.mean())),

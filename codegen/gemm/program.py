@@ -18,7 +18,7 @@ from codegen.gemm.nest import Gemm
 from codegen.gemm.register_tile import Activations, Place, Weights
 from codegen.kit import Expr, Kit, T, prim_func
 from codegen.layout.arrays import TensorSpec, bf16_from_float32
-from codegen.layout.model import matrix_specs
+from codegen.layout.matrices import matrix_specs
 from codegen.layout.operands import Int8Rows
 from codegen.layout.panels import PanelLayout
 from codegen.reference import quantize_activations

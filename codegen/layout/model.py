@@ -7,33 +7,45 @@ consecutive values, low half = even index).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from codegen.layout.arrays import DTYPES, Array, TensorSpec, round_up, storage_dtype
+from codegen.layout.matrices import MatrixLayout
 from codegen.layout.panels import PackedMatrix, PanelLayout
-from codegen.layout.quantize import QuantizedRows
+from codegen.model.tables import embedding, matrices, norms
 from codegen.spec import ModelShape, WeightFormat
 
 DEFAULT_BLOCK_SIZE = 32  # tokens in one KV block
 
 
 @dataclass(frozen=True)
+class PlacedTensor:
+    """A tensor of the model in an arena that holds all of them in order.
+
+    offset: of its first byte. matrix: what it is a part of, whose panels follow each other in it,
+    `num_layers` times; None for other tensors.
+    """
+
+    name: str
+    spec: TensorSpec
+    offset: int
+    matrix: MatrixLayout | None
+    num_layers: int
+
+
+@dataclass(frozen=True)
 class ModelLayout:
-    """Every tensor of a Llama-family model as the kernels read it; made by `ModelLayout.build`."""
+    """Every tensor of a model as the kernels read it; made by `ModelLayout.build`."""
 
     shape: ModelShape
     dtype: str
     lanes: int
     panel: int
-    qkv: PanelLayout  # rows: q heads, k heads, v heads
-    o: PanelLayout  # every head's columns zero-padded from head_dim to head_dim_padded
-    gate_up: PanelLayout  # half panels of gate and up side by side
-    down: PanelLayout
-    lm_head: PanelLayout
+    weights: WeightFormat  # of the layers' matrices
+    head: WeightFormat  # of the LM head, and of embeddings that are tied to it
 
     @staticmethod
     def build(
@@ -51,36 +63,33 @@ class ModelLayout:
         """
         assert panel % (2 * lanes) == 0, (panel, lanes)
         plain = WeightFormat(dtype)
+        return ModelLayout(shape, dtype, lanes, panel, weights or plain, lm_head or plain)
 
-        def role(n: int, k: int) -> PanelLayout:
-            return PanelLayout(n, k, weights or plain, panel, lanes)
+    @cached_property
+    def matrices(self) -> dict[str, MatrixLayout]:
+        """The matrices of the model by role."""
+        return {
+            matrix.role: MatrixLayout.of(
+                matrix, self.weights if matrix.in_layers else self.head, self.panel, self.lanes
+            )
+            for matrix in matrices(self.shape)
+        }
 
-        heads, hidden = shape.num_heads, shape.hidden_size
-        return ModelLayout(
-            shape=shape,
-            dtype=dtype,
-            lanes=lanes,
-            panel=panel,
-            qkv=role((heads + 2 * shape.num_kv_heads) * shape.head_dim, hidden),
-            o=role(hidden, heads * round_up(shape.head_dim, lanes)),
-            gate_up=role(2 * round_up(shape.intermediate_size, lanes), hidden),
-            down=role(hidden, shape.intermediate_size),
-            lm_head=PanelLayout(shape.vocab_size, hidden, lm_head or plain, panel, lanes),
-        )
+    def panels(self, role: str) -> PanelLayout:
+        """The panels of the matrix `role`."""
+        return self.matrices[role].panels
 
-    @property
-    def weights(self) -> WeightFormat:
-        """How the layers' matrices are stored."""
-        return self.qkv.format
+    def num_layers(self, role: str) -> int:
+        """How many matrices `role` stands for."""
+        return self.shape.num_layers if self.matrices[role].matrix.in_layers else 1
 
     def of_shape(self, shape: ModelShape) -> ModelLayout:
         """The layout of another model in the same types and panels."""
-        formats = self.weights, self.lm_head.format
-        return ModelLayout.build(shape, self.dtype, self.lanes, self.panel, *formats)
+        return replace(self, shape=shape)
 
     @staticmethod
     def matrix(tensors: Mapping[str, Array], role: str, layer: int | None = None) -> PackedMatrix:
-        """The packed matrix `role` of a layer (None: the LM head) among a model's tensors."""
+        """The packed matrix `role` of a layer (None: the one there is) among a model's tensors."""
 
         def part(name: str) -> Array | None:
             found = tensors.get(name)
@@ -99,93 +108,46 @@ class ModelLayout:
     def head_dim_padded(self) -> int:
         return round_up(self.shape.head_dim, self.lanes)
 
-    @property
-    def intermediate_padded(self) -> int:
-        return round_up(self.shape.intermediate_size, self.lanes)
-
-    def packed_columns(self, role: str) -> npt.NDArray[np.intp]:
-        """Column of packed gate_up that holds each row of "gate" or "up", (intermediate_size,)."""
-        half = self.panel // 2
-        index = np.arange(self.shape.intermediate_size)
-        chunk = index // half
-        width = np.minimum(half, self.intermediate_padded - chunk * half)  # of the chunk's half
-        columns: npt.NDArray[np.intp] = chunk * self.panel + index % half
-        return columns + width if role == "up" else columns
-
-    def pack_gate_or_up(
-        self, role: str, rows: Array | QuantizedRows, start: int, out: PackedMatrix
-    ) -> None:
-        """Write rows [start, start + r) of "gate" or "up", (r, hidden_size), into gate_up."""
-        half = self.panel // 2
-        columns = self.packed_columns(role)
-        taken = 0
-        while taken < len(rows):
-            index = start + taken
-            count = min(half - index % half, len(rows) - taken)
-            self.gate_up.pack_rows(rows[taken : taken + count], int(columns[index]), out)
-            taken += count
-
-    @property
-    def can_keep_codes_of_o(self) -> bool:
-        """Whether `pack_o` takes codes: padding of heads would shift their groups."""
-        return self.head_dim_padded == self.shape.head_dim
-
-    def pack_o(self, rows: Array | QuantizedRows, n_start: int, out: PackedMatrix) -> None:
-        """Write rows [n_start, n_start + r) of o, (r, num_heads * head_dim), into packed o."""
-        heads, dim, padded = self.shape.num_heads, self.shape.head_dim, self.head_dim_padded
-        for first in range(0, len(rows), self.panel):
-            part = rows[first : first + self.panel]
-            if not self.can_keep_codes_of_o:
-                assert isinstance(part, np.ndarray), self.shape
-                wide = np.zeros((len(part), heads, padded), part.dtype)
-                wide[:, :, :dim] = part.reshape(len(part), heads, dim)
-                part = wide.reshape(len(part), heads * padded)
-            self.o.pack_rows(part, n_start + first, out)
-
     @cached_property
-    def _specs(self) -> dict[str, TensorSpec]:
+    def _placed(self) -> tuple[PlacedTensor, ...]:
+        placed: list[PlacedTensor] = []
+        end = 0
+
+        def place(
+            specs: Mapping[str, TensorSpec], matrix: MatrixLayout | None, num_layers: int
+        ) -> None:
+            nonlocal end
+            for name, spec in specs.items():
+                placed.append(PlacedTensor(name, spec, end, matrix, num_layers))
+                end += spec.arena_nbytes
+
         shape, float32 = self.shape, np.dtype(np.float32)
-        specs: dict[str, TensorSpec] = {}
-        if not shape.tied_embeddings:
-            embedding = (shape.vocab_size, shape.hidden_size)
-            specs["embed_tokens"] = TensorSpec(embedding, storage_dtype(self.dtype))
-        has_biases = (shape.qkv_bias, shape.o_bias, shape.mlp_bias, shape.mlp_bias)
-        for role, has_bias in zip(("qkv", "o", "gate_up", "down"), has_biases, strict=True):
-            panels: PanelLayout = getattr(self, role)
-            specs |= matrix_specs(role, panels, (shape.num_layers,))
-            if has_bias:
-                specs[role + "_bias"] = TensorSpec((shape.num_layers, panels.n_padded), float32)
-        for name in ("input_norm", "post_attention_norm"):
-            specs[name] = TensorSpec((shape.num_layers, self.hidden_padded), float32)
-        specs["norm"] = TensorSpec((self.hidden_padded,), float32)
-        specs |= matrix_specs("lm_head", self.lm_head, ())
-        for name in ("rope_cos", "rope_sin"):
-            specs[name] = TensorSpec((shape.max_model_len, shape.head_dim // 2), float32)
-        return specs
+        if embedding(shape) not in self.matrices:
+            table = TensorSpec((shape.vocab_size, shape.hidden_size), storage_dtype(self.dtype))
+            place({embedding(shape): table}, None, 1)
+        for role, matrix in self.matrices.items():
+            layers = (shape.num_layers,) if matrix.matrix.in_layers else ()
+            place(matrix.specs(layers), matrix, self.num_layers(role))
+        for norm in norms(shape):
+            layers = (shape.num_layers,) if norm.in_layers else ()
+            spec = TensorSpec((*layers, round_up(norm.size, self.lanes)), float32)
+            place({norm.role: spec}, None, 1)
+        angles = TensorSpec((shape.max_model_len, shape.head_dim // 2), float32)
+        place({"rope_cos": angles, "rope_sin": angles}, None, 1)
+        return tuple(placed)
+
+    def placed_tensors(self) -> tuple[PlacedTensor, ...]:
+        """Every tensor the programs read, in the order in which an arena holds them."""
+        return self._placed
 
     def tensor_specs(self) -> dict[str, TensorSpec]:
         """Name -> spec of every tensor the programs read; a bias the model lacks is absent."""
-        return dict(self._specs)
+        return {tensor.name: tensor.spec for tensor in self._placed}
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of an arena that holds all of `tensor_specs()`."""
-        return sum(spec.arena_nbytes for spec in self._specs.values())
-
-
-def matrix_specs(role: str, panels: PanelLayout, layers: tuple[int, ...]) -> dict[str, TensorSpec]:
-    """The tensors of one role's matrices: words and, where quantised, scales and zero points or
-    minima.
-    """
-    specs = {role: TensorSpec((*layers, panels.num_words), panels.word_dtype)}
-    per_scale = (*layers, panels.num_scales)
-    if panels.format.is_quantized:
-        specs[role + "_scales"] = TensorSpec(per_scale, panels.scale_dtype)
-    if panels.format.has_zero_points:
-        specs[role + "_zero_points"] = TensorSpec(per_scale, np.dtype(np.uint8))
-    if panels.format.has_minima:
-        specs[role + "_minima"] = TensorSpec(per_scale, panels.scale_dtype)
-    return specs
+        return sum(tensor.spec.arena_nbytes for tensor in self._placed)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ memory can be planned without a compiler.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,15 @@ from codegen.layout.arrays import TensorSpec, round_up
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.operands import Int8Rows, Operands
 from codegen.layout.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, MAX_TOP, OPERATORS, ProgramSpec
-from platforms.isa import isa_row
+from codegen.spec import MAX_TOP, ProgramSpec
+from codegen.step.operators import End, Linear, StepOperators, step_operators
+from platforms.isa import IsaRow, isa_row
 
 SCALARS = ("num_tokens", "num_tiles", "num_logits", "num_scored")
-# The arrays of activations, and whose matrix each meets first.
-ACTIVATIONS = {"normed": "qkv", "attended": "o", "gated": "down", "final": "lm_head"}
 FLOAT_ROWS = "_rows"  # after the name of activations that wait to be rounded, as float32
 UNFINISHED = "unfinished"  # vectors of `gated` that wait for the rest of their group, as float32
 TILE_FIELDS = 3  # sequence, first token row, number of tokens
-TIMER_WORDS = 3  # that codegen/step/timing.py needs beside a counter for each operator
+TIMER_WORDS = 3  # of codegen/step/timing.py, before a counter for each operator
 
 
 @dataclass(frozen=True)
@@ -51,52 +51,42 @@ class Layouts:
 def _scratch_columns(spec: ProgramSpec, model: ModelLayout) -> int:
     """Columns of the partial sums of those roles whose tile cuts K; one if none does."""
     columns = 1
-    for role in GEMM_ROLES:
-        layout: PanelLayout = getattr(model, role)
+    for role, matrix in model.matrices.items():
+        layout = matrix.panels
         if any(layout.num_k_blocks(tile.kc) > 1 for _, tile in spec.ranges(role)):
             columns = max(columns, layout.n_padded)
     return columns
 
 
-def int8_rows(spec: ProgramSpec, model: ModelLayout, name: str) -> Int8Rows | None:
-    """The form of the activations `name`, or None if they are floats."""
-    panels: PanelLayout = getattr(model, ACTIVATIONS[name])
-    return Int8Rows(isa_row(spec.isa), panels) if panels.format.has_int8_activations else None
+def int8_rows(isa: IsaRow, panels: PanelLayout) -> Int8Rows | None:
+    """The form of activations that meet `panels`, or None if they are floats."""
+    return Int8Rows(isa, panels) if panels.format.has_int8_activations else None
 
 
-def rounded_apart(model: ModelLayout) -> tuple[str, ...]:
-    """The activations that an operator of its own rounds to int8, because those who compute them
-    do not have all that shares a scale: a row, or a group that is in the hands of several.
-    """
-    weights, shape = model.weights, model.shape
-    if not weights.has_int8_activations:
-        return ()
-    together = {
-        "attended": shape.group_size * model.head_dim_padded,  # a unit of attention
-        "gated": model.panel // 2,  # a panel of gate and up
-    }
-    return tuple(
-        name for name, columns in together.items() if not weights.group or columns % weights.group
-    )
+def _num_rows(spec: ProgramSpec, model: ModelLayout, role: str) -> int:
+    """The most rows that meet the matrix `role`."""
+    in_layers = model.matrices[role].matrix.in_layers
+    return spec.limits.max_num_tokens if in_layers else spec.limits.max_num_logits
 
 
-def _activation_specs(spec: ProgramSpec, model: ModelLayout) -> dict[str, TensorSpec]:
+def _activation_specs(
+    spec: ProgramSpec, model: ModelLayout, operators: StepOperators
+) -> dict[str, TensorSpec]:
     """The arrays of all activations. Operators write whole vectors; what they do not write stays
     zero.
     """
-    operands, float32 = Operands(isa_row(spec.isa), spec.dtype), np.dtype(np.float32)
-    apart = rounded_apart(model)
+    isa, float32 = isa_row(spec.isa), np.dtype(np.float32)
+    operands = Operands(isa, spec.dtype)
+    gated = [op.out for op in operators.products if op.end is End.GATE]
     specs: dict[str, TensorSpec] = {}
-    for name, role in ACTIVATIONS.items():
-        panels: PanelLayout = getattr(model, role)
-        limits = spec.limits
-        count = limits.max_num_logits if name == "final" else limits.max_num_tokens
+    for name, role in operators.activations.items():
+        panels, count = model.panels(role), _num_rows(spec, model, role)
         columns = round_up(panels.k, model.lanes)
-        if form := int8_rows(spec, model, name):
+        if form := int8_rows(isa, panels):
             specs |= form.specs(name, count)
-            if name in apart:
+            if name in operators.rounded_apart:
                 specs[name + FLOAT_ROWS] = TensorSpec((count, columns), float32)
-            elif name == "gated":
+            elif name in gated:
                 waiting = panels.format.group - model.lanes  # all but the last vector
                 shape = (spec.num_cores * count, waiting)
                 specs[UNFINISHED] = TensorSpec(shape, float32)
@@ -106,11 +96,25 @@ def _activation_specs(spec: ProgramSpec, model: ModelLayout) -> dict[str, Tensor
     return specs
 
 
+def _product_specs(
+    spec: ProgramSpec, model: ModelLayout, products: Iterable[Linear]
+) -> dict[str, TensorSpec]:
+    """The arrays of products that are stored as they are."""
+    return {
+        op.out: TensorSpec(
+            (_num_rows(spec, model, op.name), model.panels(op.name).n_padded), np.dtype(np.float32)
+        )
+        for op in products
+        if op.end is End.STORE
+    }
+
+
 def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
     """The program's buffers in order, by kind: "metadata", "weights", "cache", "workspace"."""
     layouts, isa = Layouts.of(spec), isa_row(spec.isa)
     cache = Operands(isa, spec.kv_dtype)
     model, kv, shape, limits = layouts.model, layouts.kv, spec.shape, spec.limits
+    operators = step_operators(model)
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
     kv_act = np.dtype(cache.act_dtype)
     tokens, logits = limits.max_num_tokens, limits.max_num_logits
@@ -118,7 +122,7 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
     def rows(count: int, columns: int, dtype: np.dtype[Any]) -> TensorSpec:
         return TensorSpec((count, columns), dtype)
 
-    ticks = TensorSpec((len(OPERATORS) + TIMER_WORDS,), np.dtype(np.int64))
+    ticks = TensorSpec((len(operators.names) + TIMER_WORDS,), np.dtype(np.int64))
     return {
         "metadata": {
             "token_ids": TensorSpec((tokens,), int32),
@@ -134,11 +138,10 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
         "cache": {"keys": kv.keys, "values": kv.values},
         "workspace": {
             "x": rows(tokens, model.hidden_padded, float32),
-            **_activation_specs(spec, model),
-            "qkv_out": rows(tokens, model.qkv.n_padded, float32),
+            **_activation_specs(spec, model, operators),
+            **_product_specs(spec, model, operators.products),
             "queries": rows(tokens, shape.num_heads * cache.act_words(kv.head_dim_padded), kv_act),
             "partial": rows(tokens, _scratch_columns(spec, model), float32),
-            "logits": rows(logits, model.lm_head.n_padded, float32),
             "best_values": rows(spec.num_cores, logits, float32),
             "best_ids": rows(spec.num_cores, logits, int32),
             "share_totals": rows(spec.num_cores, logits, float32),

@@ -1,6 +1,6 @@
 """The first operator: token ids become rows of the residual stream.
 
-Where embeddings are tied they are read out of the LM head's panels, so this file knows how a value
+Where embeddings are tied they are read out of a matrix's panels, so this file knows how a value
 lies in a word of every format.
 """
 
@@ -15,33 +15,33 @@ from codegen.spec import WeightFormat
 from codegen.step.step import Step
 
 
-def embed(step: Step, core: Expr) -> None:
-    """x[t, :] = the embedding of token t, from the row-major table or, where they are tied, out of
-    the LM head.
+def embed(step: Step, core: Expr, role: str) -> None:
+    """x[t, :] = the embedding of token t, from the row-major table `role` or, if that is a matrix,
+    out of its panels.
     """
     begin, end = split(core, step.spec.num_cores, step.num_tokens)
-    if step.has("embed_tokens"):
+    if role not in step.model.matrices:
         read_row = _row_of_table
     else:
-        is_quantized = step.model.lm_head.format.is_quantized
+        is_quantized = step.model.panels(role).format.is_quantized
         read_row = _row_of_codes if is_quantized else _row_of_panels
     with T.serial(begin, end) as token:
-        read_row(step, T.bind(step.b["token_ids"][token]), token)
+        read_row(step, role, T.bind(step.b["token_ids"][token]), token)
 
 
-def _row_of_table(step: Step, token_id: Expr, token: Expr) -> None:
+def _row_of_table(step: Step, role: str, token_id: Expr, token: Expr) -> None:
     with T.serial(0, step.spec.shape.hidden_size) as d:
-        value = step.b["embed_tokens"][token_id, d]
+        value = step.b[role][token_id, d]
         if step.kit.kr == 2:
             value = T.reinterpret("float32", T.cast(value, "int32") << 16)
         T.buffer_store(step.b["x"], value, [token, d])
 
 
-def _row_of_panels(step: Step, token_id: Expr, token: Expr) -> None:
-    layout, x = step.model.lm_head, step.b["x"]
+def _row_of_panels(step: Step, role: str, token_id: Expr, token: Expr) -> None:
+    layout, x = step.model.panels(role), step.b["x"]
     word_at = _column(layout, token_id, layout.k_words)
     with T.serial(0, layout.k_words) as k_word:
-        word = T.bind(step.b["lm_head"][word_at(k_word)])
+        word = T.bind(step.b[role][word_at(k_word)])
         if layout.kr == 1:
             T.buffer_store(x, word, [token, k_word])
         else:
@@ -49,23 +49,23 @@ def _row_of_panels(step: Step, token_id: Expr, token: Expr) -> None:
             T.buffer_store(x, T.reinterpret("float32", word & -65536), [token, k_word * 2 + 1])
 
 
-def _row_of_codes(step: Step, token_id: Expr, token: Expr) -> None:
-    """x = (code - zero point) * scale + minimum, of a quantised LM head."""
-    layout, b = step.model.lm_head, step.b
+def _row_of_codes(step: Step, role: str, token_id: Expr, token: Expr) -> None:
+    """x = (code - zero point) * scale + minimum, of a quantised matrix."""
+    layout, b = step.model.panels(role), step.b
     word_at = _column(layout, token_id, layout.k_words)
     scale_at = _column(layout, token_id, layout.num_groups)
     with T.serial(0, layout.num_groups) as group:
         at = T.bind(scale_at(group))
-        scale = T.bind(_scale(step, b["lm_head_scales"][at]))
+        scale = T.bind(_scale(layout.format, b[role + "_scales"][at]))
         zero = layout.format.zero_code
         if layout.format.has_zero_points:
-            zero = T.bind(T.cast(b["lm_head_zero_points"][at], "int32"))
+            zero = T.bind(T.cast(b[role + "_zero_points"][at], "int32"))
         minimum = None
         if layout.format.has_minima:
-            minimum = T.bind(_scale(step, b["lm_head_minima"][at]))
+            minimum = T.bind(_scale(layout.format, b[role + "_minima"][at]))
 
         def store(k_word: Expr, num_values: int) -> None:
-            word = T.bind(T.cast(b["lm_head"][word_at(k_word)], "int32"))
+            word = T.bind(T.cast(b[role][word_at(k_word)], "int32"))
             for i in range(num_values):
                 value = T.cast(_code(layout.format, word, i) - zero, "float32") * scale
                 if minimum is not None:
@@ -100,9 +100,9 @@ def _code(weights: WeightFormat, word: Expr, i: int) -> Expr:
     return (word >> (i % 2 * 16 + i // 2 * 4)) & 0xF
 
 
-def _scale(step: Step, stored: Expr) -> Expr:
+def _scale(weights: WeightFormat, stored: Expr) -> Expr:
     """A scale or minimum as float32."""
-    match step.model.lm_head.format.scale_dtype:
+    match weights.scale_dtype:
         case "float16":  # as the intrinsic sw_widen_f16 does it
             bits = T.bind(T.cast(stored, "int32"))
             magnitude = T.reinterpret("float32", (bits & 0x7FFF) << 13) * T.float32(2.0**112)

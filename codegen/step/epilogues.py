@@ -35,7 +35,7 @@ def _first_columns(layout: PanelLayout, place: Place) -> list[Expr]:
 
 def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogue:
     """out = C + bias"""
-    layout: PanelLayout = getattr(step.model, role)
+    layout = step.model.panels(role)
 
     def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, place)
@@ -47,7 +47,7 @@ def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogu
 
 def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
     """x += C + bias"""
-    layout: PanelLayout = getattr(step.model, role)
+    layout = step.model.panels(role)
 
     def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, place)
@@ -58,51 +58,57 @@ def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
     return epilogue
 
 
-def silu_gate(step: Step, layer: Expr, core: Expr) -> Epilogue:
-    """gated = silu(gate) * up, of panels that hold half gate columns, half up columns (SwiGLU,
+def silu_gate(step: Step, role: str, out: str, layer: Expr, core: Expr) -> Epilogue:
+    """out = silu(gate) * up, of panels that hold half gate columns, half up columns (SwiGLU,
     arXiv 2002.05202)
     """
-    layout = step.model.gate_up
+    layout = step.model.panels(role)
 
     def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, place)
-        both = _biased(step, "gate_up", layer, at, vectors)
+        both = _biased(step, role, layer, at, vectors)
         half = len(both) // 2
         products = [
             T.bind(step.kit.call("sw_silu_mul", gate, up))
             for gate, up in zip(both[:half], both[half:], strict=True)
         ]
-        if step.group_of("gated"):
-            _store_in_groups(step, core, row, place, products)
+        if step.group_of(out):
+            _store_in_groups(step, layout, out, core, row, place, products)
             return
         for j, product in zip(place.vectors, products, strict=False):
             column = place.panel * (layout.panel // 2) + j * layout.lanes
-            step.store_part("gated", row, column, product)
+            step.store_part(out, row, column, product)
 
     return epilogue
 
 
 def _store_in_groups(
-    step: Step, core: Expr, row: Expr, place: Place, products: Sequence[Expr]
+    step: Step,
+    layout: PanelLayout,
+    out: str,
+    core: Expr,
+    row: Expr,
+    place: Place,
+    products: Sequence[Expr],
 ) -> None:
-    """Store the vectors of `gated` that a register tile has in whole groups: at once if it has
+    """Store the vectors of `out` that a register tile has in whole groups: at once if it has
     such. Else each waits for the last of its group, which the same core computes before it leaves
     the panel.
     """
-    layout, size = step.model.gate_up, step.group_of("gated")
+    size = step.group_of(out)
     lanes, per_group, width = layout.lanes, size // layout.lanes, place.num_vectors // 2
     first_group = place.panel * (layout.panel // 2 // size)
     first, *_ = place.vectors
     if len(products) % per_group == 0 and place.columns[0] % per_group == 0:
         for i in range(0, len(products), per_group):
             group = first_group + (first + i) // per_group
-            step.store_group("gated", row, group, products[i : i + per_group])
+            step.store_group(out, row, group, products[i : i + per_group])
         return
     waiting, mine = step.b[UNFINISHED], T.bind(core * step.spec.limits.max_num_tokens + row)
 
     def finish(j: Expr, product: Expr, before: int) -> None:
         vectors = [T.bind(step.kit.load(waiting, mine, i * lanes)) for i in range(before)]
-        step.store_group("gated", row, first_group + j // per_group, [*vectors, product])
+        step.store_group(out, row, first_group + j // per_group, [*vectors, product])
 
     for i, product in enumerate(products):
         j = T.bind(T.cast(first + i, "int32"))

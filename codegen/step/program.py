@@ -1,8 +1,9 @@
 """A phase program: one PrimFunc that runs a whole forward step, from token ids to logits, their
 argmax and the scores of tokens.
 
-It reads like the model. The step is one parallel region; every operator is a parallel loop over the
-plan's cores with a barrier behind it, and the code between the loops runs on all of them.
+Its operators are those that `codegen.step.operators` records of the text of the model. The step is
+one parallel region; every operator is a parallel loop over the plan's cores with a barrier behind
+it, and the code between the loops runs on all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from codegen.cores.parallel import each_core, parallel_region
 from codegen.gemm.nest import Epilogue, Gemm
 from codegen.gemm.register_tile import Weights
 from codegen.kit import Expr, T, prim_func
-from codegen.spec import OPERATORS, ProgramSpec
+from codegen.spec import ProgramSpec
+from codegen.step.arguments import TIMER_WORDS
 from codegen.step.attention import attention
 from codegen.step.elementwise import (
     argmax_of_shares,
@@ -26,6 +28,18 @@ from codegen.step.elementwise import (
 )
 from codegen.step.embedding import embed
 from codegen.step.epilogues import add_to_residual, silu_gate, store
+from codegen.step.operators import (
+    Argmax,
+    Attention,
+    Embed,
+    End,
+    Linear,
+    Norm,
+    Operator,
+    Quantize,
+    RotateAndCache,
+    Scores,
+)
 from codegen.step.scores import score_share, scores_of_shares
 from codegen.step.step import LogitBlock, Step
 from codegen.step.timing import OUTSIDE, clock_import, switch_to
@@ -57,14 +71,17 @@ def step_program(spec: ProgramSpec, body: Body) -> Any:
 
 
 def forward(step: Step) -> None:
-    """Embedding, the layers, then logits of the wanted rows, a block after the other, and what is
-    read from them.
+    """All operators: those before the layers, the layers in a loop, then those that make logits of
+    the wanted rows, a block after the other, and read them.
     """
-    run(step, "embed", lambda core: embed(step, core))
-    with T.serial(0, step.spec.shape.num_layers) as layer:
-        decoder_layer(step, layer)
+    for operator in step.operators.before:
+        emit(step, operator)
+    with T.serial(0, step.operators.num_layers) as layer:
+        for operator in step.operators.layer:
+            emit(step, operator, layer)
     with logit_blocks(step) as rows:
-        head(step, rows)
+        for operator in step.operators.after:
+            emit(step, operator, rows=rows)
     if step.spec.has_timers:
         each_core(step.team, lambda core: _clock(step, core, OUTSIDE))
 
@@ -82,65 +99,76 @@ def logit_blocks(step: Step) -> Iterator[LogitBlock]:
         yield LogitBlock(first, T.bind(end - first))
 
 
-def head(step: Step, rows: LogitBlock) -> None:
-    """The final norm, the LM head, the argmax of each row and, if any are wanted, scores."""
+def emit(
+    step: Step, operator: Operator, layer: Expr | None = None, rows: LogitBlock | None = None
+) -> None:
+    """An operator of a layer, or one that has wanted rows, or one before both."""
 
-    def final_norm(core: Expr) -> None:
-        def weight(at: Expr) -> Expr:
-            return step.kit.load(step.b["norm"], at)
+    def each(*bodies: Callable[[Expr], None]) -> None:
+        for body in bodies:
+            run(step, operator.name, body)
 
-        wanted = step.b["logit_rows"]
-        rms_norm(step, core, weight, "final", rows.count, lambda row: wanted[rows.first + row])
+    match operator:
+        case Embed(role=role):
+            each(lambda core: embed(step, core, role))
+        case Norm():
+            each(lambda core: _norm(step, core, operator, layer, rows))
+        case Linear():
+            each(lambda core: _product(step, core, operator, layer, rows))
+        case RotateAndCache():
+            each(lambda core: rope_and_cache(step, core, layer))
+        case Attention():
+            each(lambda core: attention(step, core, layer))
+        case Quantize(rows=name):
+            each(lambda core: quantize_rows(step, core, name))
+        case Argmax():
+            assert rows is not None
+            each(
+                lambda core: argmax_share(step, core, rows),
+                lambda core: argmax_of_shares(step, core, rows),
+            )
+        case Scores():
+            assert rows is not None
+            with T.If(step.num_scored > 0), T.Then():
+                each(
+                    lambda core: score_share(step, core, rows),
+                    lambda core: scores_of_shares(step, core, rows),
+                )
+        case _:
+            raise NotImplementedError(operator)
 
-    lm_head = linear(step, "lm_head", "final", store(step, "lm_head", "logits"))
-    run(step, "norm", final_norm)
-    run(step, "lm_head", lambda core: lm_head.emit(core, step.spec.num_cores, rows.count))
-    run(step, "argmax", lambda core: argmax_share(step, core, rows))
-    run(step, "argmax", lambda core: argmax_of_shares(step, core, rows))
-    with T.If(step.num_scored > 0), T.Then():
-        run(step, "scores", lambda core: score_share(step, core, rows))
-        run(step, "scores", lambda core: scores_of_shares(step, core, rows))
+
+def _norm(step: Step, core: Expr, norm: Norm, layer: Expr | None, rows: LogitBlock | None) -> None:
+    def weight(at: Expr) -> Expr:
+        return step.kit.load(step.b[norm.name], *([] if layer is None else [layer]), at)
+
+    if rows is None:
+        rms_norm(step, core, weight, norm.out, step.num_tokens)
+    else:
+        wanted, first = step.b["logit_rows"], rows.first
+        rms_norm(step, core, weight, norm.out, rows.count, lambda row: wanted[first + row])
 
 
-def decoder_layer(step: Step, layer: Expr) -> None:
-    """One Llama block: attention and gated MLP, each on a normed copy and added to the residual
-    stream x.
-    """
-
-    def norm(name: str) -> None:
-        def weight(at: Expr) -> Expr:
-            return step.kit.load(step.b[name], layer, at)
-
-        run(step, name, lambda core: rms_norm(step, core, weight, "normed", step.num_tokens))
-
-    def gemm(role: str, a: str, epilogue: Callable[[Expr], Epilogue]) -> None:
-        def product(core: Expr) -> None:
-            gemm = linear(step, role, a, epilogue(core), layer)
-            gemm.emit(core, step.spec.num_cores, step.num_tokens)
-
-        run(step, role, product)
-
-    def quantize(name: str) -> None:
-        if step.is_rounded_apart(name):
-            run(step, f"quantize_{name}", lambda core: quantize_rows(step, core, name))
-
-    norm("input_norm")
-    gemm("qkv", "normed", lambda core: store(step, "qkv", "qkv_out", layer))
-    run(step, "rope_and_cache", lambda core: rope_and_cache(step, core, layer))
-    run(step, "attention", lambda core: attention(step, core, layer))
-    quantize("attended")
-    gemm("o", "attended", lambda core: add_to_residual(step, "o", layer))
-    norm("post_attention_norm")
-    gemm("gate_up", "normed", lambda core: silu_gate(step, layer, core))
-    quantize("gated")
-    gemm("down", "gated", lambda core: add_to_residual(step, "down", layer))
+def _product(
+    step: Step, core: Expr, op: Linear, layer: Expr | None, rows: LogitBlock | None
+) -> None:
+    match op.end:
+        case End.STORE:
+            epilogue = store(step, op.name, op.out, layer)
+        case End.ADD:
+            epilogue = add_to_residual(step, op.name, layer)
+        case End.GATE:
+            epilogue = silu_gate(step, op.name, op.out, layer, core)
+    num_rows = step.num_tokens if rows is None else rows.count
+    gemm = linear(step, op.name, op.a, epilogue, layer)
+    gemm.emit(core, step.spec.num_cores, num_rows)
 
 
 def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
     """`body(core)` on every core of the plan, then a barrier; timed as `operator` if asked for."""
 
     def timed(core: Expr) -> None:
-        _clock(step, core, OPERATORS.index(operator))
+        _clock(step, core, TIMER_WORDS + step.operators.names.index(operator))
         body(core)
 
     each_core(step.team, timed if step.spec.has_timers else body)
@@ -152,15 +180,16 @@ def _clock(step: Step, core: Expr, slot: int) -> None:
 
 
 def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None = None) -> Gemm:
-    """The GEMM of `role` on activations `a`; the LM head has no layer."""
+    """The GEMM of `role` on activations `a`; one outside the layers has no layer."""
     extras = (step.b.get(role + suffix) for suffix in ("_scales", "_zero_points", "_minima"))
+    matrix = step.model.matrices[role]
     return Gemm(
         kit=step.kit,
-        layout=getattr(step.model, role),
+        layout=matrix.panels,
         tiles=step.spec.ranges(role),
         a=step.activations(a),
         w=Weights(step.b[role], layer, *extras),
         partial=step.b["partial"],
         epilogue=epilogue,
-        in_halves=role == "gate_up",
+        in_halves=matrix.matrix.in_halves,
     )

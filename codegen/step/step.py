@@ -10,16 +10,10 @@ from codegen.gemm.register_tile import Activations
 from codegen.kit import Expr, Kit, T
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.operands import Int8Rows
+from codegen.layout.panels import PanelLayout
 from codegen.spec import ProgramSpec
-from codegen.step.arguments import (
-    ACTIVATIONS,
-    FLOAT_ROWS,
-    SCALARS,
-    Layouts,
-    argument_specs,
-    int8_rows,
-    rounded_apart,
-)
+from codegen.step.arguments import FLOAT_ROWS, SCALARS, Layouts, argument_specs, int8_rows
+from codegen.step.operators import StepOperators, step_operators
 from codegen.step.quantize_rows import quantize_group, quantize_row
 from platforms.isa import isa_row
 
@@ -43,6 +37,7 @@ class Step:
     kv_kit: Kit
     model: ModelLayout
     kv: KvLayout
+    operators: StepOperators
     b: dict[str, Expr] = field(default_factory=dict)
     num_tokens: Expr = None
     num_tiles: Expr = None
@@ -54,7 +49,8 @@ class Step:
         """A Step with its kits and layouts and, until `declare`, no buffers."""
         layouts, isa = Layouts.of(spec), isa_row(spec.isa)
         kit, kv_kit = Kit(isa, spec.dtype), Kit(isa, spec.kv_dtype)
-        return Step(spec, kit, kv_kit, layouts.model, layouts.kv)
+        operators = step_operators(layouts.model)
+        return Step(spec, kit, kv_kit, layouts.model, layouts.kv, operators)
 
     def declare(self) -> None:
         """Add the parameters to the PrimFunc under construction: the scalars, then every buffer."""
@@ -74,7 +70,11 @@ class Step:
 
     def int8_rows(self, name: str) -> Int8Rows | None:
         """The form of the activations `name`, or None if they are floats."""
-        return int8_rows(self.spec, self.model, name)
+        return int8_rows(isa_row(self.spec.isa), self._panels(name))
+
+    def _panels(self, name: str) -> PanelLayout:
+        """The panels that the activations `name` meet first."""
+        return self.model.panels(self.operators.activations[name])
 
     def activations(self, name: str) -> Activations:
         """The arrays of the activations `name`."""
@@ -83,7 +83,7 @@ class Step:
 
     def is_rounded_apart(self, name: str) -> bool:
         """Whether an operator of its own rounds the activations `name` to int8."""
-        return name in rounded_apart(self.model)
+        return name in self.operators.rounded_apart
 
     def group_of(self, name: str) -> int:
         """Columns of the activations `name` that are to be stored together, by `store_group`; 0 if
@@ -115,8 +115,7 @@ class Step:
         if form is not None:
             quantize_row(self.kit, form, self.activations(name), row, load)
             return
-        panels = getattr(self.model, ACTIVATIONS[name])
-        with T.serial(0, -(-panels.k // self.kit.lanes)) as i:
+        with T.serial(0, -(-self._panels(name).k // self.kit.lanes)) as i:
             column = i * self.kit.lanes
             self.kit.store_act(self.b[name], row, column, load(column))
 

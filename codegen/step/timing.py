@@ -9,13 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from codegen.kit import Expr, T
-from codegen.spec import OPERATORS
 from codegen.step.arguments import TIMER_WORDS
 
-OUTSIDE = len(OPERATORS)  # the slot for time before the first operator and after the last
-_RUNNING = OUTSIDE + 1  # which slot the running operator has
-_SINCE = OUTSIDE + 2  # when it began
-assert TIMER_WORDS == _SINCE + 1 - len(OPERATORS)
+OUTSIDE = 0  # the slot for time before the first operator and after the last
+_RUNNING = 1  # which slot the running operator has
+_SINCE = 2  # when it began
+assert TIMER_WORDS == _SINCE + 1  # the slots of the operators follow
 
 _CLOCK = """
 declare i32 @clock_gettime(i32, ptr)

@@ -139,7 +139,7 @@ def _memory_record(memory: MemoryPlan) -> dict[str, Any]:
     return {
         "dtype": memory.layout.dtype,
         "weights": memory.layout.weights.name,
-        "lm_head": memory.layout.lm_head.format.name,
+        "lm_head": memory.layout.head.name,
         "kv_cache_dtype": memory.kv.dtype,
         "max_model_len": memory.max_model_len,
         "num_cache_tokens": memory.num_cache_tokens,

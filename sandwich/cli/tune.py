@@ -23,6 +23,7 @@ from sandwich.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from codegen.layout.model import ModelLayout
     from codegen.spec import GemmTile
     from schedules.tiles.tuner import Outcome, Progress, Summary
     from schedules.tiles.tuning import TuningJob
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--roles",
         type=_roles,
         metavar="A,B",
-        help="matrices to tune: qkv,o,gate_up,down,lm_head (default: all)",
+        help="matrices to tune, such as qkv,lm_head: `sandwich plan` names them (default: all)",
     )
     parser.add_argument(
         "--phase", choices=("prefill", "decode"), help="tune this phase only (default: both)"
@@ -88,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _job(config: EngineConfig, args: argparse.Namespace) -> TuningJob:
-    from codegen.spec import GEMM_ROLES, Phase
+    from codegen.spec import Phase
     from platforms.probe import probe
     from sandwich.cli.plan import model_config
     from sandwich.startup.plans import make_plans
@@ -103,7 +104,7 @@ def _job(config: EngineConfig, args: argparse.Namespace) -> TuningJob:
         layout=memory.layout,
         cache_dir=config.cache_dir,
         phases=(Phase(args.phase),) if args.phase else tuple(Phase),
-        roles=args.roles or GEMM_ROLES,
+        roles=_known_roles(args.roles, memory.layout),
         budget=args.budget,
     )
 
@@ -255,11 +256,13 @@ def _seconds(text: str) -> float:
 
 
 def _roles(text: str) -> tuple[str, ...]:
-    from codegen.spec import GEMM_ROLES
+    return tuple(dict.fromkeys(text.split(",")))
 
-    names = tuple(dict.fromkeys(text.split(",")))
-    for name in names:
-        if name not in GEMM_ROLES:
-            known = ", ".join(GEMM_ROLES)
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {known}")
-    return names
+
+def _known_roles(roles: Sequence[str] | None, layout: ModelLayout) -> tuple[str, ...]:
+    """The matrices to tune; ConfigError for one that the model does not have."""
+    for role in roles or ():
+        if role not in layout.matrices:
+            known = ", ".join(layout.matrices)
+            raise ConfigError(f"--roles: {role!r} is not one of the model's matrices, {known}")
+    return tuple(roles or layout.matrices)

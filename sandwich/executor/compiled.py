@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from codegen.spec import OPERATORS, Phase
+from codegen.spec import Phase
 from platforms.memory import Arena
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput, copy_blocks
 from sandwich.executor.bound import Arrays, BoundProgram, bind
 from sandwich.executor.programs import PhaseProgram
 from sandwich.executor.rehearsal import rehearsal
+from sandwich.executor.step_report import operator_ns
 
 Programs = Mapping[Phase, PhaseProgram]
 
@@ -86,8 +87,8 @@ class CompiledExecutor:
 
     def operator_ns(self, phase: Phase) -> dict[str, int]:
         """Nanoseconds of each operator in the last step of a phase whose program has timers."""
-        ticks = self._programs[phase].arrays["ticks"]
-        return dict(zip(OPERATORS, ticks.tolist(), strict=False))
+        program = self._programs[phase]
+        return operator_ns(program.program.spec, program.arrays["ticks"])
 
     def warm_up(self) -> None:
         """Run a token through every program, so that the first request does not wait for threads to

@@ -14,10 +14,8 @@ from itertools import groupby
 
 from codegen.cores.shares import share
 from codegen.layout.model import KvLayout, ModelLayout
-from codegen.layout.panels import PanelLayout
-from codegen.spec import GEMM_ROLES
 from platforms.machine import Machine
-from platforms.memory import ALIGNMENT, Arena
+from platforms.memory import Arena
 from platforms.placement import NodeRange
 from platforms.sysfs import format_cpu_list
 
@@ -85,23 +83,19 @@ def home_nodes(machine: Machine) -> Mapping[int, int]:
 
 def _weight_ranges(layout: ModelLayout, homes: Sequence[int]) -> Iterator[NodeRange]:
     """Of the matrices, with their scales, in an arena that is filled in the order of the specs."""
-    at = 0
-    for name, spec in layout.tensor_specs().items():
-        at = -(-at // ALIGNMENT) * ALIGNMENT
-        role = next((r for r in GEMM_ROLES if name == r or name.startswith(f"{r}_")), None)
-        if role is not None:
-            panels: PanelLayout = getattr(layout, role)
-            num_layers = 1 if role == "lm_head" else layout.shape.num_layers
-            layer_nbytes = spec.nbytes // num_layers
-            for layer in range(num_layers):
-                start = at + layer * layer_nbytes
-                for node, first, last in _shares(homes, panels.num_panels):
-                    begin, end = (
-                        min(panel * panels.panel, panels.n_padded) * layer_nbytes // panels.n_padded
-                        for panel in (first, last)
-                    )
-                    yield NodeRange(start + begin, start + end, (node,))
-        at += spec.nbytes
+    for tensor in layout.placed_tensors():
+        if tensor.matrix is None:
+            continue
+        panels = tensor.matrix.panels
+        layer_nbytes = tensor.spec.nbytes // tensor.num_layers
+        for layer in range(tensor.num_layers):
+            start = tensor.offset + layer * layer_nbytes
+            for node, first, last in _shares(homes, panels.num_panels):
+                begin, end = (
+                    min(panel * panels.panel, panels.n_padded) * layer_nbytes // panels.n_padded
+                    for panel in (first, last)
+                )
+                yield NodeRange(start + begin, start + end, (node,))
 
 
 def _cache_ranges(kv: KvLayout, homes: Sequence[int]) -> Iterator[NodeRange]:

@@ -6,6 +6,7 @@ it checks layouts as well as arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen import reference
-from codegen.layout.arrays import Floats
-from codegen.layout.model import KvLayout
-from codegen.layout.panels import PanelLayout
-from codegen.spec import WeightFormat
-from sandwich.executor.base import Batch, ExecutorLimits, LazyStart, StepOutput, copy_blocks
+from codegen.layout.arrays import Floats, widen
+from codegen.layout.model import KvLayout, ModelLayout
+from codegen.model.tables import Matrix
+from codegen.model.text import forward
+from codegen.spec import ModelShape, WeightFormat
+from sandwich.executor.base import (
+    Batch,
+    ExecutorLimits,
+    Int32Array,
+    LazyStart,
+    StepOutput,
+    copy_blocks,
+)
 from sandwich.executor.inputs import StepInputs
 from sandwich.executor.scoring import read_rows
 from sandwich.weights.load import ModelWeights
@@ -46,19 +55,6 @@ class Linear:
         return reference.gemm(x, self.weight, "float32", self.bias)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One layer's weights, named as checkpoints name them."""
-
-    input_layernorm: Floats
-    qkv_proj: Linear
-    o_proj: Linear
-    post_attention_layernorm: Floats
-    gate_proj: Linear
-    up_proj: Linear
-    down_proj: Linear
-
-
 class ReferenceExecutor(LazyStart):
     """Runs batches in NumPy. Keeps a float32 copy of all matrices: for small models only.
 
@@ -68,109 +64,141 @@ class ReferenceExecutor(LazyStart):
 
     def __init__(self, weights: ModelWeights, kv: KvLayout, limits: ExecutorLimits) -> None:
         self.limits = limits
-        self.kv = kv
         self._inputs = StepInputs.of(limits)
-        self.keys: Array = np.zeros(kv.keys.shape, kv.word_dtype)
-        self.values: Array = np.zeros(kv.values.shape, kv.word_dtype)
-        layout, tensors = weights.layout, weights.tensors
-        hidden = layout.shape.hidden_size
-        self._layout = layout
-        self._tensors = tensors
-        self._layers = [_unpack_layer(weights, index) for index in range(layout.shape.num_layers)]
-        self._norm: Floats = tensors["norm"][:hidden]
-        lm_head = layout.lm_head.unpack(layout.matrix(tensors, "lm_head"))
-        self._lm_head = Linear(lm_head, None, layout.lm_head.format, layout.dtype)
+        self._model = _Model(
+            layout=weights.layout,
+            tensors=weights.tensors,
+            matrices={
+                (role, layer): _unpack(weights, role, layer)
+                for role, matrix in weights.layout.matrices.items()
+                for layer in _layers_of(weights.layout, matrix.matrix)
+            },
+            kv=kv,
+            keys=np.zeros(kv.keys.shape, kv.word_dtype),
+            values=np.zeros(kv.values.shape, kv.word_dtype),
+        )
 
     def run(self, batch: Batch) -> StepOutput:
-        copy_blocks(batch, (self.keys, self.values))
+        copy_blocks(batch, (self._model.keys, self._model.values))
         self._inputs.write(batch)
-        hidden = self._embed(self._inputs.arrays["token_ids"][: batch.num_tokens])
-        for index, layer in enumerate(self._layers):
-            hidden = hidden + self._attention(index, layer, hidden, batch)
-            hidden = hidden + self._mlp(layer, hidden)
-        wanted = self._inputs.arrays["logit_rows"][: len(batch.logit_rows)]
-        final = self._rms_norm(hidden[wanted], self._norm)
-        argmax: list[int] = []
-        peaks: list[float] = []
-
-        def logits_of(rows: slice) -> Floats:
-            logits = self._lm_head(final[rows])
-            best = reference.argmax(logits)
-            argmax.extend(best.tolist())
-            peaks.extend(logits[np.arange(len(best)), best].tolist())
-            return logits
-
-        logits, scores = read_rows(batch, self.limits.max_num_logits, logits_of)
-        return StepOutput(logits, argmax, peaks, scores)
+        step = _Step(self._model, batch, self._inputs.arrays)
+        forward(step)
+        logits, argmax = step.logits, reference.argmax(step.logits)
+        kept, scores = read_rows(batch, self.limits.max_num_logits, lambda rows: logits[rows])
+        peaks = logits[np.arange(len(argmax)), argmax]
+        return StepOutput(kept, argmax.tolist(), peaks.tolist(), scores)
 
     def close(self) -> None:
         """There is nothing to let go of but memory."""
 
-    def _embed(self, token_ids: npt.NDArray[np.int32]) -> Floats:
-        if self._layout.shape.tied_embeddings:
-            packed = self._layout.matrix(self._tensors, "lm_head")
-            return reference.embedding_from_panels(packed, token_ids, self._layout.lm_head)
-        return reference.embedding(self._tensors["embed_tokens"], token_ids)
 
-    def _attention(self, index: int, layer: Layer, hidden: Floats, batch: Batch) -> Floats:
-        shape, arrays = self._layout.shape, self._inputs.arrays
-        positions, slots = (arrays[name][: batch.num_tokens] for name in ("positions", "slots"))
-        lengths = np.array(batch.num_new, np.int32)
-        qkv = layer.qkv_proj(self._rms_norm(hidden, layer.input_layernorm))
-        heads = qkv.reshape(len(hidden), -1, shape.head_dim)  # q heads, k heads, v heads
+@dataclass(frozen=True)
+class _Model:
+    """Weights, the matrices by role and layer, and the KV cache."""
+
+    layout: ModelLayout
+    tensors: Mapping[str, Array]
+    matrices: Mapping[tuple[str, int | None], Linear]
+    kv: KvLayout
+    keys: Array
+    values: Array
+
+
+class _Step:
+    """The interpreter of the text that computes it, for one batch: a value is (rows, columns)."""
+
+    def __init__(self, model: _Model, batch: Batch, inputs: Mapping[str, Int32Array]) -> None:
+        count, lengths = batch.num_tokens, np.array(batch.num_new, np.int32)
+        self._model = model
+        self._layer: int | None = None
+        self._token_ids, self._positions, self._slots = (
+            inputs[name][:count] for name in ("token_ids", "positions", "slots")
+        )
+        self._wanted = inputs["logit_rows"][: len(batch.logit_rows)]
+        self._query_starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        self._context_lens = np.array(batch.starts, np.int32) + lengths
+        self._block_tables = inputs["block_tables"][: len(batch.requests)]
+        self.logits: Floats
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._model.layout.shape
+
+    def embed(self, role: str) -> Floats:
+        layout, tensors = self._model.layout, self._model.tensors
+        if role not in layout.matrices:
+            return reference.embedding(tensors[role], self._token_ids)
+        packed = layout.matrix(tensors, role)
+        return reference.embedding_from_panels(packed, self._token_ids, layout.panels(role))
+
+    def layers(self, x: Floats, layer: Callable[[Floats], Floats]) -> Floats:
+        for index in range(self.shape.num_layers):
+            self._layer = index
+            x = layer(x)
+        self._layer = None
+        return x
+
+    def wanted(self, x: Floats) -> Floats:
+        return x[self._wanted]
+
+    def norm(self, role: str, x: Floats) -> Floats:
+        weight = self._model.tensors[role]
+        if self._layer is not None:
+            weight = weight[self._layer]
+        return reference.rms_norm(x, weight[: x.shape[1]], self.shape.rms_norm_eps)
+
+    def linear(self, role: str, x: Floats) -> Floats:
+        room = self._model.layout.matrices[role].with_room(x)
+        return self._model.matrices[role, self._layer](widen(room))
+
+    def rotate_and_cache(self, qkv: Floats) -> Floats:
+        model, shape = self._model, self.shape
+        heads = qkv.reshape(len(qkv), -1, shape.head_dim)  # q heads, k heads, v heads
         first_key, first_value = shape.num_heads, shape.num_heads + shape.num_kv_heads
-        cos, sin = (self._tensors[name][positions] for name in ("rope_cos", "rope_sin"))
-        queries = reference.rope(heads[:, :first_key], cos, sin)
+        cos, sin = (model.tensors[name][self._positions] for name in ("rope_cos", "rope_sin"))
         new_keys = reference.rope(heads[:, first_key:first_value], cos, sin)
-        keys, values = self.keys[index], self.values[index]
+        keys, values = model.keys[self._layer], model.values[self._layer]
         new_values = heads[:, first_value:]
-        reference.write_kv(keys, values, new_keys, new_values, slots, self.kv)
+        reference.write_kv(keys, values, new_keys, new_values, self._slots, model.kv)
+        return reference.rope(heads[:, :first_key], cos, sin)
+
+    def attend(self, queries: Floats) -> Floats:
+        model = self._model
         attended = reference.paged_attention(
             queries,
-            keys,
-            values,
-            np.concatenate(([0], np.cumsum(lengths))).astype(np.int32),
-            np.array(batch.starts, np.int32) + lengths,
-            arrays["block_tables"][: len(batch.requests)],
-            self.kv,
+            model.keys[self._layer],
+            model.values[self._layer],
+            self._query_starts,
+            self._context_lens,
+            self._block_tables,
+            model.kv,
         )
-        # groups of K count the columns that pad a head
-        padding = self._layout.head_dim_padded - shape.head_dim
-        attended = np.pad(attended, ((0, 0), (0, 0), (0, padding)))
-        return layer.o_proj(attended.reshape(len(hidden), -1))
+        return attended.reshape(len(queries), -1)
 
-    def _mlp(self, layer: Layer, hidden: Floats) -> Floats:
-        x = self._rms_norm(hidden, layer.post_attention_layernorm)
-        return layer.down_proj(reference.silu_mul(layer.gate_proj(x), layer.up_proj(x)))
+    def gate(self, gate_up: Floats) -> Floats:
+        gate, up = np.split(gate_up, 2, axis=1)
+        return reference.silu_mul(gate, up)
 
-    def _rms_norm(self, hidden: Floats, weight: Floats) -> Floats:
-        return reference.rms_norm(hidden, weight, self._layout.shape.rms_norm_eps)
+    def add(self, x: Floats, y: Floats) -> Floats:
+        return x + y
+
+    def read(self, logits: Floats) -> None:
+        self.logits = logits
 
 
-def _unpack_layer(weights: ModelWeights, index: int) -> Layer:
+def _layers_of(layout: ModelLayout, matrix: Matrix) -> Iterable[int | None]:
+    return range(layout.shape.num_layers) if matrix.in_layers else (None,)
+
+
+def _unpack(weights: ModelWeights, role: str, layer: int | None) -> Linear:
+    """A matrix with the rows of its parts one after the other."""
     layout, tensors = weights.layout, weights.tensors
-    hidden = layout.shape.hidden_size
-
-    def bias(role: str, columns: slice | Array) -> Floats | None:
-        packed = tensors.get(role + "_bias")
-        return None if packed is None else packed[index, columns]
-
-    def linear(role: str, panels: PanelLayout) -> Linear:
-        weight = panels.unpack(layout.matrix(tensors, role, index))
-        return Linear(weight, bias(role, slice(0, panels.n)), layout.weights, layout.dtype)
-
-    def half_of_gate_up(role: str) -> Linear:
-        columns = layout.packed_columns(role)
-        weight = layout.gate_up.unpack(layout.matrix(tensors, "gate_up", index))[columns]
-        return Linear(weight, bias("gate_up", columns), layout.weights, layout.dtype)
-
-    o_weight = layout.o.unpack(layout.matrix(tensors, "o", index))
-    return Layer(
-        input_layernorm=tensors["input_norm"][index, :hidden],
-        qkv_proj=linear("qkv", layout.qkv),
-        o_proj=Linear(o_weight, bias("o", slice(0, hidden)), layout.weights, layout.dtype),
-        post_attention_layernorm=tensors["post_attention_norm"][index, :hidden],
-        gate_proj=half_of_gate_up("gate"),
-        up_proj=half_of_gate_up("up"),
-        down_proj=linear("down", layout.down),
+    matrix = layout.matrices[role]
+    columns = np.concatenate([matrix.columns(part) for part, _ in matrix.matrix.parts])
+    bias = tensors.get(role + "_bias")
+    return Linear(
+        matrix.panels.unpack(layout.matrix(tensors, role, layer))[columns],
+        None if bias is None else bias[layer, columns],
+        matrix.panels.format,
+        layout.dtype,
     )

@@ -48,7 +48,7 @@ def program_specs(
             query_tile=plans.of(phase).query_tile,
             has_timers=has_timers,
             weights=layout.weights,
-            lm_head=layout.lm_head.format,
+            lm_head=layout.head,
         )
         for phase in Phase
     }

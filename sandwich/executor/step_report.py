@@ -10,8 +10,15 @@ from typing import Any
 
 import numpy.typing as npt
 
-from codegen.spec import GEMM_ROLES, OPERATORS, ProgramSpec
-from codegen.step.arguments import Layouts
+from codegen.spec import ProgramSpec
+from codegen.step.arguments import TIMER_WORDS, Layouts
+from codegen.step.operators import step_operators
+
+
+def operator_ns(spec: ProgramSpec, ticks: npt.NDArray[Any]) -> dict[str, int]:
+    """Nanoseconds of each operator of a step just run, in their order."""
+    names = step_operators(Layouts.of(spec).model).names
+    return dict(zip(names, ticks[TIMER_WORDS:].tolist(), strict=True))
 
 
 def step_report(
@@ -19,20 +26,20 @@ def step_report(
 ) -> Iterator[str]:
     """Lines for the operators of a step just run, GEMMs with GFLOP/s and GB/s of weights.
 
-    Operators that the program does not have took no time and have no line.
+    Operators that took no time have no line.
     """
     model = Layouts.of(spec).model
-    total = max(1, int(ticks[: len(OPERATORS)].sum()))
-    for operator, nanoseconds in zip(OPERATORS, ticks.tolist(), strict=False):
+    times = operator_ns(spec, ticks)
+    total = max(1, sum(times.values()))
+    for operator, nanoseconds in times.items():
         if not nanoseconds:
             continue
         line = f"{spec.phase.value} {operator:<20}{nanoseconds / 1e3:>10.0f} us"
         line += f"{nanoseconds / total:>7.1%}"
-        if operator in GEMM_ROLES:
-            layout = getattr(model, operator)
-            is_head = operator == "lm_head"
-            layers = 1 if is_head else spec.shape.num_layers
-            flops = 2 * layout.n * layout.k * layers * (num_logits if is_head else num_tokens)
-            nbytes = layout.nbytes * layers
+        if matrix := model.matrices.get(operator):
+            layout, count = matrix.panels, model.num_layers(operator)
+            rows = num_tokens if matrix.matrix.in_layers else num_logits
+            flops = 2 * layout.n * layout.k * count * rows
+            nbytes = layout.nbytes * count
             line += f"{flops / nanoseconds:>8.0f} GFLOP/s{nbytes / nanoseconds:>8.1f} GB/s"
         yield line

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from codegen.spec import ModelShape
 from sandwich.checkpoint.fields import Fields
 from sandwich.checkpoint.source import ModelSource
+from sandwich.models import llama
 from sandwich.models.rope import RopeConfig, read_rope
+from sandwich.models.tensors import TensorNames
 from sandwich.models.tied import has_own_head
 
 SUPPORTED_ARCHITECTURE = "LlamaForCausalLM"
@@ -36,6 +38,7 @@ class ModelConfig:
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     rope: RopeConfig = field(default_factory=RopeConfig)
+    names: TensorNames = llama.NAMES  # what the checkpoint calls its tensors
     dtype: str | None = None  # what the checkpoint says it is stored in
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

@@ -145,7 +145,7 @@ def _executor(
         return executor
     _log.warning("every step is compared with the reference, which takes time and memory")
     layout = memory.layout
-    has_int8 = any(f.has_int8_activations for f in (layout.weights, layout.lm_head.format))
+    has_int8 = any(f.has_int8_activations for f in (layout.weights, layout.head))
     dtypes = (layout.dtype, memory.kv.dtype, *(["int8"] if has_int8 else []))
     coarsest = next(dtype for dtype in reversed(TOLERANCE) if dtype in dtypes)
     return VerifyingExecutor(executor, ReferenceExecutor(load(), memory.kv, limits), coarsest)

@@ -85,7 +85,7 @@ def _all_programs(
     for dtype, quantization in WEIGHTS:
         formats = weight_formats(EngineConfig(quantization=quantization), dtype)
         both = formats.layers, formats.lm_head
-        plans = default_plans(isa, (cpu,), shape.group_size, *both)
+        plans = default_plans(isa, (cpu,), shape, *both)
         layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa), *both)
         bench = StepBench(machine, PROBE_MODEL, layout, dtype, MAX_SEQS * max(CONTEXTS))
         with closing(bench), bench.on(plans, cache_dir, has_timers=True) as timer:

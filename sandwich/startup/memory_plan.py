@@ -90,7 +90,7 @@ class MemoryPlan:
     @property
     def weights(self) -> str:
         """The weights' formats, for people."""
-        layers, head = self.layout.weights.name, self.layout.lm_head.format.name
+        layers, head = self.layout.weights.name, self.layout.head.name
         return layers if layers == head else f"{layers}, LM head {head}"
 
     @property

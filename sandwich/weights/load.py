@@ -27,13 +27,14 @@ from platforms.memory import Arena
 from sandwich.checkpoint.source import Checkpoint
 from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
-from sandwich.models.llama import (
+from sandwich.models.rope import fill_tables, inverse_frequencies
+from sandwich.models.tensors import (
     STORED_FREQUENCIES,
     CheckpointTensor,
+    TensorNames,
     checkpoint_tensors,
     is_redundant,
 )
-from sandwich.models.rope import fill_tables, inverse_frequencies
 from sandwich.weights.pack import WeightPacker
 
 CHUNK_VALUES: Final = 1 << 20  # of a tensor, read and packed at once
@@ -86,7 +87,7 @@ def load_weights(
         ModelError: a file is missing or damaged, or its tensors are not those of `config`.
     """
     stored = checkpoint.tensors
-    _check_tensors(checkpoint, layout.shape)
+    _check_tensors(checkpoint, layout.shape, config.names)
     with checkpoint:
         _check_frequencies(checkpoint, config)
 
@@ -96,7 +97,7 @@ def load_weights(
         def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
             return checkpoint.read_rows(chunk.tensor.name, chunk.start, chunk.stop, buffer)
 
-        tensors = sorted(checkpoint_tensors(layout.shape), key=position)
+        tensors = sorted(checkpoint_tensors(layout.shape, config.names), key=position)
         chunks = list(_chunks(tensors, layout))
         return _pack(read_rows, chunks, config, layout, arena)
 
@@ -108,7 +109,7 @@ def random_weights(
 
     Rows are cut out of one block of normal values, every chunk from another place of it.
     """
-    chunks = list(_chunks(checkpoint_tensors(layout.shape), layout))
+    chunks = list(_chunks(checkpoint_tensors(layout.shape, config.names), layout))
     size = max(chunk.num_values for chunk in chunks) + CHUNK_VALUES
     values = np.random.default_rng(seed).standard_normal(size, np.float32)
     values *= np.float32(RANDOM_SCALE)
@@ -116,7 +117,7 @@ def random_weights(
     block: Array = bf16_from_float32(values) if is_bf16 else values
 
     def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
-        if chunk.tensor.role.endswith("norm"):
+        if chunk.tensor.is_norm:
             return np.ones(chunk.stop - chunk.start, np.float32)
         at = zlib.crc32(f"{chunk.tensor.name}[{chunk.start}]".encode()) % CHUNK_VALUES
         rows = block[at : at + chunk.num_values]
@@ -125,11 +126,11 @@ def random_weights(
     return _pack(read_rows, chunks, config, layout, arena)
 
 
-def _check_tensors(checkpoint: Checkpoint, shape: ModelShape) -> None:
+def _check_tensors(checkpoint: Checkpoint, shape: ModelShape, names: TensorNames) -> None:
     """ModelError if the checkpoint lacks tensors, has others, or has them in another shape."""
     stored = checkpoint.tensors
-    expected = {tensor.name: tensor.shape for tensor in checkpoint_tensors(shape)}
-    found = {name for name in stored if name in expected or not is_redundant(name, shape)}
+    expected = {tensor.name: tensor.shape for tensor in checkpoint_tensors(shape, names)}
+    found = {name for name in stored if name in expected or not is_redundant(name, shape, names)}
     common = [name for name in expected if name in stored]
     problems = {
         "missing": [name for name in expected if name not in stored],

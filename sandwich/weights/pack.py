@@ -1,9 +1,8 @@
-"""Writes rows of checkpoint tensors into a model's packed tensors: which role goes where."""
+"""Writes rows of checkpoint tensors into a model's packed tensors: which part goes where."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import numpy.typing as npt
 
 from codegen.layout.arrays import bf16_from_float32, widen
 from codegen.layout.model import ModelLayout
-from codegen.layout.panels import PackedMatrix
 from codegen.layout.quantize import QuantizedRows
-from sandwich.models.llama import CheckpointTensor
+from sandwich.models.tensors import CheckpointTensor, Part
 
 Array = npt.NDArray[Any]
 Rows = Array | QuantizedRows
@@ -26,56 +24,41 @@ class WeightPacker:
     """
 
     def __init__(self, layout: ModelLayout, tensors: Mapping[str, Array]) -> None:
-        shape = layout.shape
-        num_query, num_key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         self._layout = layout
         self._tensors = tensors
-        self._first_column = {"q": 0, "k": num_query, "v": num_query + num_key}
-        self._matrices: dict[str, tuple[str, Callable[[Rows, int, PackedMatrix], None]]] = {
-            "o": ("o", layout.pack_o),
-            "gate": ("gate_up", partial(layout.pack_gate_or_up, "gate")),
-            "up": ("gate_up", partial(layout.pack_gate_or_up, "up")),
-            "down": ("down", layout.down.pack_rows),
-        }
 
     def pack(self, tensor: CheckpointTensor, start: int, rows: Rows) -> None:
         """Write rows [start, start + r) of `tensor`: float32, float16 or uint16 bf16 bits; or codes
         in the format of the tensor's matrix, which are kept bit for bit.
         """
-        role, tensors = tensor.role, self._tensors
-        if len(tensor.shape) == 1 or role == "embed_tokens":
-            assert not isinstance(rows, QuantizedRows), tensor
-            if role == "embed_tokens":
-                tensors[role][start : start + len(rows)] = _as_dtype(rows, tensors[role].dtype)
-            else:
-                self._pack_vector(tensor, widen(rows))
-            return
-        value_dtype = (self._layout.lm_head if role == "lm_head" else self._layout.qkv).value_dtype
-        if not isinstance(rows, QuantizedRows):
-            rows = _as_dtype(rows, value_dtype)
-        if role == "lm_head":
-            self._layout.lm_head.pack_rows(rows, start, self._layout.matrix(tensors, role))
-            return
-        if role in self._first_column:
-            column = self._first_column[role] + start
-            out = self._layout.matrix(tensors, "qkv", tensor.layer)
-            self._layout.qkv.pack_rows(rows, column, out)
-        else:
-            packed, pack_rows = self._matrices[role]
-            pack_rows(rows, start, self._layout.matrix(tensors, packed, tensor.layer))
+        for part, first, mine in tensor.pieces(start, start + len(rows)):
+            self._pack_part(tensor, part, first, rows[mine])
 
-    def _pack_vector(self, tensor: CheckpointTensor, values: Array) -> None:
+    def _pack_part(self, tensor: CheckpointTensor, part: Part, start: int, rows: Rows) -> None:
+        layout, tensors = self._layout, self._tensors
+        if len(tensor.shape) == 2 and part.role in layout.matrices:
+            matrix = layout.matrices[part.role]
+            out = layout.matrix(tensors, part.role, tensor.layer)
+            if not isinstance(rows, QuantizedRows):
+                rows = _as_dtype(rows, matrix.panels.value_dtype)
+            matrix.pack(part.name, rows, start, out)
+            return
+        assert not isinstance(rows, QuantizedRows), tensor
+        if len(tensor.shape) == 1:
+            self._pack_vector(part, tensor.layer, start, widen(rows))
+        else:
+            table = tensors[part.role]
+            table[start : start + len(rows)] = _as_dtype(rows, table.dtype)
+
+    def _pack_vector(self, part: Part, layer: int | None, start: int, values: Array) -> None:
         """Norm weights as they are; biases in the order of their matrix's packed columns."""
-        role = tensor.role.removesuffix("_bias")
-        columns: slice | Array = slice(0, len(values))
-        packed = tensor.role
-        if role in self._first_column:
-            packed, first = "qkv_bias", self._first_column[role]
-            columns = slice(first, first + len(values))
-        elif role in ("gate", "up"):
-            packed, columns = "gate_up_bias", self._layout.packed_columns(role)
-        target = self._tensors[packed]
-        (target[tensor.layer] if target.ndim == 2 else target)[columns] = values
+        name = part.role
+        columns: slice | Array = slice(start, start + len(values))
+        if name in self._layout.matrices:
+            columns = self._layout.matrices[name].columns(part.name)[columns]
+            name += "_bias"
+        target = self._tensors[name]
+        (target if layer is None else target[layer])[columns] = values
 
 
 def _as_dtype(values: Array, dtype: np.dtype[Any]) -> Array:

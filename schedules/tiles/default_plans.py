@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from codegen.spec import GEMM_ROLES, Phase, WeightFormat
+from codegen.model.tables import matrices
+from codegen.spec import ModelShape, Phase, WeightFormat
 from platforms.isa import IsaRow
 from schedules.plan import Plan, PlanPair
 from schedules.tiles.defaults import default_tiles
@@ -22,25 +23,25 @@ def panel_width(isa: IsaRow) -> int:
 def default_plans(
     isa: IsaRow,
     cpus: Iterable[int],
-    group_size: int,
+    model: ModelShape,
     weights: WeightFormat | None = None,
     lm_head: WeightFormat | None = None,
 ) -> PlanPair:
     """The plans of an ISA with nothing measured: complete and right, every core in both phases.
 
-    group_size: query heads that share one KV head. weights, lm_head: the formats of the layers'
-    matrices and of the LM head; None for weights that are not quantised.
+    weights, lm_head: the formats of the layers' matrices and of the LM head; None for weights that
+    are not quantised.
     """
     cores, plain = tuple(cpus), WeightFormat("bfloat16")
 
     def plan(phase: Phase, query_tile: int) -> Plan:
         layers = default_tiles(isa, phase, weights or plain)
         head = default_tiles(isa, phase, lm_head or plain)
-        tiles = tuple((role, head if role == "lm_head" else layers) for role in GEMM_ROLES)
+        tiles = tuple((m.role, layers if m.in_layers else head) for m in matrices(model))
         return Plan(phase, isa.name, cores, tiles, query_tile)
 
     return PlanPair(
         panel=panel_width(isa),
-        prefill=plan(Phase.PREFILL, max(1, QUERY_ROWS // group_size)),
+        prefill=plan(Phase.PREFILL, max(1, QUERY_ROWS // model.group_size)),
         decode=plan(Phase.DECODE, 1),
     )

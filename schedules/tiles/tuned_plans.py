@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from codegen.layout.matrices import MatrixLayout
 from codegen.layout.model import ModelLayout
 from codegen.layout.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, Phase, TileRanges
+from codegen.model.tables import Matrix
+from codegen.spec import GemmTile, Phase, TileRanges
 from platforms.isa import isa_row
 from schedules.plan import Plan, PlanPair
 from schedules.records import RecordBook, TileKey
@@ -26,14 +28,12 @@ RANGES = {
     Phase.DECODE: ((1, 1), (4, 4), (8, 8), (MANY_ROWS, 32)),
     Phase.PREFILL: ((128, 128), (MANY_ROWS, 512)),
 }
-_FEW_ROWS_ROLE = "lm_head"
-_HALVES_ROLE = "gate_up"
 MIN_WEIGHT = 0.05  # of a phase's rows, below which no task's part of the budget falls
 
 
-def ranges_of(phase: Phase, role: str) -> tuple[tuple[int, int], ...]:
-    """The ranges of rows of a role: (most rows, the number of rows to tune at)."""
-    return RANGES[Phase.DECODE if role == _FEW_ROWS_ROLE else phase]
+def ranges_of(phase: Phase, matrix: Matrix) -> tuple[tuple[int, int], ...]:
+    """The ranges of rows of a matrix: (most rows, the number of rows to tune at)."""
+    return RANGES[phase if matrix.in_layers else Phase.DECODE]
 
 
 def phase_of(rows: int) -> Phase:
@@ -52,9 +52,8 @@ def key_of(plan: Plan, layout: PanelLayout, rows: int) -> TileKey:
     return TileKey(plan.isa, layout.format.name, layout.n, layout.k, len(plan.cpus), rows)
 
 
-def _space(plan: Plan, role: str, layout: PanelLayout, rows: int, l2_bytes: int) -> TileSpace:
-    in_halves = role == _HALVES_ROLE
-    return TileSpace(isa_row(plan.isa), layout, rows, l2_bytes, in_halves, len(plan.cpus))
+def _space(plan: Plan, matrix: Matrix, panels: PanelLayout, rows: int, l2_bytes: int) -> TileSpace:
+    return TileSpace(isa_row(plan.isa), panels, rows, l2_bytes, matrix.in_halves, len(plan.cpus))
 
 
 def tasks_of(
@@ -62,20 +61,21 @@ def tasks_of(
     layout: ModelLayout,
     l2_bytes: int,
     phases: Sequence[Phase] = tuple(Phase),
-    roles: Sequence[str] = GEMM_ROLES,
+    roles: Sequence[str] = (),
 ) -> list[Task]:
-    """What to tune for a model; GEMMs that come down to the same slice are one task, unless one in
-    halves cannot start from the default.
+    """What to tune for a model, or for some of its matrices; GEMMs that come down to the same slice
+    are one task, unless one in halves cannot start from the default.
 
     Where both phases have it, it starts from the default tile of decode.
     """
     tasks: dict[tuple[PanelLayout, int, tuple[int, ...], bool], Task] = {}
-    for plan, role, rows in _decisions(plans, phases, roles):
-        panels: PanelLayout = getattr(layout, role)
+    chosen = [layout.matrices[role].matrix for role in roles or layout.matrices]
+    for plan, matrix, rows in _decisions(plans, phases, chosen):
+        role = matrix.role
+        panels = layout.panels(role)
         part = slice_of(panels, rows, len(plan.cpus))
-        repeats = 1 if role == _FEW_ROWS_ROLE else layout.shape.num_layers
         entry = (role, key_of(plan, panels, rows))
-        space = _space(plan, role, part, rows, l2_bytes)
+        space = _space(plan, matrix, part, rows, l2_bytes)
         default = tile_at(dict(plan.tiles)[role], rows)
         start = space.in_pairs(default)
         key = (part, rows, plan.cpus, start == default)
@@ -84,20 +84,20 @@ def tasks_of(
             tasks[key] = replace(
                 known,
                 roles=(*known.roles, entry),
-                space=replace(known.space, in_halves=known.space.in_halves or role == _HALVES_ROLE),
-                weight=known.weight + repeats * panels.n * panels.k,
+                space=replace(known.space, in_halves=known.space.in_halves or matrix.in_halves),
+                weight=known.weight + layout.num_layers(role) * panels.n * panels.k,
             )
     return _weighed(list(tasks.values()))
 
 
 def _decisions(
-    plans: PlanPair, phases: Sequence[Phase], roles: Sequence[str]
-) -> Iterator[tuple[Plan, str, int]]:
-    """(plan, role, rows) of every range of every plan."""
+    plans: PlanPair, phases: Sequence[Phase], chosen: Sequence[Matrix]
+) -> Iterator[tuple[Plan, Matrix, int]]:
+    """(plan, matrix, rows) of every range of every plan."""
     for phase in (phase for phase in (Phase.DECODE, Phase.PREFILL) if phase in phases):
-        for role in roles:
-            for _, rows in ranges_of(phase, role):
-                yield plans.of(phase), role, rows
+        for matrix in chosen:
+            for _, rows in ranges_of(phase, matrix):
+                yield plans.of(phase), matrix, rows
 
 
 def _weighed(tasks: list[Task]) -> list[Task]:
@@ -112,7 +112,7 @@ def _weighed(tasks: list[Task]) -> list[Task]:
 def untuned(plans: PlanPair, layout: ModelLayout) -> PlanPair:
     """The plans with the default tiles for the formats of `layout`."""
     isa, cpus = isa_row(plans.prefill.isa), plans.prefill.cpus
-    default = default_plans(isa, cpus, 1, layout.weights, layout.lm_head.format)
+    default = default_plans(isa, cpus, layout.shape, layout.weights, layout.head)
     return replace(
         plans,
         prefill=replace(plans.prefill, tiles=default.prefill.tiles),
@@ -152,7 +152,7 @@ def tuned_plans(plans: PlanPair, layout: ModelLayout, book: RecordBook) -> tuple
     def tuned(plan: Plan) -> Plan:
         tiles = []
         for role, default in plan.tiles:
-            ranges, origin = _tuned_ranges(plan, role, getattr(layout, role), default, book)
+            ranges, origin = _tuned_ranges(plan, layout.matrices[role], default, book)
             tiles.append((role, ranges))
             origins.append(origin)
         return replace(plan, tiles=tuple(tiles))
@@ -162,18 +162,19 @@ def tuned_plans(plans: PlanPair, layout: ModelLayout, book: RecordBook) -> tuple
 
 
 def _tuned_ranges(
-    plan: Plan, role: str, panels: PanelLayout, default: TileRanges, book: RecordBook
+    plan: Plan, layout: MatrixLayout, default: TileRanges, book: RecordBook
 ) -> tuple[TileRanges, TileOrigin]:
+    matrix, panels = layout.matrix, layout.panels
     ranges: list[tuple[int, GemmTile]] = []
     origins = []
-    anything = _space(plan, role, panels, MANY_ROWS, l2_bytes=0)
+    anything = _space(plan, matrix, panels, MANY_ROWS, l2_bytes=0)
     default = tuple((most, anything.in_pairs(tile)) for most, tile in default)
     above = 0
-    for most, rows in ranges_of(plan.phase, role):
+    for most, rows in ranges_of(plan.phase, matrix):
         origin, pieces = "default", _between(default, above, most)
         found = book.best(key_of(plan, panels, rows))
         if found is not None:
-            space = _space(plan, role, panels, rows, l2_bytes=0)
+            space = _space(plan, matrix, panels, rows, l2_bytes=0)
             known = space.start(found.record.tile)
             start = space.start(tile_at(default, rows))
             if known == start:  # it needs no code of its own
@@ -186,7 +187,7 @@ def _tuned_ranges(
             ranges.append(piece)
         origins.append(origin)
         above = most
-    return tuple(ranges), TileOrigin(plan.phase, role, tuple(origins))
+    return tuple(ranges), TileOrigin(plan.phase, matrix.role, tuple(origins))
 
 
 def _between(ranges: TileRanges, above: int, most: int) -> list[tuple[int, GemmTile]]:

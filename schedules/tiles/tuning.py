@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codegen.layout.model import ModelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, Phase, WeightFormat
+from codegen.spec import GemmTile, Phase, WeightFormat
 from platforms.machine import Machine
 from schedules.meters import PeakMeter, ReadMeter, last_level_cache_bytes
 from schedules.plan import PlanPair
@@ -25,14 +25,14 @@ IDLE_SECONDS = 0.01  # until the workers of another pool sleep (TVM_THREAD_POOL_
 
 @dataclass(frozen=True)
 class TuningJob:
-    """What to tune, where and for how long (seconds)."""
+    """What to tune, where and for how long (seconds). roles: of the matrices; none: of all."""
 
     machine: Machine
     plans: PlanPair  # with the default tiles
     layout: ModelLayout
     cache_dir: Path
     phases: tuple[Phase, ...] = tuple(Phase)
-    roles: tuple[str, ...] = GEMM_ROLES
+    roles: tuple[str, ...] = ()
     budget: float = DEFAULT_BUDGET
 
     @property

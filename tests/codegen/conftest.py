@@ -22,8 +22,8 @@ from codegen.compile import load, lower, object_code, tensor
 from codegen.kit import Kit
 from codegen.layout.arrays import bf16_from_float32, float32_from_bf16
 from codegen.layout.model import ModelLayout
-from codegen.layout.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, ProgramSpec, StepLimits
+from codegen.model.tables import matrices
+from codegen.spec import GemmTile, ModelShape, Phase, ProgramSpec, StepLimits
 from codegen.step.arguments import SCALARS, Layouts, argument_specs
 from codegen.step.program import Body, step_program
 from platforms.cpuinfo import read_cpu_info
@@ -77,6 +77,8 @@ LIMITS = StepLimits(
     block_size=BLOCK_SIZE,
 )
 
+ROLES = tuple(matrix.role for matrix in matrices(SHAPE))
+
 
 def make_shape(**changes: Any) -> ModelShape:
     return ModelShape(**(vars(SHAPE) | changes))
@@ -114,7 +116,7 @@ def make_spec(
         panel=panel_of(isa),
         limits=limits,
         groups=((num_cores,),),
-        tiles=tuple((role, ((1, tile),)) for role in GEMM_ROLES),
+        tiles=tuple((role, ((1, tile),)) for role in ROLES),
         query_tile=query_tile,
     )
 
@@ -171,7 +173,7 @@ class Kernel:
 
     def set_weight(self, role: str, rows: Array, layer: int | None = None) -> Array:
         """Pack float32 rows (n, k); what they are after rounding to the weights' type."""
-        layout: PanelLayout = getattr(self.model, role)
+        layout = self.model.panels(role)
         packed = self.model.matrix(self.arrays, role, layer)
         layout.pack_rows(as_dtype(rows, layout.format.dtype), 0, packed)
         return layout.unpack(packed)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from codegen.layout.model import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
-from codegen.spec import GEMM_ROLES
 from platforms.isa import IsaRow
 from platforms.machine import Machine
 from platforms.memory import Arena
@@ -90,8 +89,8 @@ def weights(
     arrays = {n: arena.array(s.shape, s.dtype) for n, s in layout.tensor_specs().items()}
     fill(arena, arrays.values())
     num_read = num_local = 0
-    for role in GEMM_ROLES:
-        panels = getattr(layout, role)
+    for role, matrix_layout in layout.matrices.items():
+        panels = matrix_layout.panels
         for matrix in np.atleast_2d(arrays[role]):
             for core, cpu in enumerate(cpus):
                 first = core * panels.num_panels // len(cpus) * panels.panel

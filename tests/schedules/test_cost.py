@@ -16,6 +16,7 @@ from platforms.machines import load_machine, recorded_machines
 from schedules.cost import (
     CACHE_FRACTION,
     OVERLAP,
+    Kind,
     Operator,
     Seats,
     Step,
@@ -68,7 +69,8 @@ ALIKE = MachineRates(  # every barrier and launch is free and every path but the
     barrier_base_us=0.0,
     launch_us=0.0,
 )
-EVEN = (Operator("qkv", 1, 960, nbytes=1000.0),)  # divides among 1 to 6 cores, 8, 10, ...
+# Divides among 1 to 6 cores, 8, 10, ...
+EVEN = (Operator("qkv", Kind.LINEAR, 1, 960, nbytes=1000.0),)
 
 
 def cost(
@@ -96,8 +98,9 @@ def test_the_bytes_of_a_decode_step_are_weights_and_cache_read_once() -> None:
 
 def test_quantised_weights_count_with_their_scales() -> None:
     layout = ModelLayout.build(SHAPE, "bfloat16", 16, 64, WeightFormat("int8", group=32))
+    panels = layout.panels("qkv")
     (qkv,) = (op for op in operators(layout, "bfloat16", DECODE).operators if op.name == "qkv")
-    assert qkv.num_units * qkv.nbytes == layout.qkv.nbytes > layout.qkv.n * layout.qkv.k
+    assert qkv.num_units * qkv.nbytes == panels.nbytes > panels.n * panels.k
 
 
 def test_the_operations_of_a_prefill_are_those_of_its_tokens_and_one_row_of_logits() -> None:
@@ -110,15 +113,15 @@ def test_the_operations_of_a_prefill_are_those_of_its_tokens_and_one_row_of_logi
 @pytest.mark.parametrize(
     ("op", "microseconds"),
     [
-        (Operator("o", 1, 1, flops=1e6, rows=1), 20.0),
-        (Operator("o", 1, 1, flops=1e6, rows=2), 10.0),
-        (Operator("o", 1, 1, flops=1e6, rows=99), 10.0),
-        (Operator("attention", 1, 1, flops=1e6), 103.0),
-        (Operator("embed", 1, 1, values=1e3), 4.0),
-        (Operator("input_norm", 1, 1, values=1e3), 1.0),
-        (Operator("norm", 1, 1, values=1e3), 1.0),
-        (Operator("rope_and_cache", 1, 1, values=1e3), 2.0),
-        (Operator("argmax", 1, 1, values=1e3), 0.5),
+        (Operator("o", Kind.LINEAR, 1, 1, flops=1e6, rows=1), 20.0),
+        (Operator("o", Kind.LINEAR, 1, 1, flops=1e6, rows=2), 10.0),
+        (Operator("o", Kind.LINEAR, 1, 1, flops=1e6, rows=99), 10.0),
+        (Operator("attention", Kind.ATTENTION, 1, 1, flops=1e6), 103.0),
+        (Operator("embed", Kind.EMBED, 1, 1, values=1e3), 4.0),
+        (Operator("input_norm", Kind.NORM, 1, 1, values=1e3), 1.0),
+        (Operator("norm", Kind.NORM, 1, 1, values=1e3), 1.0),
+        (Operator("rope_and_cache", Kind.ROPE, 1, 1, values=1e3), 2.0),
+        (Operator("argmax", Kind.ARGMAX, 1, 1, values=1e3), 0.5),
     ],
 )
 def test_a_unit_takes_as_long_as_the_kernel_of_its_operator(
@@ -128,19 +131,19 @@ def test_a_unit_takes_as_long_as_the_kernel_of_its_operator(
 
 
 def test_a_gemm_takes_a_quarter_longer_where_arithmetic_and_reading_take_equally_long() -> None:
-    op = Operator("down", 1, 1, flops=1e6, nbytes=1e5, rows=2)  # 10 us each
+    op = Operator("down", Kind.LINEAR, 1, 1, flops=1e6, nbytes=1e5, rows=2)  # 10 us each
     assert cost([op], Seats((1,), (0,)), ALIKE).total_us == pytest.approx(10 * 2 ** (1 / OVERLAP))
 
 
 def test_attention_waits_for_what_it_reads() -> None:
-    op = Operator("attention", 1, 1, flops=1e6, nbytes=1e5)
+    op = Operator("attention", Kind.ATTENTION, 1, 1, flops=1e6, nbytes=1e5)
     found = cost([op], Seats((1,), (0,)), ALIKE)
     assert (found.compute_us, found.memory_us) == pytest.approx((103.0, 10.0))
 
 
 def test_busy_cores_compute_with_the_speed_that_they_have_together() -> None:
     rates = replace(ALIKE, busy_speed=Curve(((1, 1.0), (4, 0.5))))
-    ops = [Operator("o", 1, 4, flops=1e6, rows=2)]
+    ops = [Operator("o", Kind.LINEAR, 1, 4, flops=1e6, rows=2)]
     assert cost(ops, Seats((4,), (0,)), rates).total_us == pytest.approx(20.0)
 
 
@@ -170,7 +173,7 @@ def test_without_shared_limits_n_cores_are_n_times_as_fast(num_cores: int) -> No
 
 
 def test_work_that_does_not_divide_lasts_as_long_as_the_busiest_core() -> None:
-    ops = (Operator("qkv", 1, 5, nbytes=1000.0),)
+    ops = (Operator("qkv", Kind.LINEAR, 1, 5, nbytes=1000.0),)
     four, five = (cost(ops, Seats((n,), (0,)), ALIKE).total_us for n in (4, 5))
     assert four == pytest.approx(2 * five)
 

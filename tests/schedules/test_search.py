@@ -156,7 +156,7 @@ def test_the_plans_get_the_cores_that_were_chosen_and_keep_the_rest() -> None:
     crowded = Curve(((1, 33.0), (2, 64.0), (8, 30.0)))
     rates = replace(estimated_rates(machine, WeightFormat("bfloat16")), group_gbps=crowded)
     result = search_on(machine, rates=rates)
-    plans = default_plans(machine.isa_row, machine.usable_cpus(), group_size=4)
+    plans = default_plans(machine.isa_row, machine.usable_cpus(), preset("llama-3.2-1b").shape(64))
     applied = result.applied_to(plans, machine)
     chosen = result.decode.chosen.candidate
     assert len(applied.prefill.cpus) == 96

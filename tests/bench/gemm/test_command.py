@@ -16,10 +16,10 @@ import bench.gemm.shapes
 import bench.gemm.turns
 from bench.gemm.matrix import Cores, Matrix
 from bench.gemm.plans import DECODE_ROWS, tiles_of
-from bench.gemm.shapes import FORMATS
+from bench.gemm.shapes import FORMATS, ROLES
 from codegen.gemm.program import GemmProgram
 from codegen.layout.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, TileRanges, WeightFormat
+from codegen.spec import GemmTile, TileRanges, WeightFormat
 from platforms.isa import select_isa
 from sandwich.cli import main
 from sandwich.models.presets import preset
@@ -158,11 +158,11 @@ A, B, C, D = (GemmTile(mr) for mr in (1, 2, 3, 4))
 def test_few_rows_have_the_tiles_of_decode_and_more_those_of_prefill(
     decode: TileRanges, prefill: TileRanges, joined: TileRanges
 ) -> None:
-    plans = default_plans(select_isa(), (0,), 1)
+    plans = default_plans(select_isa(), (0,), preset("tiny").shape(1))
     pair = replace(
         plans,
-        decode=replace(plans.decode, tiles=tuple((role, decode) for role in GEMM_ROLES)),
-        prefill=replace(plans.prefill, tiles=tuple((role, prefill) for role in GEMM_ROLES)),
+        decode=replace(plans.decode, tiles=tuple((role, decode) for role in ROLES)),
+        prefill=replace(plans.prefill, tiles=tuple((role, prefill) for role in ROLES)),
     )
     assert tiles_of(pair, "o") == joined
 

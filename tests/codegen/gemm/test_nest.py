@@ -10,7 +10,6 @@ import pytest
 
 from codegen.gemm.nest import Gemm
 from codegen.kit import Expr, T
-from codegen.layout.panels import PanelLayout
 from codegen.reference import silu_mul
 from codegen.spec import GemmTile
 from codegen.step.epilogues import add_to_residual, silu_gate, store
@@ -105,7 +104,7 @@ def logits(kernel: Kernel, num_rows: int) -> Array:
 
 def product(kernel: Kernel, role: str, acts: str, num_rows: int, layer: int | None = None) -> Array:
     """(value, bound of the rounding errors) of every element, in float64."""
-    layout: PanelLayout = getattr(kernel.model, role)
+    layout = kernel.model.panels(role)
     weight = layout.unpack(kernel.model.matrix(kernel.arrays, role, layer)).astype(np.float64)
     a = kernel.acts(acts)[:num_rows, : layout.k].astype(np.float64)
     bound = 2 * (layout.k + 2) * 2.0**-24 * (np.abs(a) @ np.abs(weight).T)
@@ -173,11 +172,11 @@ def epilogue_kernel(
         run(step, role, product)
 
     kernel = compile_body(spec, body)
-    layout: PanelLayout = getattr(kernel.model, role)
+    layout = kernel.model.panels(role)
     weight = normal(layout.n, layout.k, seed=1)
     bias = normal(layout.n, seed=3)
     if role == "gate_up":  # there is padding between the halves
-        columns = [kernel.model.packed_columns(half) for half in ("gate", "up")]
+        columns = [kernel.model.matrices[role].columns(half) for half in ("gate", "up")]
         padding = np.setdiff1d(np.arange(layout.n), columns)
         weight[padding] = bias[padding] = 0.0
     kernel.set_weight(role, weight, LAYER)
@@ -188,7 +187,7 @@ def epilogue_kernel(
 
 
 def biased(kernel: Kernel, role: str, acts: str, num_rows: int) -> Array:
-    layout: PanelLayout = getattr(kernel.model, role)
+    layout = kernel.model.panels(role)
     expected, bound = product(kernel, role, acts, num_rows, LAYER)
     if role + "_bias" in kernel.arrays:
         expected += kernel[role + "_bias"][LAYER, : layout.n]
@@ -210,7 +209,7 @@ def test_qkv_is_stored_with_its_bias(
     )
     kernel(num_tokens=8)
     expected, bound = biased(kernel, "qkv", "normed", 8)
-    n = kernel.model.qkv.n
+    n = kernel.model.panels("qkv").n
     assert (np.abs(kernel["qkv_out"][:8, :n] - expected) <= bound).all()
     assert not kernel["qkv_out"][:8, n:].any()
     assert is_poison(kernel["qkv_out"][8:])
@@ -248,11 +247,17 @@ def test_gate_and_up_leave_as_their_silu_product(
     compile_body: Compile, isa: str, dtype: str, has_bias: bool
 ) -> None:
     kernel = epilogue_kernel(
-        compile_body, isa, dtype, "gate_up", "normed", silu_gate, mlp_bias=has_bias
+        compile_body,
+        isa,
+        dtype,
+        "gate_up",
+        "normed",
+        lambda step, layer, core: silu_gate(step, "gate_up", "gated", layer, core),
+        mlp_bias=has_bias,
     )
     kernel(num_tokens=8)
     both, bound = biased(kernel, "gate_up", "normed", 8)
-    columns = [kernel.model.packed_columns(role) for role in ("gate", "up")]
+    columns = [kernel.model.matrices["gate_up"].columns(half) for half in ("gate", "up")]
     gate, up = (both[:, at] for at in columns)
     error = sum(bound[:, at] for at in columns) * (1 + np.abs(gate) + np.abs(up))
     expected = silu_mul(gate.astype(np.float32), up.astype(np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codegen.layout.arrays import bf16_from_float32, float32_from_bf16, widen
+from codegen.layout.arrays import bf16_from_float32, float32_from_bf16, round_up, widen
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.spec import ModelShape, WeightFormat
@@ -103,23 +103,24 @@ def test_gate_and_up_share_panels_in_halves(intermediate: int, dtype: str) -> No
     layout = ModelLayout.build(make_shape(intermediate_size=intermediate), dtype, lanes=8, panel=32)
     gate = random_rows(intermediate, 60, dtype, seed=1)
     up = random_rows(intermediate, 60, dtype, seed=2)
-    words = np.zeros(layout.gate_up.num_words, layout.gate_up.word_dtype)
+    matrix = layout.matrices["gate_up"]
+    words = np.zeros(matrix.panels.num_words, matrix.panels.word_dtype)
     for start in range(0, intermediate, 23):
-        layout.pack_gate_or_up("up", up[start : start + 23], start, PackedMatrix(words))
-        layout.pack_gate_or_up("gate", gate[start : start + 23], start, PackedMatrix(words))
-    expected = np.zeros((layout.gate_up.n, 60), np.float32)
-    wide_gate, wide_up = np.zeros((2, layout.intermediate_padded, 60), np.float32)
+        matrix.pack("up", up[start : start + 23], start, PackedMatrix(words))
+        matrix.pack("gate", gate[start : start + 23], start, PackedMatrix(words))
+    expected = np.zeros((matrix.panels.n, 60), np.float32)
+    wide_gate, wide_up = np.zeros((2, round_up(intermediate, 8), 60), np.float32)
     wide_gate[:intermediate], wide_up[:intermediate] = widen(gate), widen(up)
     at = 0
-    for first in range(0, layout.intermediate_padded, 16):
-        for matrix in (wide_gate, wide_up):
-            part = matrix[first : first + 16]
+    for first in range(0, round_up(intermediate, 8), 16):
+        for wide in (wide_gate, wide_up):
+            part = wide[first : first + 16]
             expected[at : at + len(part)] = part
             at += len(part)
-    unpacked = layout.gate_up.unpack(PackedMatrix(words))
+    unpacked = matrix.panels.unpack(PackedMatrix(words))
     np.testing.assert_array_equal(unpacked, expected)
-    np.testing.assert_array_equal(unpacked[layout.packed_columns("gate")], widen(gate))
-    np.testing.assert_array_equal(unpacked[layout.packed_columns("up")], widen(up))
+    np.testing.assert_array_equal(unpacked[matrix.columns("gate")], widen(gate))
+    np.testing.assert_array_equal(unpacked[matrix.columns("up")], widen(up))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -127,10 +128,11 @@ def test_gate_and_up_share_panels_in_halves(intermediate: int, dtype: str) -> No
 def test_heads_of_o_are_padded_each_to_full_vectors(head_dim: int, dtype: str) -> None:
     layout = ModelLayout.build(make_shape(head_dim=head_dim), dtype, lanes=16, panel=32)
     rows = random_rows(60, 3 * head_dim, dtype)
-    words = np.zeros(layout.o.num_words, layout.o.word_dtype)
-    layout.pack_o(rows[:33], 0, PackedMatrix(words))
-    layout.pack_o(rows[33:], 33, PackedMatrix(words))
-    wide = layout.o.unpack(PackedMatrix(words)).reshape(60, 3, 32)
+    matrix = layout.matrices["o"]
+    words = np.zeros(matrix.panels.num_words, matrix.panels.word_dtype)
+    matrix.pack("o", rows[:33], 0, PackedMatrix(words))
+    matrix.pack("o", rows[33:], 33, PackedMatrix(words))
+    wide = matrix.panels.unpack(PackedMatrix(words)).reshape(60, 3, 32)
     np.testing.assert_array_equal(wide[:, :, :head_dim].reshape(60, -1), widen(rows))
     assert not wide[:, :, head_dim:].any()
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from codegen.layout.arrays import from_storage, to_storage
-from codegen.layout.model import ModelLayout, matrix_specs
+from codegen.layout.matrices import matrix_specs
+from codegen.layout.model import ModelLayout
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.layout.quantize import QuantizedRows, quantize
 from codegen.spec import GROUP_SIZES, WeightFormat

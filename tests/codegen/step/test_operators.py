@@ -11,6 +11,7 @@ from codegen import reference
 from codegen.kit import T
 from codegen.layout.arrays import widen
 from codegen.layout.model import KvLayout
+from codegen.model.tables import embedding
 from codegen.step.arguments import Layouts
 from codegen.step.elementwise import argmax_of_shares, argmax_share, rms_norm, rope_and_cache
 from codegen.step.embedding import embed
@@ -42,7 +43,8 @@ BF16_STEP = 2.0**-8  # of a value just rounded to bf16
 
 def embed_kernel(compile_body: Compile, isa: str, dtype: str, **shape: Any) -> Kernel:
     spec = make_spec(isa, dtype, num_cores=NUM_CORES, vocab_size=2 * panel_of(isa) + 5, **shape)
-    return compile_body(spec, lambda step: run(step, "embed", lambda core: embed(step, core)))
+    role = embedding(spec.shape)
+    return compile_body(spec, lambda step: run(step, "embed", lambda core: embed(step, core, role)))
 
 
 def embed_all(kernel: Kernel) -> Array:

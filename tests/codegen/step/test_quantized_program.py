@@ -12,7 +12,7 @@ import pytest
 
 from codegen.layout.model import ModelLayout
 from codegen.spec import Phase, WeightFormat
-from codegen.step.arguments import rounded_apart
+from codegen.step.operators import step_operators
 from sandwich.executor.base import Batch, Executor
 from sandwich.executor.verify import relative_errors
 from tests.codegen.conftest import BEST, ISAS, Array, make_shape, same_bits
@@ -162,4 +162,5 @@ def test_who_has_all_that_shares_a_scale_rounds_it(
     weights: WeightFormat | None, shape: dict[str, int], apart: tuple[str, ...]
 ) -> None:
     sizes = make_shape(**({"num_heads": 6, "num_kv_heads": 2} | shape))
-    assert rounded_apart(ModelLayout.build(sizes, "float32", 16, 64, weights)) == apart
+    layout = ModelLayout.build(sizes, "float32", 16, 64, weights)
+    assert step_operators(layout).rounded_apart == apart

@@ -14,8 +14,7 @@ import pytest
 
 from codegen.layout.arrays import bf16_from_float32
 from codegen.layout.model import KvLayout, ModelLayout
-from codegen.layout.panels import PanelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, WeightFormat
+from codegen.spec import GemmTile, ModelShape, Phase, WeightFormat
 from platforms.isa import isa_row, select_isa
 from platforms.memory import Arena
 from sandwich.executor.assembly import compiled_executor
@@ -93,7 +92,7 @@ class TinyModel:
         )
 
         def plan(phase: Phase, tile: GemmTile, query_tile: int) -> Plan:
-            tiles = tuple((role, ((1, tile),)) for role in GEMM_ROLES)
+            tiles = tuple((role, ((1, tile),)) for role in layout.matrices)
             return Plan(phase, isa, CPUS, tiles, query_tile)
 
         plans = PlanPair(
@@ -122,30 +121,20 @@ def random_weights(layout: ModelLayout) -> ModelWeights:
     tensors = {n: arena.array(s.shape, s.dtype) for n, s in layout.tensor_specs().items()}
     rng, shape = np.random.default_rng(1), layout.shape
 
-    def rows(n: int, k: int, dtype: np.dtype[Any] = layout.qkv.value_dtype) -> Array:
+    def rows(n: int, k: int, dtype: np.dtype[Any]) -> Array:
         values = (rng.standard_normal((n, k)) * 1.2 * k**-0.5).astype(np.float32)
         return bf16_from_float32(values) if dtype == np.uint16 else values
 
-    for layer in range(shape.num_layers):
-        for role in ("qkv", "down"):
-            panels: PanelLayout = getattr(layout, role)
-            panels.pack_rows(rows(panels.n, panels.k), 0, layout.matrix(tensors, role, layer))
-        heads = shape.num_heads * shape.head_dim
-        layout.pack_o(rows(shape.hidden_size, heads), 0, layout.matrix(tensors, "o", layer))
-        for half in ("gate", "up"):
-            part = rows(shape.intermediate_size, shape.hidden_size)
-            layout.pack_gate_or_up(half, part, 0, layout.matrix(tensors, "gate_up", layer))
-    lm_head = layout.matrix(tensors, "lm_head")
-    head = rows(shape.vocab_size, shape.hidden_size, layout.lm_head.value_dtype)
-    layout.lm_head.pack_rows(head, 0, lm_head)
-    columns = {
-        "qkv_bias": np.arange(layout.qkv.n),
-        "down_bias": np.arange(shape.hidden_size),
-        "gate_up_bias": np.concatenate([layout.packed_columns(half) for half in ("gate", "up")]),
-    }
-    for name, where in columns.items():
-        if name in tensors:
-            tensors[name][:, where] = rng.standard_normal((shape.num_layers, len(where))) * 0.5
+    for role, matrix in layout.matrices.items():
+        for layer in range(shape.num_layers) if matrix.matrix.in_layers else (None,):
+            packed = layout.matrix(tensors, role, layer)
+            for part, n in matrix.matrix.parts:
+                matrix.pack(part, rows(n, matrix.matrix.k, matrix.panels.value_dtype), 0, packed)
+        if role + "_bias" in tensors:
+            columns = [matrix.columns(part) for part, _ in matrix.matrix.parts]
+            where = np.concatenate(columns)
+            bias = rng.standard_normal((shape.num_layers, len(where))) * 0.5
+            tensors[role + "_bias"][:, where] = bias
     for name in ("input_norm", "post_attention_norm", "norm"):
         tensors[name][..., : shape.hidden_size] = rng.uniform(0.5, 1.5, shape.hidden_size)
     if "embed_tokens" in tensors:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from codegen.layout.model import KvLayout, ModelLayout
-from codegen.spec import GEMM_ROLES, WeightFormat
+from codegen.spec import WeightFormat
 from platforms import memory
 from platforms.machine import Machine
 from platforms.machines import load_machine
@@ -64,8 +64,8 @@ def check_weights(layout: ModelLayout, cpus: tuple[int, ...], machine: Machine) 
     for name, spec in layout.tensor_specs().items():
         at = -(-at // 64) * 64
         role = name.partition("_scales")[0]
-        if role in GEMM_ROLES:
-            panels = getattr(layout, role)
+        if role in layout.matrices:
+            panels = layout.panels(role)
             num_layers = 1 if role == "lm_head" else layout.shape.num_layers
             per_column = spec.nbytes // num_layers // panels.n_padded
             for layer in (0, num_layers - 1):

@@ -97,7 +97,7 @@ def make_compiled(folder: Path, dtype: str) -> Executor:
     """The model of `folder` in the compiled executor of the best ISA of this machine."""
     isa, config = select_isa(), read_config(folder)
     limits, shape = limits_of(config), config.shape(MAX_MODEL_LEN)
-    plans = default_plans(isa, (0,), shape.group_size)
+    plans = default_plans(isa, (0,), shape)
     layout = ModelLayout.build(shape, dtype, isa.lanes, plans.panel)
     return compiled_executor(
         plans,

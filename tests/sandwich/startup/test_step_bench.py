@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from codegen.layout.model import DEFAULT_BLOCK_SIZE, ModelLayout
-from codegen.spec import OPERATORS, Phase
+from codegen.spec import Phase
+from codegen.step.operators import step_operators
 from platforms.probe import probe
 from sandwich.engine.batching import build_batch
 from sandwich.models.presets import preset
@@ -52,11 +53,11 @@ def test_real_steps_are_timed_on_the_cores_of_a_plan(cache_dir: Path) -> None:
     machine = probe()
     isa, shape = machine.isa_row, TINY.shape(128)
     layout = ModelLayout.build(shape, "float32", isa.lanes, panel_width(isa))
-    plans = default_plans(isa, machine.usable_cpus()[:1], shape.group_size)
+    plans = default_plans(isa, machine.usable_cpus()[:1], shape)
     bench = StepBench(machine, TINY, layout, "float32", max_cached=128)
     with closing(bench), bench.on(plans, cache_dir, has_timers=True) as timer:
         for case in (StepCase(Phase.PREFILL, 5), StepCase(Phase.DECODE, 2, 40)):
             assert timer.seconds(case) > 0
             by_operator, total = timer.operator_ns(case)
-            assert set(by_operator) == set(OPERATORS)
+            assert set(by_operator) == set(step_operators(layout).names)
             assert 0 < sum(by_operator.values()) <= total

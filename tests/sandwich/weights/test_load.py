@@ -19,8 +19,9 @@ from platforms.memory import Arena
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
 from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
-from sandwich.models.llama import checkpoint_tensors
+from sandwich.models.llama import NAMES
 from sandwich.models.rope import inverse_frequencies
+from sandwich.models.tensors import checkpoint_tensors
 from sandwich.weights import load as weights_module
 from sandwich.weights.load import ModelWeights, load_weights, random_weights
 
@@ -50,7 +51,7 @@ def make_tensors(config: ModelConfig) -> Arrays:
         tensor.name: float32_from_bf16(
             bf16_from_float32(rng.standard_normal(tensor.shape).astype(np.float32))
         )
-        for tensor in checkpoint_tensors(config.shape(16))
+        for tensor in checkpoint_tensors(config.shape(16), NAMES)
     }
 
 
@@ -114,18 +115,19 @@ def unpack(weights: ModelWeights) -> Arrays:
     packed_matrix = partial(layout.matrix, packed)
     shape = layout.shape
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    gate, up = layout.packed_columns("gate"), layout.packed_columns("up")
+    gate, up = (layout.matrices["gate_up"].columns(half) for half in ("gate", "up"))
     tensors = {
-        "model.embed_tokens.weight": layout.lm_head.unpack(packed_matrix("lm_head")),
+        "model.embed_tokens.weight": layout.panels("lm_head").unpack(packed_matrix("lm_head")),
         "model.norm.weight": packed["norm"][: shape.hidden_size],
     }
     if not shape.tied_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
         tensors["model.embed_tokens.weight"] = widen(packed["embed_tokens"])
     for layer in range(shape.num_layers):
-        qkv = np.split(layout.qkv.unpack(packed_matrix("qkv", layer)), (query, query + key))
-        gate_up = layout.gate_up.unpack(packed_matrix("gate_up", layer))
-        wide_o = layout.o.unpack(packed_matrix("o", layer))  # heads are padded
+        both = layout.panels("qkv").unpack(packed_matrix("qkv", layer))
+        qkv = np.split(both, (query, query + key))
+        gate_up = layout.panels("gate_up").unpack(packed_matrix("gate_up", layer))
+        wide_o = layout.panels("o").unpack(packed_matrix("o", layer))  # heads are padded
         linears: dict[str, tuple[np.ndarray, str, Any]] = {
             "self_attn.q_proj": (qkv[0], "qkv_bias", slice(0, query)),
             "self_attn.k_proj": (qkv[1], "qkv_bias", slice(query, query + key)),
@@ -138,7 +140,7 @@ def unpack(weights: ModelWeights) -> Arrays:
             "mlp.gate_proj": (gate_up[gate], "gate_up_bias", gate),
             "mlp.up_proj": (gate_up[up], "gate_up_bias", up),
             "mlp.down_proj": (
-                layout.down.unpack(packed_matrix("down", layer)),
+                layout.panels("down").unpack(packed_matrix("down", layer)),
                 "down_bias",
                 slice(0, 36),
             ),

@@ -63,7 +63,7 @@ def test_a_plan_says_what_it_does() -> None:
 
 def test_the_plans_side_by_side_keep_their_groups_and_lose_the_others_cores() -> None:
     isa = load_machine("epyc-guest").isa_row
-    plans = default_plans(isa, range(10), group_size=4)
+    plans = default_plans(isa, range(10), preset("llama-3.2-1b").shape(64))
     assert plans.corun is None
     wide = replace(plans, prefill=plans.prefill.on(range(10), ((4, 1), (3, 2))))
     mixed = MixedPlan(MixedMode.CORUN, 64, (1, 2, 3, 4, 6, 7, 9), (0, 5, 8))
@@ -77,7 +77,8 @@ def test_the_plans_side_by_side_keep_their_groups_and_lose_the_others_cores() ->
 
 def test_cores_of_one_node_are_in_no_group_of_another() -> None:
     isa = load_machine("epyc-guest").isa_row
-    plan = default_plans(isa, range(6), group_size=4).prefill.on(range(6), ((2,), (2, 2)))
+    plans = default_plans(isa, range(6), preset("llama-3.2-1b").shape(64))
+    plan = plans.prefill.on(range(6), ((2,), (2, 2)))
     assert plan.groups_of((2, 3, 5)) == ((2, 1),)
 
 

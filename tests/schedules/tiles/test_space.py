@@ -8,6 +8,7 @@ import pytest
 from codegen.layout.panels import PanelLayout
 from codegen.spec import LOOP_ORDERS, GemmTile, Phase, WeightFormat
 from platforms.isa import ISA_TABLE, IsaRow, isa_row
+from sandwich.models.presets import preset
 from schedules.tiles.default_plans import default_plans, panel_width
 from schedules.tiles.defaults import default_tiles
 from schedules.tiles.space import BLOCK_PREFETCHES, K_UNROLLS, PREFETCHES, TileSpace
@@ -57,7 +58,8 @@ def test_the_default_tile_of_every_isa_is_legal_with_weights_that_are_multiplied
     for isa in ("avx2", "avx512", "avx512_bf16", "neon"):
         for phase_rows in (1, 32, 512):
             space = space_of(isa, FORMATS[0], phase_rows)
-            plans = default_plans(isa_row(isa), [0], 1, FORMATS[0])
+            model = preset("tiny").shape(64)
+            plans = default_plans(isa_row(isa), [0], model, FORMATS[0])
             for plan in (plans.prefill, plans.decode):
                 assert space.is_legal(space.start(tile_at(plan.tiles[0][1], phase_rows)))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from codegen.layout.model import ModelLayout
-from codegen.spec import GEMM_ROLES, GemmTile, ModelShape, Phase, WeightFormat
+from codegen.spec import GemmTile, ModelShape, Phase, WeightFormat
 from platforms.isa import isa_row
 from platforms.machines import load_machine
 from schedules.plan import PlanPair
@@ -41,7 +41,7 @@ SHAPE = ModelShape(
     max_model_len=2048,
 )
 LAYOUT = ModelLayout.build(SHAPE, "bfloat16", ISA.lanes, panel_width(ISA))
-PLANS = default_plans(ISA, (0, 1), SHAPE.group_size)
+PLANS = default_plans(ISA, (0, 1), SHAPE)
 TILE = GemmTile(4, 512, 4, 0, 2)
 
 
@@ -49,7 +49,7 @@ def record_of(role: str, phase: Phase, rows: int, tile: GemmTile = TILE) -> Tuni
     return TuningRecord(
         machine=MACHINE.fingerprint,
         cpu=CpuKind.of(MACHINE),
-        key=key_of(PLANS.of(phase), getattr(LAYOUT, role), rows),
+        key=key_of(PLANS.of(phase), LAYOUT.panels(role), rows),
         tile=tile,
         gflops=1.0,
         gbps=1.0,
@@ -67,8 +67,8 @@ def test_every_role_is_tuned_once_for_every_range_of_both_phases() -> None:
     tasks = tasks_of(PLANS, LAYOUT, l2_bytes=1 << 20)
     entries = [(role, key.rows) for task in tasks for role, key in task.roles]
     few, many = [1, 4, 8, 32], [128, 512]
-    wanted = {(role, rows) for role in GEMM_ROLES for rows in few}
-    wanted |= {(role, rows) for role in GEMM_ROLES if role != "lm_head" for rows in many}
+    wanted = {(role, rows) for role in LAYOUT.matrices for rows in few}
+    wanted |= {(role, rows) for role in LAYOUT.matrices if role != "lm_head" for rows in many}
     assert len(entries) == len(set(entries))
     assert set(entries) == wanted
 
@@ -85,7 +85,7 @@ def test_roles_of_one_slice_are_one_task_with_their_weights_together() -> None:
 def test_halves_are_a_task_of_their_own_where_the_default_is_odd() -> None:
     weights = WeightFormat("int8", group=32)
     layout = ModelLayout.build(SHAPE, "bfloat16", ISA.lanes, panel_width(ISA), weights)
-    plans = default_plans(ISA, (0, 1), SHAPE.group_size, weights)
+    plans = default_plans(ISA, (0, 1), SHAPE, weights)
     roles = {
         tuple(role for role, _ in task.roles): task.start
         for task in tasks_of(plans, layout, 1 << 20, (Phase.DECODE,))
@@ -112,7 +112,7 @@ def test_a_slice_has_whole_panels_for_every_core() -> None:
 def test_without_records_plans_stay_as_they_are() -> None:
     plans, origins = tuned_plans(PLANS, LAYOUT, RecordBook(MACHINE, []))
     assert plans == PLANS
-    assert render_origins(origins, Phase.DECODE) == f"default ({', '.join(GEMM_ROLES)})"
+    assert render_origins(origins, Phase.DECODE) == f"default ({', '.join(LAYOUT.matrices)})"
 
 
 def test_a_record_changes_its_range_alone() -> None:

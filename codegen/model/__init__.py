@@ -1,0 +1,1 @@
+"""What a model computes: its text, and the tables of its tensors."""

@@ -1,0 +1,72 @@
+"""The tensors that the text of a model names: roles, sizes, and the parts a role is made of.
+
+A role is an array of the packed model. A checkpoint may hold the parts of a role apart (q, k, v) or
+some of them together; `sandwich.models` has the names that it gives them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from codegen.spec import ModelShape
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear map of the rows of a step.
+
+    parts: (name, outputs) of the matrices that it is made of, in order. k: inputs. in_halves: its
+    two parts meet output by output, so that they lie side by side. num_heads: its inputs are those
+    of so many heads, which have room for whole vectors each; 0 for inputs without heads.
+    in_layers: every layer has one; else it is applied once, to the rows that want logits.
+    """
+
+    role: str
+    parts: tuple[tuple[str, int], ...]
+    k: int
+    has_bias: bool = False
+    in_halves: bool = False
+    num_heads: int = 0
+    in_layers: bool = True
+
+    @property
+    def n(self) -> int:
+        """Outputs of all parts."""
+        return sum(rows for _, rows in self.parts)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The weights of an RMSNorm of `size` values."""
+
+    role: str
+    size: int
+    in_layers: bool = True
+
+
+def matrices(shape: ModelShape) -> tuple[Matrix, ...]:
+    """The matrices of a model, in the order in which a token meets them."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    return (
+        Matrix("qkv", (("q", query), ("k", key), ("v", key)), hidden, shape.qkv_bias),
+        Matrix("o", (("o", hidden),), query, shape.o_bias, num_heads=shape.num_heads),
+        Matrix("gate_up", (("gate", inner), ("up", inner)), hidden, shape.mlp_bias, in_halves=True),
+        Matrix("down", (("down", hidden),), inner, shape.mlp_bias),
+        Matrix("lm_head", (("lm_head", shape.vocab_size),), hidden, in_layers=False),
+    )
+
+
+def norms(shape: ModelShape) -> tuple[Norm, ...]:
+    """The norms of a model."""
+    hidden = shape.hidden_size
+    return (
+        Norm("input_norm", hidden),
+        Norm("post_attention_norm", hidden),
+        Norm("norm", hidden, in_layers=False),
+    )
+
+
+def embedding(shape: ModelShape) -> str:
+    """The role of the embedding: a table of its own, or the LM head where the two are tied."""
+    return "lm_head" if shape.tied_embeddings else "embed_tokens"

@@ -1,0 +1,81 @@
+"""The text of a model: what becomes of a token, written once and read by several interpreters.
+
+`sandwich.executor.reference` computes it with NumPy. `codegen.step.operators` records the
+operators that a compiled step consists of; programs are emitted from that record and the cost
+model, the timers and the reports count with it.
+
+Sources: LLaMA (arXiv 2302.13971), Llama 3 (arXiv 2407.21783).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from codegen.model.tables import embedding
+from codegen.spec import ModelShape
+
+V = TypeVar("V")
+
+
+class Operations(Protocol[V]):
+    """What a text is written in. A V stands for the rows of a step: one for each token, or for each
+    token that wants logits. Names are those of `codegen.model.tables`.
+    """
+
+    @property
+    def shape(self) -> ModelShape: ...
+
+    def embed(self, role: str) -> V:
+        """The rows of the step's tokens in an embedding."""
+
+    def layers(self, x: V, layer: Callable[[V], V]) -> V:
+        """`x` through every layer in turn."""
+
+    def wanted(self, x: V) -> V:
+        """The rows whose logits are wanted."""
+
+    def norm(self, role: str, x: V) -> V:
+        """Each row over its root mean square, times the norm's weights (arXiv 1910.07467)."""
+
+    def linear(self, role: str, x: V) -> V:
+        """The matrix times each row, plus its bias if it has one."""
+
+    def rotate_and_cache(self, qkv: V) -> V:
+        """Queries by their positions (RoPE, arXiv 2104.09864); keys, rotated too, and values go
+        into the KV cache.
+        """
+
+    def attend(self, queries: V) -> V:
+        """Causal attention of each query to the keys and values of its sequence in the cache."""
+
+    def gate(self, gate_up: V) -> V:
+        """SiLU of the first half times the second (SwiGLU, arXiv 2002.05202)."""
+
+    def add(self, x: V, y: V) -> V:
+        """The sum of the residual stream `x` and a product."""
+
+    def read(self, logits: V) -> None:
+        """The step ends with logits: the token with the largest of each row, and its scores."""
+
+
+def forward(m: Operations[V]) -> None:
+    """A step from token ids to logits and what is read from them."""
+    x = m.layers(m.embed(embedding(m.shape)), lambda x: decoder_layer(m, x))
+    m.read(m.linear("lm_head", m.norm("norm", m.wanted(x))))
+
+
+def decoder_layer(m: Operations[V], x: V) -> V:
+    """Attention and a gated MLP, each on a normed copy and added to the residual stream."""
+    x = m.add(x, attention(m, m.norm("input_norm", x)))
+    return m.add(x, mlp(m, m.norm("post_attention_norm", x)))
+
+
+def attention(m: Operations[V], x: V) -> V:
+    """Attention with the projections around it."""
+    return m.linear("o", m.attend(m.rotate_and_cache(m.linear("qkv", x))))
+
+
+def mlp(m: Operations[V], x: V) -> V:
+    """The gated MLP."""
+    return m.linear("down", m.gate(m.linear("gate_up", x)))

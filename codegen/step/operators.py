@@ -1,0 +1,231 @@
+"""The operators of a compiled step, as they follow from the text of the model.
+
+A matrix product becomes one operator with what is done to its sums: stored, gated, or added to the
+residual stream. There is a barrier behind each operator. The record is a value: programs are
+emitted from it, and whoever needs to know what a step consists of counts with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import ClassVar
+
+from codegen.layout.model import ModelLayout
+from codegen.model.text import forward
+from codegen.spec import ModelShape
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator: its name in timers and reports.
+
+    num_passes: behind each of them the cores wait for each other. is_optional: a step may do
+    without it.
+    """
+
+    name: str
+    num_passes: ClassVar[int] = 1
+    is_optional: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Embed(Operator):
+    """x = rows of the embedding `role`."""
+
+    role: str
+
+
+@dataclass(frozen=True)
+class Norm(Operator):
+    """out = RMSNorm of x with the weights `name`, of all tokens or of the wanted ones."""
+
+    out: str
+    is_wanted: bool
+
+
+class End(Enum):
+    """What becomes of the sums of a matrix product."""
+
+    STORE = "store"
+    ADD = "add"
+    GATE = "gate"
+
+
+@dataclass(frozen=True)
+class Linear(Operator):
+    """The rows `a` times the matrix `name`: stored in `out`, added to it, or gated into it."""
+
+    a: str
+    end: End
+    out: str
+
+
+@dataclass(frozen=True)
+class RotateAndCache(Operator):
+    """queries = the rotated queries of `source`; its keys and values go into the cache."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class Attention(Operator):
+    """out = attention of the queries to the cache."""
+
+    out: str
+
+
+@dataclass(frozen=True)
+class Quantize(Operator):
+    """The rows `rows`, which were computed in parts that share a scale, in int8 for the matrix
+    `reader`.
+    """
+
+    rows: str
+    reader: str
+
+
+@dataclass(frozen=True)
+class Argmax(Operator):
+    """argmax = the largest of each row of logits: by each core in its share, then among those."""
+
+    num_passes: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
+class Scores(Operator):
+    """What is wanted of rows of logits beside the argmax, where anything is."""
+
+    num_passes: ClassVar[int] = 2
+    is_optional: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class StepOperators:
+    """The operators of a step in order: before the layers, in each of `num_layers`, after them."""
+
+    before: tuple[Operator, ...]
+    layer: tuple[Operator, ...]
+    after: tuple[Operator, ...]
+    num_layers: int
+
+    def __iter__(self) -> Iterator[tuple[Operator, int]]:
+        """Each operator once, with the number of times it runs."""
+        for operators, repeats in ((self.before, 1), (self.layer, self.num_layers)):
+            yield from ((operator, repeats) for operator in operators)
+        yield from ((operator, 1) for operator in self.after)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all operators, each once."""
+        return tuple(dict.fromkeys(operator.name for operator, _ in self))
+
+    @property
+    def num_barriers(self) -> int:
+        """Of a step without what is optional."""
+        return sum(op.num_passes * repeats for op, repeats in self if not op.is_optional)
+
+    @property
+    def products(self) -> tuple[Linear, ...]:
+        """The matrix products."""
+        return tuple(operator for operator, _ in self if isinstance(operator, Linear))
+
+    @property
+    def activations(self) -> dict[str, str]:
+        """The arrays of rows that meet matrices, and whose matrix each meets first."""
+        readers: dict[str, str] = {}
+        for op in self.products:
+            readers.setdefault(op.a, op.name)
+        return readers
+
+    @property
+    def rounded_apart(self) -> tuple[str, ...]:
+        """The activations that an operator of their own rounds to int8."""
+        return tuple(op.rows for op, _ in self if isinstance(op, Quantize))
+
+
+def step_operators(layout: ModelLayout) -> StepOperators:
+    """The operators of a step of a model in a layout, whose formats decide what is rounded when."""
+    recorder = _Recorder(layout)
+    forward(recorder)
+    before, layer, after = map(tuple, recorder.parts)
+    return StepOperators(before, layer, after, layout.shape.num_layers)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A value of the text: rows in the array `name`, or their product with `role` to be made.
+
+    together: columns that one core computes together; 0 for whole rows.
+    """
+
+    name: str
+    role: str = ""
+    together: int = 0
+    is_wanted: bool = False
+
+
+class _Recorder:
+    """The interpreter of the text that notes the operators; they all work on the same arrays in
+    every layer.
+    """
+
+    def __init__(self, layout: ModelLayout) -> None:
+        self._layout = layout
+        self.parts: tuple[list[Operator], ...] = ([], [], [])
+        self._operators = self.parts[0]
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._layout.shape
+
+    def embed(self, role: str) -> _Rows:
+        self._operators.append(Embed("embed", role))
+        return _Rows("x")
+
+    def layers(self, x: _Rows, layer: Callable[[_Rows], _Rows]) -> _Rows:
+        _, self._operators, after = self.parts
+        assert layer(x) == x, "a layer ends in the residual stream"
+        self._operators = after
+        return x
+
+    def wanted(self, x: _Rows) -> _Rows:
+        return replace(x, is_wanted=True)
+
+    def norm(self, role: str, x: _Rows) -> _Rows:
+        assert x.name == "x", x
+        out = "final" if x.is_wanted else "normed"
+        self._operators.append(Norm(role, out, x.is_wanted))
+        return replace(x, name=out)
+
+    def linear(self, role: str, x: _Rows) -> _Rows:
+        weights = self._layout.panels(role).format
+        is_apart = not weights.group or x.together % weights.group
+        if weights.has_int8_activations and x.together and is_apart:
+            self._operators.append(Quantize(f"quantize_{x.name}", x.name, role))
+        return replace(x, role=role)
+
+    def rotate_and_cache(self, qkv: _Rows) -> _Rows:
+        self._product(qkv, End.STORE, "qkv_out")
+        self._operators.append(RotateAndCache("rope_and_cache", "qkv_out"))
+        return _Rows("queries")
+
+    def attend(self, queries: _Rows) -> _Rows:
+        self._operators.append(Attention("attention", "attended"))
+        return _Rows("attended", together=self.shape.group_size * self._layout.head_dim_padded)
+
+    def gate(self, gate_up: _Rows) -> _Rows:
+        self._product(gate_up, End.GATE, "gated")
+        return _Rows("gated", together=self._layout.panel // 2)
+
+    def add(self, x: _Rows, y: _Rows) -> _Rows:
+        self._product(y, End.ADD, x.name)
+        return x
+
+    def read(self, logits: _Rows) -> None:
+        self._product(logits, End.STORE, "logits")
+        self._operators += Argmax("argmax"), Scores("scores")
+
+    def _product(self, rows: _Rows, end: End, out: str) -> None:
+        self._operators.append(Linear(rows.role, rows.name, end, out))

@@ -1,0 +1,113 @@
+"""The tensors of a checkpoint by the names a family gives them, and what each of them is for.
+
+A family's table says what its checkpoints call the roles and the parts of roles that the text of
+the model knows (`codegen.model.tables`). Shapes follow from the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from codegen.model.tables import embedding, matrices, norms
+from codegen.spec import ModelShape
+
+STORED_FREQUENCIES: Final = ".rotary_emb.inv_freq"  # of the rotation, as old checkpoints hold them
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """What checkpoints of a family call the tensors of a model, without ".weight" and ".bias".
+
+    layer: what stands before the names inside a layer, with its number as {}. inside: by those
+    names, the parts that a tensor holds, one after the other. A norm is its own part; parts that a
+    model does not have are left out of it.
+    """
+
+    embedding: str
+    norm: str
+    lm_head: str
+    layer: str
+    inside: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """So many rows of a checkpoint tensor, which are the part `name` of the role `role`."""
+
+    role: str
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class CheckpointTensor:
+    """One tensor of a checkpoint: its name there, shape (out, in) or (n,), and what it holds."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    layer: int | None = None  # None outside the layers
+    is_norm: bool = False
+
+    @property
+    def num_columns(self) -> int:
+        return self.shape[1] if len(self.shape) == 2 else 1
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[Part, int, slice]]:
+        """Rows [start, stop) cut by parts: the part, the first row in it, and which of the rows."""
+        first = 0
+        for part in self.parts:
+            begin, end = max(start, first), min(stop, first + part.num_rows)
+            if begin < end:
+                yield part, begin - first, slice(begin - start, end - start)
+            first += part.num_rows
+
+
+def checkpoint_tensors(shape: ModelShape, names: TensorNames) -> Iterator[CheckpointTensor]:
+    """Every tensor the model needs, in the order a token meets them.
+
+    Tied embeddings are one tensor, with the role of the LM head.
+    """
+    table, role = (shape.vocab_size, shape.hidden_size), embedding(shape)
+    part = Part(role, role, shape.vocab_size)
+    yield CheckpointTensor(f"{names.embedding}.weight", table, (part,))
+    for layer in range(shape.num_layers):
+        yield from _layer_tensors(shape, names, layer)
+    (norm,) = (norm for norm in norms(shape) if not norm.in_layers)
+    (head,) = (matrix for matrix in matrices(shape) if not matrix.in_layers)
+    size = (norm.size,)
+    part = Part(norm.role, norm.role, norm.size)
+    yield CheckpointTensor(f"{names.norm}.weight", size, (part,), is_norm=True)
+    if not shape.tied_embeddings:
+        part = Part(head.role, head.role, shape.vocab_size)
+        yield CheckpointTensor(f"{names.lm_head}.weight", table, (part,))
+
+
+def _layer_tensors(shape: ModelShape, names: TensorNames, layer: int) -> Iterator[CheckpointTensor]:
+    of_norm = {norm.role: norm for norm in norms(shape) if norm.in_layers}
+    of_part = {name: matrix for matrix in matrices(shape) for name, _ in matrix.parts}
+    for name, parts in names.inside.items():
+        full = names.layer.format(layer) + name
+        if parts[0] in of_norm:
+            norm = of_norm[parts[0]]
+            part = Part(norm.role, norm.role, norm.size)
+            yield CheckpointTensor(f"{full}.weight", (norm.size,), (part,), layer, is_norm=True)
+        elif parts[0] in of_part:
+            matrix = of_part[parts[0]]
+            rows = dict(matrix.parts)
+            held = tuple(Part(matrix.role, part, rows[part]) for part in parts)
+            n = sum(part.num_rows for part in held)
+            yield CheckpointTensor(f"{full}.weight", (n, matrix.k), held, layer)
+            if matrix.has_bias:
+                yield CheckpointTensor(f"{full}.bias", (n,), held, layer)
+
+
+def is_redundant(name: str, shape: ModelShape, names: TensorNames) -> bool:
+    """Whether a checkpoint may hold this tensor though the model computes or shares it.
+
+    A tied LM head equals the embedding: `models/tied.py` has compared them.
+    """
+    is_shared = shape.tied_embeddings and name == f"{names.lm_head}.weight"
+    return is_shared or name.endswith(STORED_FREQUENCIES)
