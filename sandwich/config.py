@@ -36,6 +36,7 @@ MIXED_STEPS: Final = ("auto", "turns", "ride", "corun")
 QUANTIZATIONS: Final = ("none", "int8", "int8-w8a8", "int4")
 QUANTIZATION_GROUPS: Final = (0, 32, 64, 128)
 _DTYPE_ALIASES: Final = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+")
 _CPU_BIND = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(\|\d+(-\d+)?(,\d+(-\d+)?)*)*")
 
 
@@ -56,6 +57,19 @@ def parse_cpu_bind(text: str) -> str:
     raise ConfigError(
         f"{text!r} is not a core binding; write auto, nobind or CPU lists like 0-31|32-63"
     )
+
+
+def parse_origins(text: str | list[str]) -> str:
+    """`*`, or origins such as https://a.example with commas between them."""
+    listed = text.split(",") if isinstance(text, str) else text
+    origins = [origin.strip().rstrip("/") for origin in listed]
+    for origin in origins:
+        if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+            raise ConfigError(
+                f"{origin!r} is not an origin; write scheme and host, and perhaps a port, like "
+                "https://chat.example.org"
+            )
+    return ",".join(origins)
 
 
 SANDWICH_ISA: Final = EnvironmentVariable(
@@ -256,6 +270,13 @@ class ServerConfig:
         str,
         metavar="KEY",
         is_secret=True,
+    )
+    allowed_origins: str | None = option(
+        "server",
+        "web origins whose pages may call this server, with commas between them, or *: all "
+        "(default: none)",
+        parse_origins,
+        metavar="URL,URL",
     )
     shutdown_timeout: float = option(
         "server",

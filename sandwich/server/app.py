@@ -18,6 +18,7 @@ from sandwich.config import ServerConfig
 from sandwich.errors import ConfigError
 from sandwich.server import chat, completions, models
 from sandwich.server.backend import Backend
+from sandwich.server.cors import add_cors_headers, cors_middleware
 from sandwich.server.errors import (
     REQUEST_ID,
     REQUEST_ID_HEADER,
@@ -71,12 +72,14 @@ def _raw(header: str) -> bytes:
 
 def create_app(state: ServerState) -> web.Application:
     """The endpoints over `state`, whose service may come later: until then they answer 503."""
+    cors = cors_middleware(state.config.allowed_origins)
     app = web.Application(
-        middlewares=[_id_middleware, error_middleware, _key_middleware],
+        middlewares=[_id_middleware, *cors, error_middleware, _key_middleware],
         client_max_size=state.config.max_body_size,
     )
     app[STATE] = state
     app.on_response_prepare.append(_add_id)
+    app.on_response_prepare.append(add_cors_headers)
     app.router.add_post("/v1/completions", completions.completions)
     app.router.add_post("/v1/chat/completions", chat.chat_completions)
     app.router.add_get("/v1/models", models.list_models)
