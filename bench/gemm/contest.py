@@ -49,6 +49,13 @@ class Problem:
         return self.layout.nbytes * self.layout.n // self.layout.n_padded
 
 
+class RefusedError(Exception):
+    """A contestant cannot multiply this problem here, with these rows: its own words."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+
+
 class Contestant(ABC):
     """Multiplies one Problem; `seconds` is called between others' turns."""
 
@@ -61,7 +68,10 @@ class Contestant(ABC):
 
     @abstractmethod
     def prepare(self, num_rows: int) -> float:
-        """Choose the best setting for this M; about how many seconds a call takes."""
+        """Choose the best setting for this M; about how many seconds a call takes.
+
+        Raises RefusedError if there is none.
+        """
 
     @abstractmethod
     def seconds(self, num_calls: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import psutil  # type: ignore[import-untyped]
 
-from bench.gemm.contest import Ours, Problem
+from bench.gemm.contest import Ours, Problem, RefusedError
 from bench.gemm.peer import Peer
 from bench.gemm.peers import peer_for
 from bench.gemm.summary import CellTimes, PeerTimes
@@ -82,14 +82,25 @@ class Matrix:
             ours = Ours(problem, self.cores.isa, self.cores.cpus, tiles)
             stack.callback(ours.close)
             peers: list[Peer] = []
+            refusals: dict[str, str] = {}
             for kernels in self._peers():
-                peers.append(kernels(problem, self.cores.cpus))
+                try:
+                    peers.append(kernels(problem, self.cores.cpus))
+                except RefusedError as error:
+                    refusals[kernels.name] = str(error)
+                    continue
                 stack.callback(peers[-1].close)
             for peer in peers:
                 if not peer.is_pinned:
                     say(f"{peer.name} does not use {len(self.cores.cpus)} threads; not pinned")
+            said: set[tuple[str, str]] = set()
             for m in self.rows:
-                yield self._cell(m, ours, peers, limits, pace)
+                cell = self._cell(m, ours, peers, limits, pace)
+                cell = replace(cell, refusals=refusals | cell.refusals)
+                for name, words in cell.refusals.items() - said:
+                    say(f"{name} is left out: {words}")
+                said |= cell.refusals.items()
+                yield cell
 
     def _peers(self) -> list[type[Peer]]:
         found = (peer_for(name, self.layout.format) for name in self.peers)
@@ -105,7 +116,12 @@ class Matrix:
             m=m,
             problem=ours.problem,
             ours=turns.seconds[ours.name],
-            peers={p.name: PeerTimes(p.setting, turns.seconds[p.name], p.trials) for p in peers},
+            peers={
+                p.name: PeerTimes(p.setting, turns.seconds[p.name], p.trials)
+                for p in peers
+                if p.name in turns.seconds
+            },
+            refusals=turns.refusals,
             read_gbps=turns.read_gbps,
             peak_gflops=turns.peak_gflops,
         )

@@ -19,6 +19,7 @@ from bench.gemm.contest import (
     SLOW_SECONDS,
     Contestant,
     Problem,
+    RefusedError,
     fill_random,
     fill_random_bytes,
 )
@@ -33,8 +34,9 @@ class Peer(Contestant):
     """A library with threads of its own, called from one thread; they are pinned as ours are.
 
     Its weights are on huge pages too. `_settings` offers the ways to call it with some M; the
-    fastest one for that M takes part. `formats` names the weight formats it multiplies, `num_forms`
-    says how often it holds the weights, its own packed forms among them.
+    fastest one for that M takes part, and one that raises does not. `formats` names the weight
+    formats it multiplies, `num_forms` says how often it holds the weights, its own packed forms
+    among them.
     """
 
     formats: ClassVar[tuple[str, ...]]
@@ -52,7 +54,11 @@ class Peer(Contestant):
         self.trials: dict[str, float] = {}  # seconds per call of each setting, roughly
         self._call: Callable[[int], object] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
-        self.is_pinned: bool = self._thread.submit(self._start, list(cpus)).result()
+        try:
+            self.is_pinned: bool = self._thread.submit(self._start, list(cpus)).result()
+        except Exception as error:  # libraries raise what they like, mostly RuntimeError
+            self._thread.shutdown()
+            raise RefusedError(error) from error
 
     @classmethod
     def needed_bytes(cls, problem: Problem) -> int:
@@ -93,7 +99,7 @@ class Peer(Contestant):
         In every round they are compared with the fastest of that round.
         """
         self._call = None  # its packed weights need not outlive it
-        calls = dict(self._settings(num_rows))
+        calls = self._working(num_rows)
         rounds = [self._round(calls, dict.fromkeys(calls, 1))]
         if min(rounds[0].values()) < SLOW_SECONDS:
             once = self._round(calls, dict.fromkeys(calls, 1))  # the first one was cold
@@ -107,6 +113,25 @@ class Peer(Contestant):
         self.setting = min(slowness, key=lambda name: slowness[name])
         self._call = calls[self.setting]
         return self.trials[self.setting]
+
+    def _working(self, num_rows: int) -> dict[str, Callable[[int], object]]:
+        """The settings whose first call raises nothing; RefusedError if there is none."""
+        calls = {}
+        refusal: Exception | None = None
+        settings = self._settings(num_rows)
+        while True:
+            try:
+                name, call = next(settings)
+                call(0)
+                calls[name] = call
+            except StopIteration:
+                break
+            except Exception as error:
+                refusal = error
+        if not calls:
+            assert refusal is not None
+            raise RefusedError(refusal) from refusal
+        return calls
 
     def _round(
         self, calls: dict[str, Callable[[int], object]], num_calls: dict[str, int]

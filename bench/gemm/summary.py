@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -34,7 +34,10 @@ class PeerTimes:
 
 @dataclass(frozen=True)
 class CellTimes:
-    """Round by round of one cell: seconds of a call, ours and each peer's, and the limits."""
+    """Round by round of one cell: seconds of a call, ours and each peer's, and the limits.
+
+    refusals: what peers said that could not multiply it.
+    """
 
     model: str
     role: str
@@ -44,6 +47,7 @@ class CellTimes:
     peers: dict[str, PeerTimes]
     read_gbps: tuple[float, ...]
     peak_gflops: tuple[float, ...]
+    refusals: dict[str, str] = field(default_factory=dict)
 
     @property
     def flops(self) -> int:
@@ -85,7 +89,8 @@ def cell_row(cell: CellTimes) -> dict[str, Any]:
     }
     peers = [_peer_row(name, peer, cell) for name, peer in cell.peers.items()]
     best = min(peers, key=lambda peer: float(peer["ratio"]), default=row)
-    return row | {name: best[name] for name in PEER_FIELDS} | {"peers": peers}
+    chosen = {name: best[name] for name in PEER_FIELDS}
+    return row | chosen | {"peers": peers, "refusals": cell.refusals}
 
 
 def _peer_row(name: str, peer: PeerTimes, cell: CellTimes) -> dict[str, Any]:

@@ -68,17 +68,17 @@ class OneDnn(TorchPeer):
         rows, columns = self._rows, self._columns
         yield "linear", lambda i: torch.nn.functional.linear(x, rows[i])
         yield "matmul", lambda i: x @ columns[i]
-        if not torch.backends.mkldnn.is_available():
-            return
-        packed = [torch.ops.mkldnn._reorder_linear_weight(rows[i], num_rows) for i in copies]
-        linear = torch.ops.mkldnn._linear_pointwise
-        yield "packed", lambda i: linear(x, packed[i], None, "none", [], "")
         if self.problem.format.dtype == "float32" and torch.backends.mkl.is_available():
             mkl = [torch.ops.mkl._mkl_reorder_linear_weight(rows[i], num_rows) for i in copies]
             yield (
                 "mkl packed",
                 lambda i: torch.ops.mkl._mkl_linear(x, mkl[i], rows[i], None, num_rows),
             )
+        if torch.backends.mkldnn.is_available():
+            # Last: oneDNN refuses bf16 where the CPU has no instructions for it.
+            packed = [torch.ops.mkldnn._reorder_linear_weight(rows[i], num_rows) for i in copies]
+            linear = torch.ops.mkldnn._linear_pointwise
+            yield "packed", lambda i: linear(x, packed[i], None, "none", [], "")
 
 
 def _nth(call: Callable[[Any], object], items: list[Any], i: int) -> object:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.gemm.contest import Contestant
+from bench.gemm.contest import Contestant, RefusedError
 from schedules.meters import Meter
 
 TURN_SECONDS = 0.02  # of a contestant, or one call if that takes longer
@@ -30,9 +30,13 @@ class LimitMeters:
 
 @dataclass(frozen=True)
 class Turns:
-    """Round by round: seconds of a call of each contestant, and the limits, in GB/s and GFLOP/s."""
+    """Round by round: seconds of a call of each contestant, and the limits, in GB/s and GFLOP/s.
+
+    refusals: what those said who did not take part.
+    """
 
     seconds: dict[str, tuple[float, ...]]
+    refusals: dict[str, str]
     read_gbps: tuple[float, ...]
     peak_gflops: tuple[float, ...]
 
@@ -48,7 +52,16 @@ def take_turns(
 
     Every second round has the opposite order, so that nobody always follows the same one.
     """
-    num_calls = {c.name: max(1, round(TURN_SECONDS / c.prepare(num_rows))) for c in contestants}
+    num_calls: dict[str, int] = {}
+    refusals: dict[str, str] = {}
+    for contestant in contestants:
+        try:
+            seconds_of_call = contestant.prepare(num_rows)
+        except RefusedError as error:
+            refusals[contestant.name] = str(error)
+        else:
+            num_calls[contestant.name] = max(1, round(TURN_SECONDS / seconds_of_call))
+    contestants = [c for c in contestants if c.name in num_calls]
     wait_until_idle()
     seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
     read: list[float] = []
@@ -64,7 +77,8 @@ def take_turns(
             wait_until_idle()
         if i + 1 >= MIN_ROUNDS and time.perf_counter() - started > cell_seconds:
             break
-    return Turns({name: tuple(s) for name, s in seconds.items()}, tuple(read), tuple(peak))
+    times = {name: tuple(s) for name, s in seconds.items()}
+    return Turns(times, refusals, tuple(read), tuple(peak))
 
 
 def wait_until_idle() -> None:

@@ -11,7 +11,7 @@ import pytest
 import bench.gemm.peer
 import bench.gemm.picture
 import bench.gemm.turns
-from bench.gemm.contest import Contestant, Problem
+from bench.gemm.contest import Contestant, Problem, RefusedError
 from bench.gemm.peer import pin_workers
 from bench.gemm.peers import PEERS, OpenBlas
 from bench.gemm.shapes import FORMATS
@@ -86,6 +86,54 @@ def test_a_peer_takes_part_with_the_setting_that_wins_most_rounds(
     assert peer._choose(1) == seconds == peer.trials[setting]
     assert peer.setting == setting
     assert next(times, None) is None
+
+
+def refuse(*_: object) -> None:
+    raise RuntimeError("bf16 needs the cpu support avx512bw\n  at some place in C++")
+
+
+def test_a_setting_that_raises_does_not_take_part() -> None:
+    peer: Any = object.__new__(OpenBlas)
+    peer._settings = lambda num_rows: iter([("a", refuse), ("b", lambda copy: None)])
+    peer._timed = lambda num_calls: 1.0 * num_calls
+    assert peer._choose(1) == 1.0
+    assert (peer.setting, list(peer.trials)) == ("b", ["b"])
+
+
+def test_a_generator_of_settings_that_raises_ends_them() -> None:
+    def settings(num_rows: int) -> Any:
+        yield "a", lambda copy: None
+        refuse()
+
+    peer: Any = object.__new__(OpenBlas)
+    peer._settings = settings
+    peer._timed = lambda num_calls: 1.0 * num_calls
+    assert peer._choose(1) == 1.0
+    peer._settings = lambda num_rows: iter([("a", refuse)])
+    with pytest.raises(RefusedError, match=r"^bf16 needs the cpu support avx512bw$"):
+        peer._choose(1)
+
+
+def test_a_peer_that_refuses_a_problem_says_why() -> None:
+    class Refusing(OpenBlas):
+        def _start(self, cpus: list[int]) -> bool:
+            raise RuntimeError("could not create a primitive")
+
+    problem = Problem(PanelLayout(32, 16, WeightFormat("float32"), 16, 16), 1, 1)
+    with pytest.raises(RefusedError, match="could not create a primitive"):
+        Refusing(problem, [0])
+
+
+def test_a_contestant_that_refuses_is_absent_with_its_words() -> None:
+    class Refusing(Fake):
+        def prepare(self, num_rows: int) -> float:
+            raise RefusedError(RuntimeError("no AVX-512"))
+
+    log: list[str] = []
+    read: Any = Fake("r", log, 3.0)
+    peak: Any = Fake("p", log, 4.0)
+    turns = take_turns([Fake("a", log), Refusing("b", log)], 1, LimitMeters(read, peak), 2, 1e9)
+    assert (set(turns.seconds), turns.refusals) == ({"a"}, {"b": "no AVX-512"})
 
 
 def cell(m: int, read: tuple[float, ...] = (2.0,) * 3, **peers: tuple[float, ...]) -> CellTimes:

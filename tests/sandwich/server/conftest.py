@@ -139,6 +139,7 @@ class Rig:
     client: openai.AsyncOpenAI
     submissions: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
     departures: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    aborts: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
 
     def ready(self, backend: Backend) -> None:
         self.server.ready(backend)
@@ -149,6 +150,13 @@ class Rig:
             self.submissions.put_nowait(len(requests))
 
         self.bridge.submit = submit  # type: ignore[method-assign]
+        end = self.bridge.abort
+
+        def abort(request_id: str) -> None:
+            end(request_id)
+            self.aborts.put_nowait(request_id)
+
+        self.bridge.abort = abort  # type: ignore[method-assign]
         give_up = self.bridge.abandon
 
         def abandon(request_id: str) -> None:
@@ -165,6 +173,10 @@ class Rig:
     async def left(self) -> None:
         """Until the server has noticed that the client of one more request has gone."""
         await asyncio.wait_for(self.departures.get(), PATIENCE_S)
+
+    async def aborted(self) -> None:
+        """Until the order to end one more request has reached the engine's inbox."""
+        await asyncio.wait_for(self.aborts.get(), PATIENCE_S)
 
     @property
     def bridge(self) -> AsyncEngine:

@@ -156,11 +156,16 @@ async def test_a_stop_string_is_never_in_the_text(
 
 
 async def test_usage_ends_with_the_stop_string(rig: Rig) -> None:
-    answer = await rig.client.completions.create(
-        model=MODEL, prompt="hello", max_tokens=200, stop="90"
+    rig.executor.hold()
+    rig.executor.allow(5)  # the fifth token completes the stop string
+    call = asyncio.create_task(
+        rig.client.completions.create(model=MODEL, prompt="hello", max_tokens=200, stop="90")
     )
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 5
+    await rig.aborted()
+    rig.executor.allow()
+    usage = (await call).usage
+    assert usage is not None
+    assert usage.completion_tokens == 5
     assert rig.engine.stats.num_finished["abort"] == 1  # in the engine; it ran no further
 
 
