@@ -35,6 +35,7 @@ from sandwich.models.tensors import (
     checkpoint_tensors,
     is_redundant,
 )
+from sandwich.weights.finite import is_finite
 from sandwich.weights.pack import WeightPacker
 
 CHUNK_VALUES: Final = 1 << 20  # of a tensor, read and packed at once
@@ -84,7 +85,8 @@ def load_weights(
     The arena needs `layout.weight_bytes` free. Shows a progress bar on a terminal.
 
     Raises:
-        ModelError: a file is missing or damaged, or its tensors are not those of `config`.
+        ModelError: a file is missing or damaged, its tensors are not those of `config`, or a value
+            is no number.
     """
     stored = checkpoint.tensors
     _check_tensors(checkpoint, layout.shape, config.names)
@@ -95,7 +97,14 @@ def load_weights(
             return stored[tensor.name].file, stored[tensor.name].offset
 
         def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
-            return checkpoint.read_rows(chunk.tensor.name, chunk.start, chunk.stop, buffer)
+            name = chunk.tensor.name
+            rows = checkpoint.read_rows(name, chunk.start, chunk.stop, buffer)
+            if not is_finite(rows):
+                raise ModelError(
+                    f"{stored[name].file}: {name} has values that are infinite or no numbers, in "
+                    f"rows {chunk.start} to {chunk.stop - 1}; fetch it again"
+                )
+            return rows
 
         tensors = sorted(checkpoint_tensors(layout.shape, config.names), key=position)
         chunks = list(_chunks(tensors, layout))

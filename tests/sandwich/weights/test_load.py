@@ -227,6 +227,24 @@ def test_matrices_are_quantised_from_the_stored_values_and_vectors_are_kept(
     assert_same(unpack(loaded), {name: rounded(name, array) for name, array in tensors.items()})
 
 
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight"])
+def test_values_that_are_no_numbers_are_refused(
+    tmp_path: Path, stored: str, value: float, name: str
+) -> None:
+    config = make_config()
+    tensors = make_tensors(config)
+    tensors[name].reshape(-1)[-1] = value
+    if stored == "bfloat16":
+        tensors = {key: (a.view(np.uint32) >> 16).astype(np.uint16) for key, a in tensors.items()}
+    if stored == "float16":
+        tensors = {key: a.astype(np.float16) for key, a in tensors.items()}
+    last = config.vocab_size - 1 if name == "lm_head.weight" else config.hidden_size - 1
+    with pytest.raises(ModelError, match=rf"{name} has values .* no numbers, in rows 0 to {last}"):
+        load(write_checkpoint(tmp_path, tensors), config)
+
+
 @pytest.mark.parametrize("num_values", [1, 36 * 16, 36 * 16 * 2])
 def test_small_chunks_give_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_values: int
