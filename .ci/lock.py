@@ -33,6 +33,7 @@ def main() -> None:
         "test": extras["test"],
         "dev": extras["dev"],
         "plot": extras["plot"],
+        "eval": extras["eval"],
     }
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)

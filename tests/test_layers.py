@@ -25,6 +25,7 @@ CONFINED = {
         "bench",
     ),
     "aiohttp": ("sandwich.server", "bench"),
+    "lm_eval": ("bench.quality",),
     "torch": ("bench",),
     "transformers": ("bench",),
 }

@@ -62,6 +62,12 @@ EVALUATIONS = (
         "how well a model predicts a text, and what each quantisation costs of it",
         "[MODEL]",
     ),
+    Verb(
+        "tasks",
+        "bench.quality.tasks",
+        "the tasks of lm-evaluation-harness",
+        "--tasks NAME,NAME [MODEL]",
+    ),
 )
 VERBS = (
     Verb(
