@@ -64,6 +64,11 @@ class QuantizedRows:
         return values.reshape(rows, -1)[:, :k]
 
 
+# Shares of a group's range that 4-bit codes may reach to, beside all of it: what lies outside is
+# cut, and what lies inside gets finer steps.
+SHARES = (0.93,)
+
+
 def quantize(rows: Floats, weights: WeightFormat) -> QuantizedRows:
     """`rows` (r, k) rounded to the nearest codes of `weights`, a quantised format.
 
@@ -71,6 +76,10 @@ def quantize(rows: Floats, weights: WeightFormat) -> QuantizedRows:
     becomes -8, so that its scale may be negative (as Q4_0 of llama.cpp does). With zero points, the
     range from the least to the greatest value, and zero, is cut evenly; with minima, the range from
     the least to the greatest value. A last group may be short.
+
+    Groups of int4, and those with minima, then take the least sum of squared errors of several
+    grids: that one, those of SHARES of it (int4), and the one that fits the best codes so far by
+    least squares.
     """
     count, k = rows.shape
     group = weights.group or k
@@ -80,28 +89,102 @@ def quantize(rows: Floats, weights: WeightFormat) -> QuantizedRows:
     groups = padded.reshape(count, -1, group)
     starts = np.arange(0, padded.shape[1], group)  # several times faster than a short last axis
     low, high = (f.reduceat(padded, starts, axis=1) for f in (np.minimum, np.maximum))
-    lowest, largest = 0, 2**weights.bits - 1
-    minima = _rounded(low, weights) if weights.has_minima else None
-    if minima is not None:
-        scales = _rounded((high - minima) / np.float32(largest), weights)
-        zeros = np.zeros_like(scales)
-        groups -= minima[..., None]
-    elif weights.has_zero_points:
+    best = _Rounding.of(groups, _grid(low, high, weights), weights)
+    if weights.group and not weights.has_zero_points:
+        if weights.bits == 4:
+            for share in SHARES:
+                grid = _grid(*_cut(low, high, share, weights), weights)
+                best.take_better(_Rounding.of(groups, grid, weights))
+        if weights.bits == 4 or weights.has_minima:
+            best.take_better(_Rounding.of(groups, best.refitted(groups, weights), weights))
+    codes = best.codes.reshape(count, -1)[:, :k]
+    scales, base = best.grid
+    zeros = base.astype(np.uint8) if weights.has_zero_points else None
+    return QuantizedRows(codes, scales, zeros, base if weights.has_minima else None)
+
+
+# The scales of groups, and their zero points or minima: (rows, groups) float32 each.
+_Grid = tuple[Floats, Floats]
+
+
+def _cut(low: Floats, high: Floats, share: float, weights: WeightFormat) -> tuple[Floats, Floats]:
+    """The ends of a share of the range: about its middle or, where zero has a code, about zero."""
+    if not weights.has_minima:
+        return low * np.float32(share), high * np.float32(share)
+    margin = (high - low) * np.float32((1 - share) / 2)
+    return low + margin, high - margin
+
+
+def _grid(low: Floats, high: Floats, weights: WeightFormat) -> _Grid:
+    """The grid for groups from `low` to `high`."""
+    largest = np.float32(2**weights.bits - 1)
+    if weights.has_minima:
+        minima = _rounded(low, weights)
+        return _rounded((high - minima) / largest, weights), minima
+    if weights.has_zero_points:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scales = _rounded((high - low) / np.float32(largest), weights)
-        zeros = np.clip(np.rint(-low * _inverse(scales)), 0, largest)
-    else:
-        extreme = np.where(-low > high, low, high)
-        scales = _rounded(np.abs(extreme) / 127 if weights.bits == 8 else extreme / -8, weights)
-        zeros = np.full_like(scales, weights.zero_code)
-        lowest = 1 if weights.bits == 8 else 0
-    groups *= _inverse(scales)[..., None]
-    np.rint(groups, out=groups)
-    groups += zeros[..., None]
-    np.clip(groups, lowest, largest, out=groups)
-    codes = padded[:, :k].astype(np.uint8)
-    has_zeros = weights.has_zero_points
-    return QuantizedRows(codes, scales, zeros.astype(np.uint8) if has_zeros else None, minima)
+        scales = _rounded((high - low) / largest, weights)
+        return scales, np.clip(np.rint(-low * _inverse(scales)), 0, largest)
+    extreme = np.where(-low > high, low, high)
+    scales = _rounded(np.abs(extreme) / 127 if weights.bits == 8 else extreme / -8, weights)
+    return scales, np.full_like(scales, weights.zero_code)
+
+
+@dataclass
+class _Rounding:
+    """Groups rounded to codes (rows, groups, group) of a grid, and the sum of squared errors."""
+
+    grid: _Grid
+    codes: Codes
+    errors: Floats  # (rows, groups)
+
+    @staticmethod
+    def of(groups: Floats, grid: _Grid, weights: WeightFormat) -> _Rounding:
+        """The nearest codes."""
+        scales, base = (part[..., None] for part in grid)
+        lowest = (
+            1 if weights.bits == 8 and not (weights.has_zero_points or weights.has_minima) else 0
+        )
+        codes = groups - base if weights.has_minima else groups.copy()
+        codes *= _inverse(scales)
+        np.rint(codes, out=codes)
+        if not weights.has_minima:
+            codes += base
+        np.clip(codes, lowest, 2**weights.bits - 1, out=codes)
+        stored = codes.astype(np.uint8)
+        if weights.has_minima:
+            codes *= scales
+            codes += base
+        else:
+            codes -= base
+            codes *= scales
+        codes -= groups
+        return _Rounding(grid, stored, np.einsum("rgk,rgk->rg", codes, codes))
+
+    def take_better(self, other: _Rounding) -> None:
+        """Take those groups of `other` that have less error."""
+        is_better = other.errors < self.errors
+        for mine, theirs in zip(
+            (*self.grid, self.errors), (*other.grid, other.errors), strict=True
+        ):
+            np.copyto(mine, theirs, where=is_better)
+        np.copyto(self.codes, other.codes, where=is_better[..., None])
+
+    def refitted(self, groups: Floats, weights: WeightFormat) -> _Grid:
+        """The grid that fits the codes by least squares."""
+        size, (scales, base) = np.float32(groups.shape[2]), self.grid
+        codes = self.codes.astype(np.float32)
+        if not weights.has_minima:
+            codes -= base[..., None]
+        products = np.einsum("rgk,rgk->rg", codes, groups)
+        squares = np.einsum("rgk,rgk->rg", codes, codes)
+        if not weights.has_minima:
+            return _rounded(products * _inverse(squares), weights), base
+        sums, totals = codes.sum(axis=2), groups.sum(axis=2)
+        spread = size * squares - sums * sums  # of zero where all codes are one
+        fitted = (size * products - sums * totals) * _inverse(spread)
+        fitted = _rounded(np.where(spread > 0, fitted, scales), weights)
+        return fitted, _rounded((totals - fitted * sums) / size, weights)
 
 
 def _rounded(scales: npt.NDArray[np.floating[Any]], weights: WeightFormat) -> Floats:

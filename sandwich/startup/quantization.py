@@ -12,7 +12,9 @@ from codegen.spec import WeightFormat
 from sandwich.config import EngineConfig
 from sandwich.errors import ConfigError
 
-INT4_GROUP: Final = 32  # inputs that share a scale, unless the user says otherwise
+GROUP: Final = 32  # inputs that share a scale, unless the user says otherwise
+# Its inputs stay floats: few rows meet it, and a vocabulary is where rounding them costs most.
+LM_HEAD: Final = WeightFormat("int8", group=GROUP, scale_dtype="float16")
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,13 @@ def weight_formats(config: EngineConfig, dtype: str) -> WeightFormats:
                 "scales; give --quantization too, or leave the group out"
             )
         return WeightFormats(WeightFormat(dtype), WeightFormat(dtype))
-    if config.quantization == "int8":
-        head = WeightFormat("int8")
-        return WeightFormats(WeightFormat("int8", group=group or 0), head)
-    head = WeightFormat("int8", activations="int8")
-    if config.quantization == "int8-w8a8":
-        return WeightFormats(WeightFormat("int8", activations="int8", group=group or 0), head)
-    assert config.quantization == "int4", config.quantization
+    group = GROUP if group is None else group
+    has_minima = config.quantization in ("int8", "int4") and bool(group)
     layers = WeightFormat(
-        "int4",
-        activations="int8",
-        group=INT4_GROUP if group is None else group,
-        scale_dtype="float16",
+        "int4" if config.quantization == "int4" else "int8",
+        activations="float" if config.quantization == "int8" else "int8",
+        group=group,
+        scale_dtype="float16" if group else "float32",
+        has_minima=has_minima,
     )
-    return WeightFormats(layers, head)
+    return WeightFormats(layers, LM_HEAD)

@@ -76,7 +76,7 @@ def test_the_job_is_what_the_flags_say(jobs: list[TuningJob], run: Run, tmp_path
 def test_the_formats_of_a_quantisation_are_tuned(jobs: list[TuningJob], run: Run) -> None:
     run("tune", "llama-3.2-1b", "--quantization", "int4")
     names = {task.space.layout.format.name for task in jobs[0].tasks()}
-    assert names == {"int4-g32 x int8", "int8 x int8"}
+    assert names == {"int4-g32-min x int8", "int8-g32 x float"}
 
 
 def test_the_table_shows_what_changed_and_the_file_has_it(

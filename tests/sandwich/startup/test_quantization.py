@@ -12,12 +12,11 @@ from sandwich.config import QUANTIZATIONS, EngineConfig
 from sandwich.errors import ConfigError
 from sandwich.startup.quantization import weight_formats
 
-INT8 = WeightFormat("int8")
-W8A8 = WeightFormat("int8", activations="int8")
+HEAD = WeightFormat("int8", group=32, scale_dtype="float16")
 
 
-def int4(group: int) -> WeightFormat:
-    return WeightFormat("int4", activations="int8", group=group, scale_dtype="float16")
+def grouped(dtype: str, activations: str, group: int, has_minima: bool) -> WeightFormat:
+    return WeightFormat(dtype, activations, group, "float16", has_minima=has_minima)
 
 
 @pytest.mark.parametrize(
@@ -25,12 +24,20 @@ def int4(group: int) -> WeightFormat:
     [
         ({}, WeightFormat("bfloat16"), WeightFormat("bfloat16")),
         ({"quantization": "none"}, WeightFormat("bfloat16"), WeightFormat("bfloat16")),
-        ({"quantization": "int8"}, INT8, INT8),
-        ({"quantization": "int8-w8a8"}, W8A8, W8A8),
-        ({"quantization": "int4"}, int4(32), W8A8),
-        ({"quantization": "int4", "quantization_group": "128"}, int4(128), W8A8),
-        ({"quantization": "int4", "quantization_group": 0}, int4(0), W8A8),
-        ({"quantization": "int8", "quantization_group": 64}, WeightFormat("int8", group=64), INT8),
+        ({"quantization": "int8"}, grouped("int8", "float", 32, True), HEAD),
+        ({"quantization": "int8-w8a8"}, grouped("int8", "int8", 32, False), HEAD),
+        ({"quantization": "int4"}, grouped("int4", "int8", 32, True), HEAD),
+        (
+            {"quantization": "int4", "quantization_group": "128"},
+            grouped("int4", "int8", 128, True),
+            HEAD,
+        ),
+        ({"quantization": "int4", "quantization_group": 0}, WeightFormat("int4", "int8"), HEAD),
+        (
+            {"quantization": "int8-w8a8", "quantization_group": 0},
+            WeightFormat("int8", "int8"),
+            HEAD,
+        ),
     ],
 )
 def test_a_name_stands_for_two_formats(
