@@ -24,6 +24,7 @@ from sandwich.llm_inputs import (
 )
 from sandwich.requests.request import Request, TokenEvent
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.text.guided import GrammarCompiler
 from sandwich.text.messages import Chat, Message
 from sandwich.text.output import OutputDelta, OutputStream, RequestOutput
 from sandwich.text.tokenizer import Tokenizer
@@ -61,6 +62,9 @@ class LLM:
         self.model_config = parts.model_config
         self._engine = parts.engine
         self._generation_defaults = dict(parts.generation_defaults)
+        self._grammars = GrammarCompiler(
+            parts.tokenizer, parts.engine.limits.vocab_size, parts.model_config.eos_token_ids
+        )
         self._numbers = count()
         self._open: dict[str, tuple[OutputStream, _OnDelta]] = {}  # by request id, while they run
 
@@ -229,6 +233,11 @@ class LLM:
             params=params,
             eos_token_ids=self.model_config.eos_token_ids,
             choice_index=choice,
+            logits_processor=(
+                None
+                if params.grammar is None
+                else self._grammars.compile(params.grammar).processor()
+            ),
         )
 
     def _run(

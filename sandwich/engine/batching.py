@@ -40,7 +40,7 @@ def build_batch(
             given.add(num_tokens + position - start, index, want)
         num_tokens += num_new[index]
         if end == request.num_tokens:
-            chosen.add(num_tokens - 1, index, request.params.want)
+            chosen.add(num_tokens - 1, index, request.want)
     rows = given.rows + chosen.rows
     sampled, wants = given.owners + chosen.owners, given.wants + chosen.wants
     return Batch(

@@ -34,7 +34,7 @@ def check_finite(largest: float) -> None:
 
 
 def edit_logits(row: Float32Array, request: Request) -> None:
-    """Apply penalties, logit_bias and min_tokens to `row`, in place, in this order."""
+    """Apply penalties, logit_bias, min_tokens and the request's processor, in place, in turn."""
     params = request.params
     if params.has_penalties:
         _penalise(row, request)
@@ -44,6 +44,12 @@ def edit_logits(row: Float32Array, request: Request) -> None:
         row[list(request.stop_ids)] = -np.inf
         if row.max() == -np.inf:
             raise NonFiniteLogitsError("min_tokens bans every token of the vocabulary; lower it")
+    if request.logits_processor is not None:
+        request.logits_processor.mask(row)
+        if row.max() == -np.inf:
+            raise NonFiniteLogitsError(
+                "the reply's grammar allows no token that min_tokens and logit_bias leave"
+            )
 
 
 def _penalise(row: Float32Array, request: Request) -> None:

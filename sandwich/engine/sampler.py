@@ -22,6 +22,7 @@ from sandwich.engine.logits import (
     target_entry,
     top_ids,
 )
+from sandwich.errors import SandwichError
 from sandwich.executor.base import Batch, Float32Array, StepOutput
 from sandwich.requests.request import LogprobEntry, Request, SampledTokens
 from sandwich.requests.sampling_params import SamplingParams
@@ -62,7 +63,7 @@ class Sampler:
                 if want.is_scored:
                     entry = choice_entry(output, row, want, token)
                     tokens[index] = SampledTokens((token,), (entry,))
-            except NonFiniteLogitsError as error:
+            except (NonFiniteLogitsError, SandwichError) as error:
                 tokens[index] = SampledTokens(error=str(error))
             except Exception as error:
                 logger.exception("sampling for request %s failed", request.request_id)
@@ -73,7 +74,7 @@ class Sampler:
 
     def _choose(self, row: Float32Array, request: Request) -> int:
         check_finite(float(row.max()))
-        if request.params.edits_logits:
+        if request.params.edits_logits or request.logits_processor is not None:
             row = row.copy()
             edit_logits(row, request)
         if request.params.is_greedy:

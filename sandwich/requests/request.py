@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.blocks import BlockTable
+from sandwich.requests.logits_processor import LogitsProcessor
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.requests.want import Want
 
 _SPARE_TOKENS = 64  # room for the first tokens of output, made before a step waits for it
 
@@ -90,6 +92,7 @@ class Request:
     choice_index: int = 0
     arrival_time: float = field(default_factory=time.monotonic)
     cache_salt: str = ""  # requests share what they have computed with those of the same salt alone
+    logits_processor: LogitsProcessor | None = None
 
     token_ids: npt.NDArray[np.int32] = field(init=False, repr=False)  # [0, num_tokens) are valid
     num_prompt_tokens: int = field(init=False)
@@ -157,8 +160,16 @@ class Request:
             return len(self.prompt_logprobs)
         return self.num_tokens - 1
 
+    @property
+    def want(self) -> Want:
+        """What choosing this request's next token needs of its row of logits."""
+        want = self.params.want
+        return want if self.logits_processor is None else want._replace(needs_logits=True)
+
     def accept(self, token_id: int, now: float) -> str | None:
         """Append a sampled token; the finish_reason if it is the last."""
+        if self.logits_processor is not None:
+            self.logits_processor.accept(token_id)
         if self.num_tokens == len(self.token_ids):
             grown = np.empty(2 * self.num_tokens, np.int32)
             grown[: self.num_tokens] = self.token_ids

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from codegen.spec import MAX_TOP
 from sandwich.errors import InvalidRequestError
+from sandwich.requests.grammar import Grammar
 from sandwich.requests.want import ANY_TOKEN, NOT_SCORED, Want
 
 MAX_LOGPROBS = MAX_TOP
@@ -50,6 +51,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
+    grammar: Grammar | None = None  # that the text follows
 
     want: Want = field(init=False, repr=False, compare=False)  # of the row a token is chosen from
 
@@ -160,6 +162,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("include_stop_str_in_output", lambda v: isinstance(v, bool), "true or false"),
     ("logprobs", lambda v: v is None or _is_count(v, 0, MAX_LOGPROBS), _NUM_LOGPROBS),
     ("prompt_logprobs", lambda v: v is None or _is_count(v, 0, MAX_LOGPROBS), _NUM_LOGPROBS),
+    ("grammar", lambda v: v is None or isinstance(v, Grammar), "a Grammar, or left out"),
     (
         "logit_bias",
         lambda v: v is None or _is_bias(v),

@@ -17,6 +17,7 @@ from sandwich.server.generation import Choice, ChunkFormat, Generation, stream_a
 from sandwich.server.protocol import SamplingBody
 from sandwich.server.service import Service
 from sandwich.server.wire import json_response
+from sandwich.text.guided import CompiledGrammar
 from sandwich.text.output import OutputStream
 
 
@@ -60,9 +61,12 @@ class Call:
         Raises what the client did wrong, QueueFullError, UnavailableError or RequestFailedError.
         """
         with self.service.bridge.open(num_prompts * self.params.n) as stream:
+            grammar = None
+            if self.params.grammar is not None:
+                grammar = await self.service.compile_grammar(self.params.grammar)
             prompts = [self._cut(prompt) for prompt in await encode()]
             choices = [
-                self._choice(prompt, index * self.params.n, sample)
+                self._choice(prompt, index * self.params.n, sample, grammar)
                 for index, prompt in enumerate(prompts)
                 for sample in range(self.params.n)
             ]
@@ -86,7 +90,9 @@ class Call:
         most = self.service.backend.max_model_len - 1 if most == -1 else most
         return EncodedPrompt(prompt.token_ids[-most:], prompt.echo)
 
-    def _choice(self, prompt: EncodedPrompt, first_index: int, sample: int) -> Choice:
+    def _choice(
+        self, prompt: EncodedPrompt, first_index: int, sample: int, grammar: CompiledGrammar | None
+    ) -> Choice:
         index = first_index + sample
         request = Request(
             f"{self.form.id}-{index}",
@@ -96,6 +102,7 @@ class Call:
             sample,
             self.arrival_time,
             self.body.cache_salt,
+            None if grammar is None else grammar.processor(),
         )
         self.service.bridge.check(request)
         room = self.service.backend.max_model_len - request.num_prompt_tokens

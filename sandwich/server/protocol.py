@@ -89,6 +89,8 @@ class SamplingBody(Body, kw_only=True):
     ignore_eos: bool | UnsetType = UNSET
     include_stop_str_in_output: bool | UnsetType = UNSET
     truncate_prompt_tokens: int | UnsetType = UNSET
+    response_format: dict[str, Any] | UnsetType = UNSET
+    structured_outputs: dict[str, Any] | UnsetType = UNSET
     cache_salt: str = ""
     stream: bool = False
     stream_options: StreamOptions | UnsetType = UNSET
@@ -129,7 +131,6 @@ class CompletionBody(SamplingBody, kw_only=True):
     ignored = BOOKKEEPING
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL | {
         "suffix": ("",),
-        "response_format": ({"type": "text"},),
     }
 
 
@@ -150,7 +151,6 @@ class Message(Body, kw_only=True):
 CHAT_UNSUPPORTED: dict[str, tuple[Any, ...]] = NEUTRAL | {
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "audio": (),
     "modalities": (["text"],),
     "prediction": (),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from msgspec import UNSET, UnsetType
 
 from sandwich.engine.engine import check_token_ids
+from sandwich.requests.grammar import Grammar
 from sandwich.server.backend import Backend
 from sandwich.server.bridge import AsyncEngine, Observer
 from sandwich.server.errors import ModelNotFoundError
 from sandwich.server.limits import ServerLimits
+from sandwich.text.guided import CompiledGrammar, GrammarCompiler
 from sandwich.text.messages import Chat
 
 ResultT = TypeVar("ResultT")
@@ -29,6 +32,9 @@ class Service:
         self.limits = limits
         self.tokenizer = backend.tokenizer
         self.bridge = AsyncEngine(backend.engine, backend.max_num_queued_reqs, observer)
+        self._grammars = GrammarCompiler(
+            backend.tokenizer, backend.engine.limits.vocab_size, sorted(backend.eos_token_ids)
+        )
         self._pool = ThreadPoolExecutor(_NUM_TOKENIZER_THREADS, "sandwich-tokenizer")
 
     def start(self) -> None:
@@ -61,6 +67,11 @@ class Service:
 
         num_chars = sum(len(str(message.get("content", ""))) for message in chat.messages)
         return await self._off_the_loop(encode, num_chars)
+
+    async def compile_grammar(self, grammar: Grammar) -> CompiledGrammar:
+        """The grammar for this model. Raises InvalidRequestError if it cannot be used."""
+        compile_it = partial(self._grammars.compile, grammar)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, compile_it)
 
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
         """Raise InvalidRequestError for an id the model does not have."""

@@ -13,6 +13,7 @@ from msgspec import UNSET
 
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.sampling_params import MAX_LOGPROBS, SamplingParams
+from sandwich.server.guided import asked_grammar
 from sandwich.server.limits import ServerLimits
 from sandwich.server.protocol import ChatBody, CompletionBody, SamplingBody, TokenizeBody
 from sandwich.text.messages import Chat
@@ -127,6 +128,7 @@ def _params(
     _check_limits(body, limits)
     given = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
     values = {name: value for name, value in given.items() if value is not UNSET}
+    values["grammar"] = asked_grammar(body)
     if body.logit_bias is not UNSET:
         values["logit_bias"] = _token_biases(body.logit_bias)
     return SamplingParams(**{**defaults, **values, **extra})

@@ -91,6 +91,10 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._renderer.has_template
 
+    def to_json(self) -> str:
+        """The tokenizer as a tokenizer.json, tokens of the other files included."""
+        return self._backend.to_str()
+
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
