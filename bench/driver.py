@@ -76,7 +76,7 @@ class EngineDriver:
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self._watch = engine.executor = StopWatch(engine.executor)
-        engine.scheduler.mixed = TAKE_TURNS  # each phase by itself, in whole steps
+        engine.scheduler.use(TAKE_TURNS)  # each phase by itself, in whole steps
         engine.scheduler.cache.shares_prefixes = False  # every prompt is computed whole
         self._engine = engine
         self._rng = np.random.default_rng(seed)

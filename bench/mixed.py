@@ -64,7 +64,7 @@ class Streams:
         self._num_prompts = 0
         self._last: dict[str, float] = {}
         engine.adopt_thread()
-        engine.scheduler.mixed = TAKE_TURNS
+        engine.scheduler.use(TAKE_TURNS)
         names = [self._add(load.context, max_tokens) for _ in range(load.batch)]
         while len(self._last) < load.batch:
             self._step()
@@ -72,7 +72,7 @@ class Streams:
 
     def arrive(self, plan: MixedPlan, prompt: int) -> Arrival:
         """Let a prompt come under `plan`, once the streams have decoded alone for a while."""
-        self._engine.scheduler.mixed = plan
+        self._engine.scheduler.use(plan)
         alone = [gap for _ in range(STEPS_ALONE) for gap in self._step().values()]
         arrived = time.perf_counter()
         newcomer = self._add(prompt, max_tokens=1)
@@ -183,7 +183,7 @@ def choice_for(config: EngineConfig, load: MixedLoad) -> MixedChoice:
     """What the cost model says of every mode under `load`."""
     _, _, result = make_plans(config, probe(isa=config.isa), model_config(config.model))
     assert result.mixed is not None
-    return choose_mixed(replace(result.mixed.space, load=load), config.tpot_target)
+    return choose_mixed(replace(result.mixed.space, load=load), config.slo_tpot)
 
 
 def measure(

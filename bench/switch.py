@@ -37,6 +37,7 @@ from sandwich.errors import ConfigError
 from sandwich.executor.base import Batch, Executor, NativeTime, StepOutput
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
+from schedules.mixed.plan import TAKE_TURNS
 from schedules.plan import PlanPair
 
 NUM_WARMUPS = 4  # steps of each kind
@@ -150,6 +151,7 @@ def take_turns(engine: Engine, num_turns: int, prompt: int, seed: int) -> list[C
     The calling thread becomes the engine's.
     """
     log = engine.executor = CallLog(engine.executor)
+    engine.scheduler.use(TAKE_TURNS)
     rng = np.random.default_rng(seed)
 
     def add(name: str, max_tokens: int) -> None:

@@ -153,10 +153,17 @@ class EngineConfig:
     max_num_batched_tokens: int = option(
         "scheduling", "most prompt tokens in one prefill step", _POSITIVE, 512
     )
-    tpot_target: float | None = option(
+    slo_tpot: float | None = option(
         "scheduling",
-        "milliseconds from token to token that running requests shall keep while a new prompt is "
-        "prefilled (default: none, but at most 250 where that is possible)",
+        "milliseconds from token to token that running requests shall keep while new prompts are "
+        "prefilled (default: 250 where that is possible)",
+        parse_milliseconds,
+        metavar="MS",
+    )
+    slo_ttft: float | None = option(
+        "scheduling",
+        "milliseconds to the first token that new requests shall keep; for its sake tokens of "
+        "running requests that came early may be followed by later ones (default: none)",
         parse_milliseconds,
         metavar="MS",
     )

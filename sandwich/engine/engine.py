@@ -15,6 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from codegen.spec import Phase
+from sandwich.engine.pace import Pace
 from sandwich.engine.sampler import Sampler
 from sandwich.engine.scheduler import Scheduler
 from sandwich.engine.stats import EngineStats
@@ -30,12 +31,17 @@ class Engine:
     """Runs requests until each has exactly one last event. Owns the executor."""
 
     def __init__(
-        self, executor: Executor, mixed: MixedPlan = TAKE_TURNS, shares_prefixes: bool = True
+        self,
+        executor: Executor,
+        mixed: MixedPlan = TAKE_TURNS,
+        shares_prefixes: bool = True,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.executor = executor
-        self.scheduler = Scheduler(executor.limits, mixed, shares_prefixes)
+        self.scheduler = Scheduler(executor.limits, mixed, shares_prefixes, pace, clock)
         self.sampler = Sampler()
-        self._started = 0.0  # when the batch in flight began, in seconds of time.monotonic()
+        self._started = 0.0  # when the batch in flight began, by the scheduler's clock
         self._last_native: tuple[Phase, float] | None = None  # and when it ended; None: was idle
         self._is_closed = False
         self._process_id = os.getpid()
@@ -98,7 +104,7 @@ class Engine:
         end. A failure of the executor ends the requests of its batch with "error"; the others go
         on.
         """
-        started = time.monotonic()
+        started = self.scheduler.clock()
         if self.scheduler.in_flight and self.executor.is_done():
             return self._finish(self.scheduler.in_flight)
         events = self._start(corun) if (corun := self.scheduler.schedule_corun()) else []
@@ -119,7 +125,7 @@ class Engine:
 
     def _start(self, batch: Batch) -> list[TokenEvent]:
         """Begin a batch that runs beside others; it has events now only if that fails."""
-        self._started = time.monotonic()
+        self._started = self.scheduler.clock()
         try:
             self.executor.start(batch)
         except Exception as error:
@@ -139,18 +145,20 @@ class Engine:
             tokens = _failed(batch, error)
         is_corun = self.scheduler.in_flight is not None
         events = self.scheduler.commit(batch, tokens)
-        self._account(batch, time.monotonic() - started, is_corun)
+        self._account(batch, self.scheduler.clock() - started, is_corun)
         if not self.has_work():
             self._last_native = None
         return events
 
     def _sample(self, batch: Batch, execute: Callable[[], StepOutput]) -> list[SampledTokens]:
-        started = time.monotonic()
+        started = self.scheduler.clock()
         output = execute()
         self._note_switch(batch.phase, output.native)
-        elapsed = time.monotonic() - started
+        elapsed = self.scheduler.clock() - started
         native = elapsed if output.native_seconds is None else output.native_seconds
         self.stats.steps[batch.kind].run_seconds += native
+        if self.scheduler.in_flight is None:
+            self.scheduler.pace.learn(batch, elapsed)
         return self.sampler.sample(output, batch)
 
     def _note_switch(self, phase: Phase, native: NativeTime | None) -> None:

@@ -1,50 +1,72 @@
 """Which requests run in the next step, and what a step's tokens mean for them.
 
-First come, first served, in two sorted places: `waiting` and `running`, both oldest first, every
-running request older than every waiting one. A request is admitted when the cache has room for all
-the tokens it must prefill, so prefill never waits for blocks halfway. Decode grows block by block;
-if none is free the youngest running request gives up its blocks and goes back to the head of
-`waiting`, to be recomputed. The oldest is never the victim while another runs, and alone it always
-fits (`check` saw to that), so the oldest always moves on and nothing can live-lock.
+Requests have a rank: the time they came, moved by their priority. Two places are sorted by it,
+`waiting` and `running`, the first in front. A request is admitted when the cache has room for all
+the tokens it must prefill, so prefill never waits for blocks halfway; if seats or room are lacking,
+running requests of a later rank yield. Decode grows block by block; if none is free the last of the
+running gives up its blocks and goes back to `waiting`, to be recomputed. The first of all is never
+the victim, and alone it always fits (`check` saw to that), so it always moves on and nothing can
+live-lock.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
+from typing import Final
 
 from codegen.spec import Phase
 from sandwich.engine.batching import build_batch
+from sandwich.engine.pace import FixedPace, Load, Pace, Turn
 from sandwich.engine.stats import EngineStats
 from sandwich.errors import ContextLengthError, InvalidRequestError
-from sandwich.executor.base import Batch, ExecutorLimits
+from sandwich.executor.base import Batch, ExecutorLimits, StepKind
 from sandwich.requests.kv_cache import Copies, KvCache, Prefix, num_common_tokens
 from sandwich.requests.request import Request, SampledTokens, TokenEvent
 from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
+
+_RANK: Final = attrgetter("rank")
 
 
 class Scheduler:
     """`add` and `abort` requests, `schedule` a batch, `commit` its tokens; on one thread.
 
-    When there is work of both phases, the mixed plan says what happens: prefill and decode steps
-    take turns, or the decoding requests ride in every prefill step, or one prefill batch is in
-    flight (`schedule_corun`) while decode batches come and go. A request in flight keeps its
-    blocks until its batch is committed: it is not preempted, and not freed if it is aborted.
+    When there is work of both phases, `pace` says what happens: prefill and decode steps take
+    turns, or the decoding requests ride in prefill steps. If the mixed plan co-runs, one prefill
+    batch is in flight (`schedule_corun`) while decode batches come and go. A request in flight
+    keeps its blocks until its batch is committed: it is not preempted, and not freed if it is
+    aborted.
+
+    pace: by default that of the mixed plan. clock: seconds, as time.monotonic.
     """
 
     def __init__(
-        self, limits: ExecutorLimits, mixed: MixedPlan = TAKE_TURNS, shares_prefixes: bool = True
+        self,
+        limits: ExecutorLimits,
+        mixed: MixedPlan = TAKE_TURNS,
+        shares_prefixes: bool = True,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
-        self.mixed = mixed
-        self.cache = KvCache(limits.num_blocks, limits.block_size, shares_prefixes)
-        self.waiting: deque[Request] = deque()
+        self.use(mixed, pace)
+        self.cache = KvCache(
+            limits.num_blocks, limits.block_size, shares_prefixes, self.pace.token_cost
+        )
+        self.clock = clock
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.stats = EngineStats(num_blocks=limits.num_blocks)
         self._requests: dict[str, Request] = {}
-        self._last_phase: Phase | None = None
+        self._last: StepKind | None = None
         self.in_flight: Batch | None = None
+
+    def use(self, mixed: MixedPlan, pace: Pace | None = None) -> None:
+        """From the next step on, follow another mixed plan, and a pace if it is not the plan's."""
+        self.mixed = mixed
+        self.pace = pace or FixedPace(mixed, self.limits.max_num_batched_tokens)
 
     def has_work(self) -> bool:
         return bool(self._requests) or self.in_flight is not None
@@ -84,7 +106,7 @@ class Scheduler:
         asked = request.params.max_tokens
         request.max_tokens = num_fitting if asked is None else min(asked, num_fitting)
         self._requests[request.request_id] = request
-        self.waiting.append(request)
+        insort(self.waiting, request, key=_RANK)
         self._update_gauges()
 
     def abort(self, request_id: str) -> list[TokenEvent]:
@@ -92,7 +114,7 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is None:
             return []
-        event = self._end(request, "abort", time.monotonic())
+        event = self._end(request, "abort", self.clock())
         (self.running if request in self.running else self.waiting).remove(request)
         self._update_gauges()
         return [event]
@@ -102,8 +124,10 @@ class Scheduler:
         batch = self._next_batch()
         assert batch or self.in_flight or not self._requests, "requests are left, but none can run"
         if batch is not None:
-            self.stats.num_phase_switches += self._last_phase not in (None, batch.phase)
-            self._last_phase = batch.phase
+            was_decode = self._last is StepKind.DECODE
+            is_switch = self._last is not None and was_decode != (batch.phase is Phase.DECODE)
+            self.stats.num_phase_switches += is_switch
+            self._last = batch.kind
         self._update_gauges()
         return batch
 
@@ -115,16 +139,16 @@ class Scheduler:
         """
         if self.mixed.mode is not MixedMode.CORUN or self.in_flight:
             return None
-        decoding = [request for request in self.running if not request.is_prefilling]
+        decoding = self._past_prefill()
         num_missing = sum(self.cache.num_missing(r.block_table, r.num_tokens) for r in decoding)
         if decoding and num_missing <= self.cache.num_available:
-            self.in_flight = self._prefill_batch()
+            self.in_flight = self._prefill_batch(self.mixed.chunk_tokens or self._most_tokens)
             self._update_gauges()
         return self.in_flight
 
     def commit(self, batch: Batch, sampled: list[SampledTokens]) -> list[TokenEvent]:
         """Book a step: `sampled[i]` is of `batch.requests[i]`. Returns what its requests saw."""
-        now = time.monotonic()
+        now = self.clock()
         events: list[TokenEvent] = []
         if batch is self.in_flight:
             self.in_flight = None
@@ -150,7 +174,9 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Assert everything that must hold between two steps."""
-        assert [*self.running, *self.waiting] == [*self._requests.values()], "out of order"
+        assert {*self.running, *self.waiting} == {*self._requests.values()}
+        assert self.running == sorted(self.running, key=_RANK), "out of order"
+        assert self.waiting == sorted(self.waiting, key=_RANK), "out of order"
         assert len(self.running) <= self.limits.max_num_seqs
         assert all(not request.block_table.num_blocks for request in self.waiting)
         in_flight = self.in_flight.requests if self.in_flight else ()
@@ -159,21 +185,39 @@ class Scheduler:
         self.cache.check_integrity(held, [source for source, _ in copies])
 
     def _next_batch(self) -> Batch | None:
-        if self.mixed.mode is MixedMode.RIDE:
-            riders = self._decoding()
-            return self._prefill_batch(riders) or self._decode_batch(riders)
         if self.in_flight:
             return self._decode_batch(self._decoding())
-        if self._last_phase is Phase.PREFILL or self.mixed.mode is MixedMode.CORUN:
-            return self._decode_batch(self._decoding()) or self._prefill_batch()
-        return self._prefill_batch() or self._decode_batch(self._decoding())
+        self._make_way()
+        turn = self._turn()
+        if turn.rides:
+            riders = self._decoding()
+            return self._prefill_batch(turn.num_tokens, riders) or self._decode_batch(riders)
+        if turn.num_tokens and (batch := self._prefill_batch(turn.num_tokens)):
+            return batch
+        return self._decode_batch(self._decoding()) or self._prefill_batch(self._most_tokens)
 
-    def _prefill_batch(self, riders: Sequence[Request] = ()) -> Batch | None:
-        """One token of each rider, then prompt tokens, oldest first, up to the limits.
+    def _turn(self) -> Turn:
+        decoding = self._past_prefill()
+        prefilling = [request for request in self.running if request.is_prefilling]
+        if not prefilling and not self.waiting:
+            return Turn(0)
+        return self.pace.turn(Load(decoding, prefilling, self.waiting, self._last, self.clock()))
+
+    def _past_prefill(self) -> list[Request]:
+        return [request for request in self.running if not request.is_prefilling]
+
+    @property
+    def _most_tokens(self) -> int:
+        """Most prompt tokens of a step."""
+        return self.limits.max_num_batched_tokens
+
+    def _prefill_batch(self, num_tokens: int, riders: Sequence[Request] = ()) -> Batch | None:
+        """One token of each rider, then `num_tokens` of prompts or fewer, the first in rank first.
 
         A request that prefills runs and is no rider, so the limits leave it a token.
         """
-        num_tokens = min(self._chunk_tokens(), self.limits.max_step_tokens - len(riders))
+        most = min(self._most_tokens, self.limits.max_step_tokens - len(riders))
+        num_tokens = min(num_tokens, most)
         requests, lengths = list(riders), [1] * len(riders)
         copies: Copies = []
         for request in self._prefilling(copies):
@@ -188,16 +232,18 @@ class Scheduler:
             return None
         return build_batch(Phase.PREFILL, requests, lengths, len(riders), copies)
 
-    def _chunk_tokens(self) -> int:
-        """Most prompt tokens of the next step: all it can take, or fewer if others would wait."""
-        most = self.limits.max_num_batched_tokens
-        if self.mixed.chunk_tokens and any(not request.is_prefilling for request in self.running):
-            return min(most, self.mixed.chunk_tokens)
-        return most
+    def _make_way(self) -> None:
+        """Preempt running requests of a later rank than the first that waits, until it fits."""
+        while self.waiting and self.running and self.running[-1].rank > self.waiting[0].rank:
+            num_running = len(self.running)
+            has_seat = num_running < self.limits.max_num_seqs
+            if has_seat and self.cache.room(self.waiting[0], num_spare=num_running) is not None:
+                return
+            self._preempt(self.running.pop())
 
     def _prefilling(self, copies: Copies) -> Iterator[Request]:
-        """Requests with tokens to prefill, oldest first; admits waiting ones as it gets to them and
-        adds what is to be copied for them.
+        """Requests with tokens to prefill, those that run first; admits waiting ones as it gets to
+        them and adds what is to be copied for them.
         """
         yield from [request for request in self.running if request.is_prefilling]
         while self.waiting and len(self.running) < self.limits.max_num_seqs:
@@ -206,7 +252,7 @@ class Scheduler:
             prefix = self.cache.room(request, num_spare=len(self.running))
             if prefix is None or self.is_worth_waiting(request, prefix):
                 return
-            self.waiting.popleft()
+            del self.waiting[0]
             self._admit(request, prefix, copies)
             yield request
 
@@ -226,11 +272,11 @@ class Scheduler:
         copies += self.cache.admit(request, prefix)
         request.num_prefill_tokens = request.num_tokens
         if request.first_scheduled_time is None:
-            request.first_scheduled_time = time.monotonic()
+            request.first_scheduled_time = self.clock()
             request.num_cached_tokens = request.num_computed
         self.stats.num_prefix_queries += request.num_tokens
         self.stats.num_prefix_hits += request.num_computed
-        self.running.append(request)
+        insort(self.running, request, key=_RANK)
 
     def _publish(self, request: Request, num_new: int) -> None:
         """Let what was computed be found, if it fills a block or is the end of a prompt."""
@@ -239,8 +285,8 @@ class Scheduler:
             self.cache.publish(request, with_tail=is_end)
 
     def _decoding(self) -> list[Request]:
-        """Requests past their prompt, each with a slot for its last token, oldest first; without
-        those that need the blocks of a request in flight.
+        """Requests past their prompt, each with a slot for its last token, in order of rank;
+        without those that need the blocks of a request in flight.
         """
         # Preemption shortens `running` from its end while it is walked, never before `request`.
         return [
@@ -272,7 +318,7 @@ class Scheduler:
         request.num_computed = request.num_prefill_tokens = 0
         request.num_preemptions += 1
         self.stats.num_preemptions += 1
-        self.waiting.appendleft(request)
+        insort(self.waiting, request, key=_RANK)
 
     def _accept(self, request: Request, tokens: SampledTokens, now: float) -> TokenEvent:
         """Append the tokens up to the first that ends the request; the others are dropped."""

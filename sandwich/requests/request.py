@@ -17,6 +17,9 @@ from sandwich.requests.logits_processor import LogitsProcessor
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.requests.want import Want
 
+# A request of priority p + 1 is treated as one of p that came so much later: whoever waits long
+# enough is first, whatever its priority.
+SECONDS_PER_PRIORITY = 10.0
 _SPARE_TOKENS = 64  # room for the first tokens of output, made before a step waits for it
 
 
@@ -93,6 +96,7 @@ class Request:
     arrival_time: float = field(default_factory=time.monotonic)
     cache_salt: str = ""  # requests share what they have computed with those of the same salt alone
     logits_processor: LogitsProcessor | None = None
+    priority: int = 0  # the lower go first; see `rank`
 
     token_ids: npt.NDArray[np.int32] = field(init=False, repr=False)  # [0, num_tokens) are valid
     num_prompt_tokens: int = field(init=False)
@@ -111,6 +115,7 @@ class Request:
     first_token_time: float | None = field(init=False, default=None)
     last_token_time: float | None = field(init=False, default=None)
     num_preemptions: int = field(init=False, default=0)
+    rank: float = field(init=False)  # the least is the first in every queue
 
     def __post_init__(self) -> None:
         try:
@@ -122,6 +127,7 @@ class Request:
             ) from error
         self.num_prompt_tokens = self.num_tokens = len(prompt)
         self.token_ids = np.concatenate((prompt, np.empty(_SPARE_TOKENS, np.int32)))
+        self.rank = self.arrival_time + self.priority * SECONDS_PER_PRIORITY
         seed = self.params.seed
         self.seed = (secrets.randbits(64) if seed is None else seed) % 2**64
         eos_ids = frozenset() if self.params.ignore_eos else frozenset(self.eos_token_ids)

@@ -103,6 +103,7 @@ class Call:
             self.arrival_time,
             self.body.cache_salt,
             None if grammar is None else grammar.processor(),
+            self.body.priority,
         )
         self.service.bridge.check(request)
         room = self.service.backend.max_model_len - request.num_prompt_tokens

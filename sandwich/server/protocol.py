@@ -92,6 +92,7 @@ class SamplingBody(Body, kw_only=True):
     response_format: dict[str, Any] | UnsetType = UNSET
     structured_outputs: dict[str, Any] | UnsetType = UNSET
     cache_salt: str = ""
+    priority: int = 0
     stream: bool = False
     stream_options: StreamOptions | UnsetType = UNSET
     nested: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}

@@ -28,7 +28,7 @@ from sandwich.executor.verify import TOLERANCE, VerifyingExecutor
 from sandwich.models.config import ModelConfig
 from sandwich.startup.memory_plan import MemoryPlan
 from sandwich.startup.model import Model
-from sandwich.startup.plans import TimeSteps, executor_limits, make_plans
+from sandwich.startup.plans import TimeSteps, executor_limits, make_pace, make_plans
 from sandwich.startup.step_bench import timed_steps
 from sandwich.text.tokenizer import Tokenizer
 from sandwich.weights.load import ModelWeights
@@ -82,7 +82,7 @@ def build_engine(
         config.chat_template,
         special_tokens_in_content=config.special_tokens_in_content,
     )
-    plans, memory, _ = make_plans(config, machine, model.config, _time_steps(config))
+    plans, memory, result = make_plans(config, machine, model.config, _time_steps(config))
     if change_plans is not None:
         plans = change_plans(plans)
     is_pinned = config.cpu_bind != "nobind"
@@ -90,8 +90,9 @@ def build_engine(
     if placement.nodes:
         _log.info("memory   %s", placement.render())
     executor = _executor(config, model, plans, memory, placement)
+    pace = make_pace(config, result, executor.limits) if config.executor == "compiled" else None
     return EngineParts(
-        engine=Engine(executor, plans.mixed, config.enable_prefix_caching),
+        engine=Engine(executor, plans.mixed, config.enable_prefix_caching, pace),
         tokenizer=tokenizer,
         model_config=model.config,
         generation_defaults=model.generation_defaults,

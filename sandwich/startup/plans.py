@@ -16,6 +16,7 @@ from platforms.machine import Machine
 from platforms.memory import HUGE_PAGE_BYTES
 from platforms.sysfs import format_cpu_list, parse_cpu_list
 from sandwich.config import EngineConfig
+from sandwich.engine.pace import Pace, TargetPace, Targets
 from sandwich.errors import ConfigError
 from sandwich.executor.base import ExecutorLimits
 from sandwich.executor.specs import corun_specs, program_specs, step_bytes
@@ -23,6 +24,7 @@ from sandwich.models.config import ModelConfig
 from sandwich.startup.memory_plan import MemoryPlan, longest_context, plan_memory
 from sandwich.startup.quantization import weight_formats
 from schedules.calibration import load_calibration
+from schedules.mixed.choice import DEFAULT_TPOT_MS
 from schedules.mixed.plan import MixedMode, MixedPlanError
 from schedules.plan import PlanPair
 from schedules.planner import Planned, Planner, PlanWishes, StepTimes
@@ -115,9 +117,23 @@ def _wishes(config: EngineConfig, machine: Machine, shape: ModelShape) -> PlanWi
         cpus=None if is_free else _named_cpus(config.cpu_bind, machine),
         name=f"--cpu-bind {config.cpu_bind}",
         mixed_mode=None if config.mixed_steps == "auto" else MixedMode(config.mixed_steps),
-        tpot_target=config.tpot_target,
+        tpot_target=config.slo_tpot,
         rates_replicas=config.cpu_bind == "auto",
     )
+
+
+def make_pace(config: EngineConfig, result: SearchResult, limits: ExecutorLimits) -> Pace | None:
+    """What keeps the targets step by step; None where the phases run side by side in any case."""
+    assert result.mixed is not None
+    mode = result.mixed.plan.mode
+    if mode is MixedMode.CORUN:
+        return None
+    modes = (MixedMode.TURNS, MixedMode.RIDE) if config.mixed_steps == "auto" else (mode,)
+    tpot_ms = config.slo_tpot or DEFAULT_TPOT_MS
+    ttft_s = None if config.slo_ttft is None else 1e-3 * config.slo_ttft
+    costs = result.mixed.space.costs(limits.max_num_seqs, limits.max_model_len)
+    targets = Targets(1e-3 * tpot_ms, ttft_s)
+    return TargetPace(costs, targets, modes, limits.max_num_batched_tokens)
 
 
 def _plan(config: EngineConfig, planner: Planner, measure: StepTimes | None = None) -> Planned:

@@ -18,6 +18,7 @@ from schedules.choice import milliseconds
 from schedules.cost import Seats, Step, operators, step_cost
 from schedules.mixed.plan import MixedMode, MixedPlan
 from schedules.rates import MachineRates
+from schedules.step_costs import StepCosts, step_costs
 from schedules.topotree import MAX_CORE_COUNTS, Candidate
 
 SMALLEST_CHUNK: Final = 16  # tokens; a shorter one reads all weights for little arithmetic
@@ -181,6 +182,18 @@ class MixedSpace:
     @cached_property
     def _home(self) -> frozenset[int]:
         return frozenset(Seats.of(self.machine, self.decode.groups).nodes)
+
+    def costs(self, most_seqs: int, context: int) -> StepCosts:
+        """What steps take, each phase on its own plan, for a batch of up to `most_seqs`."""
+
+        def prefill_us(step: Step) -> float:
+            return self._step_us(step, self.prefill.groups)
+
+        def decode_us(step: Step) -> float:
+            return self._step_us(step, self.decode.groups)
+
+        sizes = (self.query_tile, self.max_step_tokens, most_seqs, context)
+        return step_costs(prefill_us, decode_us, *sizes)
 
     def _step_us(self, step: Step, groups: Groups) -> float:
         seats = Seats.of(self.machine, groups)

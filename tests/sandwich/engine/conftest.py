@@ -5,6 +5,7 @@ Test files get both through the fixture `drive`; for annotations they import the
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
@@ -15,6 +16,7 @@ import pytest
 
 from codegen.spec import Phase
 from sandwich.engine.engine import Engine
+from sandwich.engine.pace import Pace
 from sandwich.executor.base import Batch, ExecutorLimits, StepKind, StepOutput
 from sandwich.executor.null import NullExecutor
 from sandwich.requests.request import Request, RequestTimings, TokenEvent
@@ -182,9 +184,11 @@ class Driver:
         failing_runs: Collection[int] = (),
         mixed: MixedPlan = TAKE_TURNS,
         shares_prefixes: bool = False,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.executor = AuditingExecutor(limits, failing_runs)
-        self.engine = Engine(self.executor, mixed, shares_prefixes)
+        self.engine = Engine(self.executor, mixed, shares_prefixes, pace, clock)
         self.requests: dict[str, Request] = {}
         self.events: dict[str, list[TokenEvent]] = defaultdict(list)
 
@@ -195,13 +199,15 @@ class Driver:
         eos: Collection[int] = (),
         choice: int = 0,
         salt: str = "",
+        priority: int = 0,
         **params: Any,
     ) -> str:
         """Add a request, greedy unless told otherwise; `prompt` may be the length of one."""
         name = request_id or f"r{len(self.requests)}"
         tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else list(prompt)
         wanted = SamplingParams(**({"temperature": 0.0, "max_tokens": 4} | params))
-        request = Request(name, tokens, wanted, eos, choice, cache_salt=salt)
+        now = self.engine.scheduler.clock()
+        request = Request(name, tokens, wanted, eos, choice, now, salt, priority=priority)
         self.engine.add_request(request)
         self.requests[name] = request
         return name
@@ -250,16 +256,19 @@ class Driver:
 
 @pytest.fixture(scope="session")
 def drive() -> Callable[..., Driver]:
-    """`drive(failing_runs=(), mixed=TAKE_TURNS, shares_prefixes=False, **changed_limits)`: a Driver
-    over a tiny, audited null executor.
+    """`drive(failing_runs=(), mixed=TAKE_TURNS, shares_prefixes=False, pace=None, clock=...,
+    **changed_limits)`: a Driver over a tiny, audited null executor.
     """
 
     def make(
         failing_runs: Collection[int] = (),
         mixed: MixedPlan = TAKE_TURNS,
         shares_prefixes: bool = False,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
         **changes: int,
     ) -> Driver:
-        return Driver(tiny_limits(**changes), failing_runs, mixed, shares_prefixes)
+        limits = tiny_limits(**changes)
+        return Driver(limits, failing_runs, mixed, shares_prefixes, pace, clock)
 
     return make

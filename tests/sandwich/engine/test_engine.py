@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from codegen.spec import Phase
 from sandwich.errors import InvalidRequestError
 from sandwich.executor.base import StepKind
 
@@ -102,7 +101,7 @@ def test_a_failing_prefill_leaves_those_that_decode_alone(drive: Drive) -> None:
     driver = drive(failing_runs=[1])
     old = driver.add([1], max_tokens=4)
     driver.step()
-    driver.engine.scheduler._last_phase = Phase.DECODE  # it is prefill's turn
+    driver.engine.scheduler._last = StepKind.DECODE  # it is prefill's turn
     young = driver.add([2], max_tokens=4)
     driver.run()
     assert driver.end(young).finish_reason == "error"

@@ -1,4 +1,4 @@
-"""--mixed-steps and --tpot-target, from the flags to the plans."""
+"""--mixed-steps and --slo-tpot, from the flags to the plans."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_memory_plan_counts_the_programs_that_run_side_by_side() -> None:
 
 def test_a_target_shortens_the_chunks() -> None:
     loose, tight = (
-        plans_of(mixed_steps="turns", tpot_target=target)[0].mixed for target in (5000, 240)
+        plans_of(mixed_steps="turns", slo_tpot=target)[0].mixed for target in (5000, 240)
     )
     assert 0 < tight.chunk_tokens < loose.chunk_tokens
     assert "keeps the target of 240 ms" in tight.reason
@@ -56,8 +56,8 @@ def test_one_sequence_at_a_time_needs_no_riders() -> None:
     ("options", "message"),
     [
         ({"mixed_steps": "waltz"}, "--mixed-steps.*'waltz' is not one of auto, turns, ride, corun"),
-        ({"tpot_target": 0}, "--tpot-target.*above 0"),
-        ({"tpot_target": "soon"}, "--tpot-target.*not a number of milliseconds"),
+        ({"slo_tpot": 0}, "--slo-tpot.*above 0"),
+        ({"slo_tpot": "soon"}, "--slo-tpot.*not a number of milliseconds"),
         ({"mixed_steps": "corun", "cpu_bind": "0"}, "--mixed-steps corun.*two cores"),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_mistake_is_refused_with_its_flag(options: dict[str, Any], message: st
 
 
 def test_the_plan_says_what_happens_to_work_of_both_phases(run: Run) -> None:
-    flags = ["plan", "llama-3.2-1b", "--simulate", "epyc-9655", "--tpot-target", "20"]
+    flags = ["plan", "llama-3.2-1b", "--simulate", "epyc-9655", "--slo-tpot", "20"]
     mixed = json.loads(run(*flags, "--json").out)["mixed"]
     assert MixedPlan.from_json(mixed).reason == mixed["reason"]
     assert mixed["predicted_us"] <= 20_000
