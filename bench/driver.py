@@ -61,6 +61,12 @@ class StopWatch:
     def start(self, batch: Batch) -> None:
         self._executor.start(batch)
 
+    def stop(self) -> None:
+        self._executor.stop()
+
+    def take_stop(self) -> bool:
+        return self._executor.take_stop()
+
     def is_done(self) -> bool:
         return self._executor.is_done()
 

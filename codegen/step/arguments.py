@@ -133,6 +133,7 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             "logit_rows": TensorSpec((tokens,), int32),
             "targets": TensorSpec((tokens,), int32),
             "num_tops": TensorSpec((tokens,), int32),
+            "stop": TensorSpec((1,), int32),
         },
         "weights": model.tensor_specs(),
         "cache": {"keys": kv.keys, "values": kv.values},

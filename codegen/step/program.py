@@ -165,13 +165,19 @@ def _product(
 
 
 def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
-    """`body(core)` on every core of the plan, then a barrier; timed as `operator` if asked for."""
+    """`body(core)` on every core of the plan, then a barrier; timed as `operator` if asked for.
 
-    def timed(core: Expr) -> None:
-        _clock(step, core, TIMER_WORDS + step.operators.names.index(operator))
-        body(core)
+    From the moment another thread sets `stop`, operators do nothing and the step soon ends. What it
+    has written is of no use then, so cores need not agree on when that was.
+    """
 
-    each_core(step.team, timed if step.spec.has_timers else body)
+    def unless_stopped(core: Expr) -> None:
+        if step.spec.has_timers:
+            _clock(step, core, TIMER_WORDS + step.operators.names.index(operator))
+        with T.If(step.b["stop"][0] == 0), T.Then():
+            body(core)
+
+    each_core(step.team, unless_stopped)
 
 
 def _clock(step: Step, core: Expr, slot: int) -> None:

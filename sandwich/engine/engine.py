@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +28,10 @@ from schedules.mixed.plan import TAKE_TURNS, MixedPlan
 logger = logging.getLogger(__name__)
 
 
+class _StepStopped(Exception):
+    """The step that ran was stopped: its prompts are nobody's any more."""
+
+
 class Engine:
     """Runs requests until each has exactly one last event. Owns the executor."""
 
@@ -44,6 +49,9 @@ class Engine:
         self._started = 0.0  # when the batch in flight began, by the scheduler's clock
         self._last_native: tuple[Phase, float] | None = None  # and when it ended; None: was idle
         self._is_closed = False
+        self._guard = threading.Lock()  # of the two that follow, and of `stop`
+        self._doomed: set[str] = set()  # requests to be aborted
+        self._prefilling: frozenset[str] = frozenset()  # whose prompts the step that runs computes
         self._process_id = os.getpid()
 
     @property
@@ -87,8 +95,19 @@ class Engine:
         self.check_request(request)
         self.scheduler.add(request)
 
+    def announce_abort(self, request_id: str) -> None:
+        """A request will be aborted: a prefill step that runs for such requests alone is stopped.
+
+        Any thread may call it; `abort` must follow.
+        """
+        with self._guard:
+            self._doomed.add(request_id)
+            self._stop_what_is_doomed()
+
     def abort(self, request_id: str) -> list[TokenEvent]:
         """End a request now; its last event, or nothing if it is unknown or has ended."""
+        with self._guard:
+            self._doomed.discard(request_id)
         return self.scheduler.abort(request_id)
 
     def adopt_thread(self) -> None:
@@ -126,9 +145,11 @@ class Engine:
     def _start(self, batch: Batch) -> list[TokenEvent]:
         """Begin a batch that runs beside others; it has events now only if that fails."""
         self._started = self.scheduler.clock()
+        self._watch_prompts(batch)
         try:
             self.executor.start(batch)
         except Exception as error:
+            self._end_of_prompts(batch)
             return self.scheduler.commit(batch, _failed(batch, error))
         return []
 
@@ -141,6 +162,9 @@ class Engine:
         """Get a batch's output, sample and commit it; `started` is when its step began."""
         try:
             tokens = self._sample(batch, execute)
+        except _StepStopped:
+            self.scheduler.retract(batch)
+            return []
         except Exception as error:
             tokens = _failed(batch, error)
         is_corun = self.scheduler.in_flight is not None
@@ -152,7 +176,13 @@ class Engine:
 
     def _sample(self, batch: Batch, execute: Callable[[], StepOutput]) -> list[SampledTokens]:
         started = self.scheduler.clock()
-        output = execute()
+        self._watch_prompts(batch)
+        try:
+            output = execute()
+        finally:
+            was_stopped = self._end_of_prompts(batch)
+        if was_stopped:
+            raise _StepStopped
         self._note_switch(batch.phase, output.native)
         elapsed = self.scheduler.clock() - started
         native = elapsed if output.native_seconds is None else output.native_seconds
@@ -160,6 +190,26 @@ class Engine:
         if self.scheduler.in_flight is None:
             self.scheduler.pace.learn(batch, elapsed)
         return self.sampler.sample(output, batch)
+
+    def _watch_prompts(self, batch: Batch) -> None:
+        """From now on the batch may be stopped, if its prompts are nobody's any more."""
+        if batch.phase is Phase.PREFILL:
+            with self._guard:
+                prompts = batch.requests[batch.num_riders :]
+                self._prefilling = frozenset(request.request_id for request in prompts)
+                self._stop_what_is_doomed()
+
+    def _stop_what_is_doomed(self) -> None:
+        if self._prefilling and self._prefilling <= self._doomed:
+            self.executor.stop()
+
+    def _end_of_prompts(self, batch: Batch) -> bool:
+        """The batch can be stopped no longer; whether it was."""
+        if batch.phase is not Phase.PREFILL:
+            return False
+        with self._guard:
+            self._prefilling = frozenset()
+            return self.executor.take_stop()
 
     def _note_switch(self, phase: Phase, native: NativeTime | None) -> None:
         """Count the time between native calls of different phases; not while they overlap."""

@@ -150,10 +150,7 @@ class Scheduler:
         """Book a step: `sampled[i]` is of `batch.requests[i]`. Returns what its requests saw."""
         now = self.clock()
         events: list[TokenEvent] = []
-        if batch is self.in_flight:
-            self.in_flight = None
-        for source, _ in batch.copies:
-            self.cache.release(source)
+        self._end_of(batch)
         for request, start, count, tokens in zip(
             batch.requests, batch.starts, batch.num_new, sampled, strict=True
         ):
@@ -171,6 +168,21 @@ class Scheduler:
         self.running = [request for request in self.running if not request.is_finished]
         self._update_gauges()
         return events
+
+    def retract(self, batch: Batch) -> None:
+        """A step was stopped: it is as if it had never been scheduled."""
+        self._end_of(batch)
+        for request in batch.requests:
+            if request.is_finished:
+                self.cache.free(request)
+        self._update_gauges()
+
+    def _end_of(self, batch: Batch) -> None:
+        """The batch is in flight no longer, and its copies are made."""
+        if batch is self.in_flight:
+            self.in_flight = None
+        for source, _ in batch.copies:
+            self.cache.release(source)
 
     def check_integrity(self) -> None:
         """Assert everything that must hold between two steps."""
@@ -358,7 +370,7 @@ class Scheduler:
         """Give up what the request holds; the caller takes it out of `running` or `waiting`."""
         request.finish_reason = reason
         if not self._is_in_flight(request):
-            self.cache.free(request)
+            self.cache.free(request, is_sound=reason != "error")
         self.stats.num_finished[reason] += 1
         del self._requests[request.request_id]
 

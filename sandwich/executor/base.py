@@ -163,6 +163,12 @@ class Executor(Protocol):
 
     def start(self, batch: Batch) -> None: ...
 
+    def stop(self) -> None:
+        """Let the prefill step that runs end soon, with an output of no use; any thread may."""
+
+    def take_stop(self) -> bool:
+        """Whether `stop` was called since the last time."""
+
     def is_done(self) -> bool:
         """Whether `wait` would return at once."""
 
@@ -185,12 +191,20 @@ class LazyStart(ABC):
     """The `start` of an executor that does one thing at a time: the batch runs in `wait`."""
 
     _started: Batch
+    _is_stopped = False
 
     def adopt_thread(self) -> None:  # noqa: B027
         """Every thread is as good as another."""
 
     @abstractmethod
     def run(self, batch: Batch) -> StepOutput: ...
+
+    def stop(self) -> None:
+        self._is_stopped = True
+
+    def take_stop(self) -> bool:
+        was_stopped, self._is_stopped = self._is_stopped, False
+        return was_stopped
 
     def start(self, batch: Batch) -> None:
         self._started = batch

@@ -65,6 +65,16 @@ class BoundProgram:
         """The output of the step that was started."""
         return self._output(self.program.launcher.wait())
 
+    def stop(self) -> None:
+        """Let the step that runs end within an operator's time; any thread may call it."""
+        self.arrays["stop"][0] = 1
+
+    def take_stop(self) -> bool:
+        """Whether `stop` was called since the last time."""
+        was_stopped = bool(self.arrays["stop"][0])
+        self.arrays["stop"][0] = 0
+        return was_stopped
+
     def _job(self, batch: Batch) -> Job:
         """Write the batch; the call that computes it."""
         spec, function, arguments = self.program.spec, self.program.function, self._arguments

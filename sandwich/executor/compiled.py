@@ -75,6 +75,19 @@ class CompiledExecutor:
         program.start(batch)
         self._in_flight = program
 
+    def stop(self) -> None:
+        """Let the prefill step that runs end soon; its output is of no use."""
+        for programs in (self._programs, self._corun):
+            if Phase.PREFILL in programs:
+                programs[Phase.PREFILL].stop()
+
+    def take_stop(self) -> bool:
+        """Whether `stop` was called since the last time."""
+        all_programs = (self._programs, self._corun)
+        prefill = [each[Phase.PREFILL] for each in all_programs if Phase.PREFILL in each]
+        taken = [program.take_stop() for program in prefill]
+        return any(taken)
+
     def is_done(self) -> bool:
         """Whether the step that was started has ended."""
         return self._in_flight is not None and self._in_flight.is_done()

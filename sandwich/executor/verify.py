@@ -68,6 +68,14 @@ class VerifyingExecutor:
         self._executor.start(batch)
         self._started = batch
 
+    def stop(self) -> None:
+        """For the executor; the reference takes its time."""
+        self._executor.stop()
+
+    def take_stop(self) -> bool:
+        """Whether `stop` was called since the last time."""
+        return self._executor.take_stop()
+
     def is_done(self) -> bool:
         """Whether the executor is done; the reference has yet to begin."""
         return self._executor.is_done()

@@ -140,9 +140,12 @@ class KvCache:
                 self._pool.put_back(self._tree.evict())
             table.ids += self._pool.take(num_missing)
 
-    def free(self, request: Request) -> None:
-        """Take back its blocks; what is computed in them can still be found."""
-        self.publish(request, with_tail=True)
+    def free(self, request: Request, is_sound: bool = True) -> None:
+        """Take back its blocks; what is computed in them can still be found, unless a step failed
+        that was to write to them.
+        """
+        if is_sound:
+            self.publish(request, with_tail=True)
         table = request.block_table
         for block_id in reversed(table.ids):
             self.release(block_id)

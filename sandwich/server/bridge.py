@@ -222,7 +222,9 @@ class AsyncEngine:
         ticket = self._tickets.get(request_id)
         if ticket is not None and not ticket.is_aborted:
             ticket.is_aborted = True
-            if not self._inbox.abort(request_id):
+            if self._inbox.abort(request_id):
+                self._engine.announce_abort(request_id)
+            else:
                 del self._tickets[request_id]
 
     def abandon(self, request_id: str) -> None:

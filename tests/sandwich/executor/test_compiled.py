@@ -141,3 +141,16 @@ def test_timers_change_no_result(
         batch = Sequences().batch(Phase.PREFILL, {0: tokens(9)})
         np.testing.assert_array_equal(logits_of(timed, batch), logits_of(compiled, batch))
     assert caplog.text.count("gate_up") == 3  # one line a step: two to warm up, then ours
+
+
+def test_a_stopped_step_computes_nothing_and_the_next_one_is_right(
+    compiled: CompiledExecutor, model: TinyModel, sequences: Sequences
+) -> None:
+    batch = sequences.batch(Phase.PREFILL, {0: tokens(20)})
+    expected = logits_of(compiled, batch)
+    other = logits_of(compiled, sequences.batch(Phase.PREFILL, {1: tokens(20, 5)}))
+    compiled.stop()
+    assert np.array_equal(logits_of(compiled, batch), other)  # what was in the array
+    assert compiled.take_stop()
+    assert not compiled.take_stop()
+    assert np.array_equal(logits_of(compiled, batch), expected)
