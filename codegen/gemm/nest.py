@@ -37,7 +37,8 @@ class Gemm:
 
     tiles: by number of rows; the binary chooses. partial: float32 (num_rows, n_padded) scratch,
     used where a tile cuts K in blocks. in_halves: the left and the right half of a panel belong
-    together, so every register tile has the same vectors of both.
+    together, so every register tile has the same vectors of both. stop: int32 (1,); once it is not
+    zero, no more panels are computed.
     """
 
     kit: Kit
@@ -48,6 +49,7 @@ class Gemm:
     partial: Expr
     epilogue: Epilogue
     in_halves: bool = False
+    stop: Expr | None = None
 
     def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
         """The share of `core`: its panels, for the first `num_rows` rows of A.
@@ -143,7 +145,7 @@ class _Nest:
         # every part and block of rows but the last is of whole register tiles
         unpacked = alloc_unpacked(self.gemm.kit, layout, self.tile)
         cell = _Cell(self.gemm, self.tile, self.numbers, unpacked)
-        walk(self.tile.order, share, block_rows(layout, self.height), cell.emit)
+        walk(self.tile.order, share, block_rows(layout, self.height), cell.emit_unless_stopped)
 
     def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
         """First row and number of rows of `core`: whole register tiles, but for the last part."""
@@ -168,6 +170,14 @@ class _Cell:
     @property
     def num_k_blocks(self) -> int:
         return self.gemm.layout.num_k_blocks(self.tile.kc)
+
+    def emit_unless_stopped(self, panel: Expr, first: Expr, num_rows: Expr) -> None:
+        """As `emit`; nothing once the GEMM's `stop` is set."""
+        if self.gemm.stop is None:
+            self.emit(panel, first, num_rows)
+        else:
+            with T.If(self.gemm.stop[0] == 0), T.Then():
+                self.emit(panel, first, num_rows)
 
     def emit(self, panel: Expr, first: Expr, num_rows: Expr) -> None:
         """Rows [first, first + num_rows) of a panel, which is as wide as all or the last one."""

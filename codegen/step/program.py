@@ -167,8 +167,9 @@ def _product(
 def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
     """`body(core)` on every core of the plan, then a barrier; timed as `operator` if asked for.
 
-    From the moment another thread sets `stop`, operators do nothing and the step soon ends. What it
-    has written is of no use then, so cores need not agree on when that was.
+    From the moment another thread sets `stop`, operators do nothing, GEMMs compute no more panels
+    and the step soon ends. What it has written is of no use then, so cores need not agree on when
+    that was.
     """
 
     def unless_stopped(core: Expr) -> None:
@@ -198,4 +199,5 @@ def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None
         partial=step.b["partial"],
         epilogue=epilogue,
         in_halves=matrix.matrix.in_halves,
+        stop=step.b["stop"],
     )
