@@ -73,6 +73,9 @@ class StopWatch:
     def wait(self) -> StepOutput:
         return self._executor.wait()
 
+    def prove(self, block_id: int) -> None:
+        self._executor.prove(block_id)
+
     def close(self) -> None:
         self._executor.close()
 

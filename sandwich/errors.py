@@ -46,6 +46,10 @@ class UnavailableError(SandwichError):
     """The engine is loading, draining or dead and takes no new work (503)."""
 
 
+class UnsoundExecutorError(SandwichError):
+    """After a failed step the executor does not compute what it did at the start; it must go."""
+
+
 class ModelError(SandwichError):
     """A checkpoint is unreadable or unsupported; the message names file, key and remedy."""
 

@@ -49,6 +49,7 @@ class Engine:
         self._started = 0.0  # when the batch in flight began, by the scheduler's clock
         self._last_native: tuple[Phase, float] | None = None  # and when it ended; None: was idle
         self._is_closed = False
+        self._has_failed = False  # a step has raised, and the executor is not proved since
         self._guard = threading.Lock()  # of the two that follow, and of `stop`
         self._doomed: set[str] = set()  # requests to be aborted
         self._prefilling: frozenset[str] = frozenset()  # whose prompts the step that runs computes
@@ -121,8 +122,12 @@ class Engine:
 
         A prefill step that runs beside decode steps spans several calls, and one of them is its
         end. A failure of the executor ends the requests of its batch with "error"; the others go
-        on.
+        on, once the executor has proved to be sound. What it raises if it is not ends the engine.
         """
+        cache = self.scheduler.cache
+        if self._has_failed and self.scheduler.in_flight is None and cache.num_available:
+            self.executor.prove(cache.spare_block())
+            self._has_failed = False
         started = self.scheduler.clock()
         if self.scheduler.in_flight and self.executor.is_done():
             return self._finish(self.scheduler.in_flight)
@@ -150,6 +155,7 @@ class Engine:
             self.executor.start(batch)
         except Exception as error:
             self._end_of_prompts(batch)
+            self._has_failed = True
             return self.scheduler.commit(batch, _failed(batch, error))
         return []
 
@@ -166,6 +172,7 @@ class Engine:
             self.scheduler.retract(batch)
             return []
         except Exception as error:
+            self._has_failed = True
             tokens = _failed(batch, error)
         is_corun = self.scheduler.in_flight is not None
         events = self.scheduler.commit(batch, tokens)

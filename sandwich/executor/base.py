@@ -174,6 +174,11 @@ class Executor(Protocol):
 
     def wait(self) -> StepOutput: ...
 
+    def prove(self, block_id: int) -> None:
+        """After a failure, with nothing in flight: UnsoundExecutorError, or whatever it raises now,
+        unless steps still compute what they did at the start. They write to a block nobody needs.
+        """
+
     def close(self) -> None: ...
 
 
@@ -205,6 +210,9 @@ class LazyStart(ABC):
     def take_stop(self) -> bool:
         was_stopped, self._is_stopped = self._is_stopped, False
         return was_stopped
+
+    def prove(self, block_id: int) -> None:  # noqa: B027
+        """A failure leaves nothing behind that a later step would find."""
 
     def start(self, batch: Batch) -> None:
         self._started = batch

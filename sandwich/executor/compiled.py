@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from codegen.spec import Phase
 from platforms.memory import Arena
+from sandwich.errors import UnsoundExecutorError
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput, copy_blocks
 from sandwich.executor.bound import Arrays, BoundProgram, bind
 from sandwich.executor.programs import PhaseProgram
@@ -42,6 +43,7 @@ class CompiledExecutor:
         self._programs: dict[Phase, BoundProgram] = {}
         self._corun: dict[Phase, BoundProgram] = {}
         self._in_flight: BoundProgram | None = None
+        self._rehearsed: list[tuple[int, float]] = []  # argmax and its logit, of `warm_up`
         alone = list(programs.values())
         if corun:
             alone.append(corun[Phase.PREFILL])
@@ -107,11 +109,33 @@ class CompiledExecutor:
         """Run a token through every program, so that the first request does not wait for threads to
         start and pages to be mapped. It leaves its keys and values in a block nobody has yet.
         """
-        for program in (*self._programs.values(), *self._corun.values()):
-            spec = program.program.spec
-            program.run(rehearsal(spec.phase, [(0, 1)], spec.limits.block_size, vocab_size=1))
+        self._rehearsed = [self._rehearse(program, block_id=0) for program in self._all_programs]
+
+    def prove(self, block_id: int) -> None:
+        """Run the token of `warm_up` again. UnsoundExecutorError unless every program gives the
+        logits that it gave then, bit for bit.
+        """
+        for program, (argmax, peak) in zip(self._all_programs, self._rehearsed, strict=True):
+            again = self._rehearse(program, block_id)
+            if again != (argmax, peak):
+                raise UnsoundExecutorError(
+                    f"after a failed step the {program.program.spec.phase.value} program gives "
+                    f"token {again[0]} with logit {again[1]!r}, which was {argmax} with {peak!r}; "
+                    "restart the server"
+                )
+
+    @property
+    def _all_programs(self) -> list[BoundProgram]:
+        return [*self._programs.values(), *self._corun.values()]
+
+    def _rehearse(self, program: BoundProgram, block_id: int) -> tuple[int, float]:
+        spec = program.program.spec
+        size = spec.limits.block_size
+        batch = rehearsal(spec.phase, [(0, 1)], size, vocab_size=1, first_block=block_id)
+        output = program.run(batch)
+        return output.argmax[0], output.peaks[0]
 
     def close(self) -> None:
         """End the launchers, once they have done what was started."""
-        for program in (*self._programs.values(), *self._corun.values()):
+        for program in self._all_programs:
             program.program.launcher.close()

@@ -84,6 +84,10 @@ class VerifyingExecutor:
         """The step that was started. Raises as `run`."""
         return self._checked(self._started, self._executor.wait())
 
+    def prove(self, block_id: int) -> None:
+        """For the executor."""
+        self._executor.prove(block_id)
+
     def close(self) -> None:
         """Close both."""
         self._executor.close()

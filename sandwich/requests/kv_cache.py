@@ -140,6 +140,15 @@ class KvCache:
                 self._pool.put_back(self._tree.evict())
             table.ids += self._pool.take(num_missing)
 
+    def spare_block(self) -> int:
+        """A block that nobody holds and whose content is forgotten, until the next `grow`."""
+        if not self._pool.num_free:
+            self._pool.put_back(self._tree.evict())
+        [block_id] = self._pool.take(1)
+        self._pool.release(block_id)
+        self._pool.put_back(block_id)
+        return block_id
+
     def free(self, request: Request, is_sound: bool = True) -> None:
         """Take back its blocks; what is computed in them can still be found, unless a step failed
         that was to write to them.

@@ -32,6 +32,8 @@ logger = logging.getLogger("sandwich.server.bridge")
 _NUM_REMEMBERED_ENDS = 64  # ended requests from which the waiting time of a refused one is guessed
 _RETRY_AFTER_S = (1.0, 60.0)
 _UNKNOWN_RETRY_AFTER_S = 5.0
+_MOST_STEP_S = 600.0  # a step that takes longer will never end
+_WATCH_EVERY_S = 5.0
 _JOIN_TIMEOUT_S = 30.0  # a step is bounded; a thread that takes longer hangs and is left behind
 
 
@@ -124,10 +126,15 @@ class AsyncEngine:
     """An engine on a thread of its own, for use from one event loop.
 
     At most `max_num_seqs` + `max_num_queued_reqs` requests are in the house; `open` refuses more.
+    If the engine's thread dies, or a step takes longer than `most_step_s`, everybody is told.
     """
 
     def __init__(
-        self, engine: Engine, max_num_queued_reqs: int, observer: Observer | None = None
+        self,
+        engine: Engine,
+        max_num_queued_reqs: int,
+        observer: Observer | None = None,
+        most_step_s: float = _MOST_STEP_S,
     ) -> None:
         self.stats = engine.stats
         self.max_num_places = engine.limits.max_num_seqs + max_num_queued_reqs
@@ -142,6 +149,9 @@ class AsyncEngine:
         self._ends: deque[float] = deque(maxlen=_NUM_REMEMBERED_ENDS)
         self._is_empty = asyncio.Event()
         self._is_empty.set()
+        self._most_step_s = most_step_s
+        self._step_began: float | None = None  # by time.monotonic(); None: the engine is idle
+        self._watch: asyncio.TimerHandle | None = None
 
     # ---- the loop's side ----
 
@@ -150,6 +160,7 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self.state = BridgeState.READY
         self._thread.start()
+        self._look_after()
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequestError or ContextLengthError for a request that could never run."""
@@ -199,6 +210,8 @@ class AsyncEngine:
     async def stop(self) -> None:
         """End the thread after the step it is in; whoever still waits gets UnavailableError."""
         was_started = self.state is not BridgeState.NEW
+        if self._watch is not None:
+            self._watch.cancel()
         if self.state is not BridgeState.FAILED:
             self.state = BridgeState.STOPPED
         self._fail_all("the server stopped")
@@ -278,6 +291,16 @@ class AsyncEngine:
         for stream in tuple(self._streams):
             stream.fail(UnavailableError(message))
 
+    def _look_after(self) -> None:
+        """Now and then, see whether the engine's thread is still at work."""
+        began = self._step_began
+        if began is not None and time.monotonic() - began > self._most_step_s:
+            logger.critical("a step has taken more than %g s", self._most_step_s)
+            self._engine_died(TimeoutError())
+            return
+        every_s = min(_WATCH_EVERY_S, self._most_step_s)
+        self._watch = self._loop.call_later(every_s, self._look_after)
+
     def _engine_died(self, error: BaseException) -> None:
         self.state = BridgeState.FAILED
         self._tickets.clear()
@@ -299,6 +322,7 @@ class AsyncEngine:
 
     def _work(self, orders: _Orders) -> _Delivery:
         """Obey the orders and make one step."""
+        self._step_began = time.monotonic()
         events: list[TokenEvent] = []
         refused: list[tuple[str, SandwichError]] = []
         for request in orders.added:
@@ -309,6 +333,7 @@ class AsyncEngine:
         for request_id in orders.aborted:
             events += self._engine.abort(request_id)
         events += self._engine.step()
+        self._step_began = None
         return _Delivery(time.monotonic(), events, refused)
 
     def _call_loop(self, callback: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sandwich.errors import InvalidRequestError
+from sandwich.errors import InvalidRequestError, UnsoundExecutorError
 from sandwich.executor.base import StepKind
 
 if TYPE_CHECKING:
@@ -95,6 +95,40 @@ def test_a_failing_executor_ends_its_batch_and_the_engine_lives_on(drive: Drive)
         assert len(driver.tokens(name)) == 2
     assert driver.tokens(third) == driver.executor.continuation([3], 5)
     assert driver.engine.stats.num_finished == {"error": 2, "length": 1}
+
+
+def test_after_a_failure_the_executor_proves_itself_before_the_next_step(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = drive(failing_runs=[2], max_num_seqs=1)
+    proofs: list[tuple[int, int]] = []
+
+    def prove(block_id: int) -> None:
+        held = [id_ for request in driver.requests.values() for id_ in request.block_table.ids]
+        assert block_id not in held
+        proofs.append((driver.executor.num_runs, block_id))
+
+    monkeypatch.setattr(driver.executor, "prove", prove)
+    driver.add([1], max_tokens=5)
+    driver.add([2], max_tokens=5)
+    driver.run()
+    assert [num_runs for num_runs, _ in proofs] == [3]
+
+
+def test_an_executor_that_fails_to_prove_itself_ends_the_engine(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = drive(failing_runs=[0])
+    driver.add([1], max_tokens=5)
+
+    def prove(block_id: int) -> None:
+        raise UnsoundExecutorError("it gives another token")
+
+    monkeypatch.setattr(driver.executor, "prove", prove)
+    driver.step()
+    driver.add([2], max_tokens=5)
+    with pytest.raises(UnsoundExecutorError):
+        driver.step()
 
 
 def test_a_failing_prefill_leaves_those_that_decode_alone(drive: Drive) -> None:

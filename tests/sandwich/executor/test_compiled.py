@@ -12,6 +12,7 @@ import pytest
 from codegen.layout.arrays import TensorSpec
 from codegen.spec import Phase
 from platforms.memory import Arena, ArenaError
+from sandwich.errors import UnsoundExecutorError
 from sandwich.executor.assembly import compiled_executor
 from sandwich.executor.base import Batch
 from sandwich.executor.compiled import CompiledExecutor
@@ -154,3 +155,17 @@ def test_a_stopped_step_computes_nothing_and_the_next_one_is_right(
     assert compiled.take_stop()
     assert not compiled.take_stop()
     assert np.array_equal(logits_of(compiled, batch), expected)
+
+
+def test_a_sound_executor_proves_it_in_any_block_and_one_with_other_weights_does_not(
+    compiled: CompiledExecutor, model: TinyModel
+) -> None:
+    compiled.warm_up()
+    compiled.prove(block_id=3)
+    norm = model.weights.tensors["norm"]
+    kept = norm.copy()
+    norm *= 1.5
+    with pytest.raises(UnsoundExecutorError, match="after a failed step the prefill program"):
+        compiled.prove(block_id=3)
+    norm[:] = kept
+    compiled.prove(block_id=0)

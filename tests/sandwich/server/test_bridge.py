@@ -238,3 +238,17 @@ async def test_an_observer_that_fails_does_not_hold_up_the_answers(
     assert len(await run(bridge, request("a"), request("b"))) == 6
     await bridge.stop()
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_step_that_does_not_end_is_given_up(executor: GatedExecutor) -> None:
+    bridge = AsyncEngine(Engine(executor), 4, most_step_s=0.01)
+    bridge.start()
+    executor.hold()
+    with bridge.open(1) as stream:
+        stream.submit([request("r")])
+        with pytest.raises(UnavailableError, match=r"the engine failed.*restarted"):
+            await stream.next()
+    with pytest.raises(UnavailableError):
+        bridge.open(1)
+    executor.allow()
+    await bridge.stop()
