@@ -24,6 +24,11 @@ def num_cores(groups: Groups) -> int:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """In what the text of a model differs from that of Llama; by default in nothing."""
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """What a model computes: sizes and switches, no weights, no names."""
 
@@ -40,6 +45,7 @@ class ModelShape:
     mlp_bias: bool
     tied_embeddings: bool
     max_model_len: int
+    traits: Traits = field(default_factory=Traits)
 
     @property
     def group_size(self) -> int:

@@ -12,17 +12,18 @@ from codegen.spec import ModelShape
 from sandwich.checkpoint.fields import Fields
 from sandwich.checkpoint.source import ModelSource
 from sandwich.models import llama
+from sandwich.models.families import family_of
+from sandwich.models.family import Switches
 from sandwich.models.rope import RopeConfig, read_rope
 from sandwich.models.tensors import TensorNames
 from sandwich.models.tied import has_own_head
 
-SUPPORTED_ARCHITECTURE = "LlamaForCausalLM"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-family model: sizes, switches, position embedding, special tokens."""
+    """A model: sizes, switches, position embedding, special tokens."""
 
     name: str  # of the folder, file or preset
     num_layers: int
@@ -34,8 +35,7 @@ class ModelConfig:
     vocab_size: int
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
-    attention_bias: bool = False  # of q, k, v and o
-    mlp_bias: bool = False
+    switches: Switches = field(default_factory=Switches)
     tie_word_embeddings: bool = False
     rope: RopeConfig = field(default_factory=RopeConfig)
     names: TensorNames = llama.NAMES  # what the checkpoint calls its tensors
@@ -60,11 +60,12 @@ class ModelConfig:
             intermediate_size=self.intermediate_size,
             vocab_size=self.vocab_size,
             rms_norm_eps=self.rms_norm_eps,
-            qkv_bias=self.attention_bias,
-            o_bias=self.attention_bias,
-            mlp_bias=self.mlp_bias,
+            qkv_bias=self.switches.qkv_bias,
+            o_bias=self.switches.o_bias,
+            mlp_bias=self.switches.mlp_bias,
             tied_embeddings=self.tie_word_embeddings,
             max_model_len=max_model_len,
+            traits=self.switches.traits,
         )
 
     @staticmethod
@@ -85,6 +86,7 @@ class ModelConfig:
 
 
 def _read_config(fields: Fields, name: str) -> ModelConfig:
+    family = family_of(fields)
     _refuse_unsupported(fields)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
@@ -101,8 +103,8 @@ def _read_config(fields: Fields, name: str) -> ModelConfig:
         vocab_size=fields.integer("vocab_size"),
         max_position_embeddings=max_positions,
         rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
-        attention_bias=fields.flag("attention_bias"),
-        mlp_bias=fields.flag("mlp_bias"),
+        switches=family.read(fields),
+        names=family.names,
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
         rope=read_rope(fields, max_positions),
         dtype=_read_dtype(fields),
@@ -112,12 +114,6 @@ def _read_config(fields: Fields, name: str) -> ModelConfig:
 
 
 def _refuse_unsupported(fields: Fields) -> None:
-    architectures = fields.get("architectures")
-    if architectures is None:
-        if fields.get("model_type") != "llama":
-            raise fields.error("model_type", "supported: llama")
-    elif architectures != [SUPPORTED_ARCHITECTURE]:
-        raise fields.error("architectures", f'supported: ["{SUPPORTED_ARCHITECTURE}"]')
     fields.choice("hidden_act", ("silu", "swish"), default="silu")
     if fields.has("quantization_config"):
         raise fields.error(

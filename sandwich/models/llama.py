@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from sandwich.checkpoint.fields import Fields
+from sandwich.models.family import Family, Switches
 from sandwich.models.tensors import TensorNames
 
 NAMES: Final = TensorNames(
@@ -35,3 +37,11 @@ NAMES: Final = TensorNames(
         "mlp.down_proj": ("down",),
     },
 )
+
+
+def _read(fields: Fields) -> Switches:
+    bias = fields.flag("attention_bias")
+    return Switches(qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias"))
+
+
+FAMILY: Final = Family("LlamaForCausalLM", "llama", NAMES, _read)

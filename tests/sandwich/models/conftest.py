@@ -1,4 +1,4 @@
-"""Random tiny Llamas built with transformers, and a driver that runs any executor on them.
+"""Random tiny models built with transformers, and a driver that runs any executor on them.
 
 An executor under test is one line in EXECUTORS. Models are written once per session.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.spec import ModelShape, Phase
@@ -116,10 +116,11 @@ EXECUTORS: dict[str, ExecutorFactory] = {"reference": make_reference, "compiled"
 
 @dataclass(frozen=True)
 class Case:
-    """A tiny Llama: what LlamaConfig is given, and how the checkpoint is written."""
+    """A tiny model: what the config of its family is given, and how the checkpoint is written."""
 
     name: str
     config: dict[str, Any]
+    family: str = "llama"  # model_type
     transformers_4: bool = False  # config.json as transformers 4 wrote it
     max_shard_size: str = "1GB"
     dtype: torch.dtype = torch.float32
@@ -173,12 +174,12 @@ CASES = [
 
 
 @dataclass
-class TinyLlama:
+class TinyModel:
     """A case's checkpoint on disk, and transformers' answers in float32."""
 
     case: Case
     folder: Path
-    model: LlamaForCausalLM = field(repr=False)
+    model: PreTrainedModel = field(repr=False)
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -203,10 +204,12 @@ class TinyLlama:
         return tokens[-NUM_GREEDY:]
 
 
-def write_model(case: Case, folder: Path) -> TinyLlama:
+def write_model(case: Case, folder: Path) -> TinyModel:
     """Weights large enough that attention is not flat and logits differ by units."""
     torch.manual_seed(11)
-    model = LlamaForCausalLM(LlamaConfig(**case.config))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(case.family, **case.config), attn_implementation="eager"
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -218,8 +221,10 @@ def write_model(case: Case, folder: Path) -> TinyLlama:
     model.to(case.dtype).save_pretrained(folder, max_shard_size=case.max_shard_size)
     if case.transformers_4:
         rewrite_config_as_transformers_4(folder / "config.json")
-    truth = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return TinyLlama(case, folder, truth.eval())
+    truth = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return TinyModel(case, folder, truth.eval())
 
 
 def rewrite_config_as_transformers_4(file: Path) -> None:
@@ -265,7 +270,7 @@ class Driver:
 
 
 @pytest.fixture(scope="session", params=CASES, ids=lambda case: case.name)
-def llama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyLlama:
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     case: Case = request.param
     return write_model(case, tmp_path_factory.mktemp(case.name))
 
@@ -276,14 +281,14 @@ def make_executor(request: pytest.FixtureRequest) -> ExecutorFactory:
 
 
 @pytest.fixture(scope="session")
-def executor(llama: TinyLlama, make_executor: ExecutorFactory) -> Iterator[Executor]:
-    with closing(make_executor(llama.folder, "float32")) as made:
+def executor(tiny: TinyModel, make_executor: ExecutorFactory) -> Iterator[Executor]:
+    with closing(make_executor(tiny.folder, "float32")) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def bf16_executor(llama: TinyLlama, make_executor: ExecutorFactory) -> Iterator[Executor]:
-    with closing(make_executor(llama.folder, "bfloat16")) as made:
+def bf16_executor(tiny: TinyModel, make_executor: ExecutorFactory) -> Iterator[Executor]:
+    with closing(make_executor(tiny.folder, "bfloat16")) as made:
         yield made
 
 

@@ -1,4 +1,4 @@
-"""Logits of random tiny Llamas, at every position and however they are fed, against transformers.
+"""Logits of random tiny models, at every position and however they are fed, against transformers.
 
 In float32 an executor differs from transformers by the order of its sums only: the largest
 difference is held to FLOAT32_TOLERANCE of the largest logit. With bf16 weights, products and cache
@@ -15,7 +15,7 @@ import pytest
 from codegen.spec import Phase
 
 if TYPE_CHECKING:
-    from tests.sandwich.models.conftest import Driver, TinyLlama
+    from tests.sandwich.models.conftest import Driver, TinyModel
 
 FLOAT32_TOLERANCE = 1e-5
 BF16_TOLERANCE = 0.02
@@ -27,61 +27,61 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(actual - expected).max() <= FLOAT32_TOLERANCE * np.abs(expected).max()
 
 
-def test_prefill_in_one_go_agrees_with_transformers(driver: Driver, llama: TinyLlama) -> None:
-    assert_close(driver.prefill(llama.token_ids, len(llama.token_ids)), llama.logits)
+def test_prefill_in_one_go_agrees_with_transformers(driver: Driver, tiny: TinyModel) -> None:
+    assert_close(driver.prefill(tiny.token_ids, len(tiny.token_ids)), tiny.logits)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_prefill_in_chunks_agrees_with_transformers(
-    driver: Driver, llama: TinyLlama, chunk: int
+    driver: Driver, tiny: TinyModel, chunk: int
 ) -> None:
-    assert_close(driver.prefill(llama.token_ids, chunk), llama.logits)
+    assert_close(driver.prefill(tiny.token_ids, chunk), tiny.logits)
 
 
-def test_decode_token_by_token_agrees_with_transformers(driver: Driver, llama: TinyLlama) -> None:
-    logits = [driver.decode(token_id) for token_id in llama.token_ids]
-    assert_close(np.array(logits), llama.logits)
+def test_decode_token_by_token_agrees_with_transformers(driver: Driver, tiny: TinyModel) -> None:
+    logits = [driver.decode(token_id) for token_id in tiny.token_ids]
+    assert_close(np.array(logits), tiny.logits)
 
 
-def test_decode_goes_on_after_prefill_across_a_block(driver: Driver, llama: TinyLlama) -> None:
-    driver.prefill(llama.token_ids[:31], 31)
-    logits = [driver.decode(token_id) for token_id in llama.token_ids[31:]]
-    assert_close(np.array(logits), llama.logits[31:])
+def test_decode_goes_on_after_prefill_across_a_block(driver: Driver, tiny: TinyModel) -> None:
+    driver.prefill(tiny.token_ids[:31], 31)
+    logits = [driver.decode(token_id) for token_id in tiny.token_ids[31:]]
+    assert_close(np.array(logits), tiny.logits[31:])
 
 
-def test_sequences_of_one_batch_do_not_see_each_other(driver: Driver, llama: TinyLlama) -> None:
-    ids = llama.token_ids
+def test_sequences_of_one_batch_do_not_see_each_other(driver: Driver, tiny: TinyModel) -> None:
+    ids = tiny.token_ids
     first = driver.run(Phase.PREFILL, {2: ids[:33], 0: ids[40:41], 3: ids[8:40]})
     second = driver.run(Phase.PREFILL, {3: ids[40:45], 0: ids[41:70], 2: ids[33:34]})
     third = driver.run(Phase.DECODE, {0: ids[:1], 2: ids[34:35]})
     long, short, middle = (
-        llama.logits_of(part) for part in (ids[:35], ids[40:] + ids[:1], ids[8:45])
+        tiny.logits_of(part) for part in (ids[:35], ids[40:] + ids[:1], ids[8:45])
     )
     assert_close(np.concatenate((first[0], second[2], third[1])), long)
     assert_close(np.concatenate((first[1], second[1], third[0])), short)
     assert_close(np.concatenate((first[2], second[0])), middle)
 
 
-def test_greedy_tokens_equal_those_of_transformers(driver: Driver, llama: TinyLlama) -> None:
-    prompt = llama.token_ids[:29]  # decoding crosses into the second block
+def test_greedy_tokens_equal_those_of_transformers(driver: Driver, tiny: TinyModel) -> None:
+    prompt = tiny.token_ids[:29]  # decoding crosses into the second block
     logits = driver.prefill(prompt, len(prompt))[-1]
     tokens = []
-    for _ in llama.greedy_token_ids:
+    for _ in tiny.greedy_token_ids:
         tokens.append(int(logits.argmax()))
         logits = driver.decode(tokens[-1])
-    assert tokens == llama.greedy_token_ids
+    assert tokens == tiny.greedy_token_ids
 
 
-def test_bf16_stays_near_float32(bf16_driver: Driver, llama: TinyLlama) -> None:
-    logits = bf16_driver.prefill(llama.token_ids, len(llama.token_ids))
-    error = np.sqrt(np.mean(np.square(logits - llama.logits)))
-    assert error <= BF16_TOLERANCE * np.sqrt(np.mean(np.square(llama.logits)))
+def test_bf16_stays_near_float32(bf16_driver: Driver, tiny: TinyModel) -> None:
+    logits = bf16_driver.prefill(tiny.token_ids, len(tiny.token_ids))
+    error = np.sqrt(np.mean(np.square(logits - tiny.logits)))
+    assert error <= BF16_TOLERANCE * np.sqrt(np.mean(np.square(tiny.logits)))
 
 
-def test_bf16_prefill_in_chunks_and_decode_agree(bf16_driver: Driver, llama: TinyLlama) -> None:
-    whole = bf16_driver.prefill(llama.token_ids, len(llama.token_ids), seq=0)
-    chunked = bf16_driver.prefill(llama.token_ids, 33, seq=1)
-    decoded = np.array([bf16_driver.decode(token_id, seq=2) for token_id in llama.token_ids])
+def test_bf16_prefill_in_chunks_and_decode_agree(bf16_driver: Driver, tiny: TinyModel) -> None:
+    whole = bf16_driver.prefill(tiny.token_ids, len(tiny.token_ids), seq=0)
+    chunked = bf16_driver.prefill(tiny.token_ids, 33, seq=1)
+    decoded = np.array([bf16_driver.decode(token_id, seq=2) for token_id in tiny.token_ids])
     scale = np.sqrt(np.mean(np.square(whole)))
     for other in (chunked, decoded):
         assert np.sqrt(np.mean(np.square(other - whole))) <= BF16_TOLERANCE * scale

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from platforms.memory import Arena
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
 from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
+from sandwich.models.family import Switches
 from sandwich.models.llama import NAMES
 from sandwich.models.rope import inverse_frequencies
 from sandwich.models.tensors import checkpoint_tensors
@@ -29,7 +29,9 @@ Arrays = dict[str, np.ndarray]
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "int64": "I64"}
 
 
-def make_config(**changes: Any) -> ModelConfig:
+def make_config(
+    attention_bias: bool = False, mlp_bias: bool = False, **changes: Any
+) -> ModelConfig:
     values: dict[str, Any] = {
         "name": "made-up",
         "num_layers": 2,
@@ -40,6 +42,7 @@ def make_config(**changes: Any) -> ModelConfig:
         "intermediate_size": 43,
         "vocab_size": 75,
         "max_position_embeddings": 16,
+        "switches": Switches(attention_bias, attention_bias, mlp_bias),
     }
     return ModelConfig(**(values | changes))
 
@@ -112,22 +115,24 @@ def load_into(layout: ModelLayout, folder: Path, config: ModelConfig) -> ModelWe
 def unpack(weights: ModelWeights) -> Arrays:
     """The checkpoint's tensors again, float32, out of the packed ones."""
     layout, packed = weights.layout, weights.tensors
-    packed_matrix = partial(layout.matrix, packed)
+
+    def rows(role: str, layer: int | None = None) -> np.ndarray:
+        return layout.panels(role).unpack(layout.matrix(packed, role, layer))
+
     shape = layout.shape
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    gate, up = (layout.matrices["gate_up"].columns(half) for half in ("gate", "up"))
+    gate, up = map(layout.matrices["gate_up"].columns, ("gate", "up"))
     tensors = {
-        "model.embed_tokens.weight": layout.panels("lm_head").unpack(packed_matrix("lm_head")),
+        "model.embed_tokens.weight": rows("lm_head"),
         "model.norm.weight": packed["norm"][: shape.hidden_size],
     }
     if not shape.tied_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
         tensors["model.embed_tokens.weight"] = widen(packed["embed_tokens"])
     for layer in range(shape.num_layers):
-        both = layout.panels("qkv").unpack(packed_matrix("qkv", layer))
-        qkv = np.split(both, (query, query + key))
-        gate_up = layout.panels("gate_up").unpack(packed_matrix("gate_up", layer))
-        wide_o = layout.panels("o").unpack(packed_matrix("o", layer))  # heads are padded
+        qkv = np.split(rows("qkv", layer), (query, query + key))
+        gate_up = rows("gate_up", layer)
+        wide_o = rows("o", layer)  # heads are padded
         linears: dict[str, tuple[np.ndarray, str, Any]] = {
             "self_attn.q_proj": (qkv[0], "qkv_bias", slice(0, query)),
             "self_attn.k_proj": (qkv[1], "qkv_bias", slice(query, query + key)),
@@ -139,11 +144,7 @@ def unpack(weights: ModelWeights) -> Arrays:
             ),
             "mlp.gate_proj": (gate_up[gate], "gate_up_bias", gate),
             "mlp.up_proj": (gate_up[up], "gate_up_bias", up),
-            "mlp.down_proj": (
-                layout.panels("down").unpack(packed_matrix("down", layer)),
-                "down_bias",
-                slice(0, 36),
-            ),
+            "mlp.down_proj": (rows("down", layer), "down_bias", slice(0, 36)),
         }
         prefix = f"model.layers.{layer}."
         for name, (matrix, bias, columns) in linears.items():

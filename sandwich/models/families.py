@@ -1,0 +1,28 @@
+"""The families that are supported, one row each."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sandwich.checkpoint.fields import Fields
+from sandwich.models import llama
+from sandwich.models.family import Family
+
+FAMILIES: Final[tuple[Family, ...]] = (llama.FAMILY,)
+
+
+def family_of(fields: Fields) -> Family:
+    """The family that a config.json names. Raises ModelError for one that is not supported."""
+    architectures = fields.get("architectures")
+    if architectures is None:
+        model_type = fields.get("model_type")
+        for family in FAMILIES:
+            if family.model_type == model_type:
+                return family
+        known = ", ".join(family.model_type for family in FAMILIES)
+        raise fields.error("model_type", f"supported: {known}")
+    for family in FAMILIES:
+        if architectures == [family.architecture]:
+            return family
+    known = ", ".join(f'["{family.architecture}"]' for family in FAMILIES)
+    raise fields.error("architectures", f"supported: {known}")
