@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 
 
@@ -23,9 +23,19 @@ def num_cores(groups: Groups) -> int:
     return sum(map(sum, groups))
 
 
+class HeadNorm(StrEnum):
+    """What of the queries, and of the keys, a norm takes together before they are rotated."""
+
+    NONE = "none"  # there is no norm
+    HEAD = "head"  # each head
+    ROW = "row"  # all heads of a token
+
+
 @dataclass(frozen=True)
 class Traits:
     """In what the text of a model differs from that of Llama; by default in nothing."""
+
+    head_norm: HeadNorm = HeadNorm.NONE
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,9 @@ def _counted(
             return Operator(op.name, Kind.NORM, repeats, rows, values=shape.hidden_size)
         case text.Linear():
             return _product(op.name, repeats, layout, step)
+        case text.NormHeads(norms=norms):
+            columns = sum(norm.count * norm.size for norm in norms)
+            return Operator(op.name, Kind.NORM, repeats, tokens, values=columns)
         case text.RotateAndCache():
             values = (shape.num_heads / shape.num_kv_heads + 2) * shape.head_dim
             num_units = tokens * shape.num_kv_heads

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.spec import ModelShape
+from codegen.spec import HeadNorm, ModelShape
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,32 @@ def matrices(shape: ModelShape) -> tuple[Matrix, ...]:
     )
 
 
+@dataclass(frozen=True)
+class HeadNorms:
+    """The norm `role` of `size` columns at a time, `count` times side by side."""
+
+    role: str
+    count: int
+    size: int
+
+
+def head_norms(shape: ModelShape) -> tuple[HeadNorms, ...]:
+    """The norms of queries and keys, in the order of their columns; none if the model has none."""
+    heads = (("q_norm", shape.num_heads), ("k_norm", shape.num_kv_heads))
+    match shape.traits.head_norm:
+        case HeadNorm.HEAD:
+            return tuple(HeadNorms(role, count, shape.head_dim) for role, count in heads)
+        case HeadNorm.ROW:
+            return tuple(HeadNorms(role, 1, count * shape.head_dim) for role, count in heads)
+    return ()
+
+
 def norms(shape: ModelShape) -> tuple[Norm, ...]:
     """The norms of a model."""
     hidden = shape.hidden_size
     return (
         Norm("input_norm", hidden),
+        *(Norm(norm.role, norm.size) for norm in head_norms(shape)),
         Norm("post_attention_norm", hidden),
         Norm("norm", hidden, in_layers=False),
     )

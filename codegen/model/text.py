@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from codegen.model.tables import embedding
+from codegen.model.tables import embedding, head_norms
 from codegen.spec import ModelShape
 
 V = TypeVar("V")
@@ -40,6 +40,9 @@ class Operations(Protocol[V]):
 
     def linear(self, role: str, x: V) -> V:
         """The matrix times each row, plus its bias if it has one."""
+
+    def norm_heads(self, qkv: V) -> V:
+        """Queries and keys through norms of their own, values as they are."""
 
     def rotate_and_cache(self, qkv: V) -> V:
         """Queries by their positions (RoPE, arXiv 2104.09864); keys, rotated too, and values go
@@ -73,7 +76,10 @@ def decoder_layer(m: Operations[V], x: V) -> V:
 
 def attention(m: Operations[V], x: V) -> V:
     """Attention with the projections around it."""
-    return m.linear("o", m.attend(m.rotate_and_cache(m.linear("qkv", x))))
+    qkv = m.linear("qkv", x)
+    if head_norms(m.shape):
+        qkv = m.norm_heads(qkv)
+    return m.linear("o", m.attend(m.rotate_and_cache(qkv)))
 
 
 def mlp(m: Operations[V], x: V) -> V:

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import ClassVar
 
 from codegen.layout.model import ModelLayout
+from codegen.model.tables import HeadNorms, head_norms
 from codegen.model.text import forward
 from codegen.spec import ModelShape
 
@@ -60,6 +61,14 @@ class Linear(Operator):
     a: str
     end: End
     out: str
+
+
+@dataclass(frozen=True)
+class NormHeads(Operator):
+    """Columns of `rows`, from the first on, through the norms of queries and keys."""
+
+    rows: str
+    norms: tuple[HeadNorms, ...]
 
 
 @dataclass(frozen=True)
@@ -206,9 +215,14 @@ class _Recorder:
             self._operators.append(Quantize(f"quantize_{x.name}", x.name, role))
         return replace(x, role=role)
 
+    def norm_heads(self, qkv: _Rows) -> _Rows:
+        qkv = self._stored(qkv, "qkv_out")
+        self._operators.append(NormHeads("head_norm", qkv.name, head_norms(self.shape)))
+        return qkv
+
     def rotate_and_cache(self, qkv: _Rows) -> _Rows:
-        self._product(qkv, End.STORE, "qkv_out")
-        self._operators.append(RotateAndCache("rope_and_cache", "qkv_out"))
+        qkv = self._stored(qkv, "qkv_out")
+        self._operators.append(RotateAndCache("rope_and_cache", qkv.name))
         return _Rows("queries")
 
     def attend(self, queries: _Rows) -> _Rows:
@@ -224,8 +238,14 @@ class _Recorder:
         return x
 
     def read(self, logits: _Rows) -> None:
-        self._product(logits, End.STORE, "logits")
+        self._stored(logits, "logits")
         self._operators += Argmax("argmax"), Scores("scores")
+
+    def _stored(self, rows: _Rows, out: str) -> _Rows:
+        """A product in the array `out`, made now unless it has been."""
+        if rows.role:
+            self._product(rows, End.STORE, out)
+        return _Rows(out)
 
     def _product(self, rows: _Rows, end: End, out: str) -> None:
         self._operators.append(Linear(rows.role, rows.name, end, out))

@@ -28,6 +28,7 @@ from codegen.step.elementwise import (
 )
 from codegen.step.embedding import embed
 from codegen.step.epilogues import add_to_residual, silu_gate, store
+from codegen.step.head_norm import norm_heads
 from codegen.step.operators import (
     Argmax,
     Attention,
@@ -35,6 +36,7 @@ from codegen.step.operators import (
     End,
     Linear,
     Norm,
+    NormHeads,
     Operator,
     Quantize,
     RotateAndCache,
@@ -115,6 +117,8 @@ def emit(
             each(lambda core: _norm(step, core, operator, layer, rows))
         case Linear():
             each(lambda core: _product(step, core, operator, layer, rows))
+        case NormHeads():
+            each(lambda core: norm_heads(step, core, operator, layer))
         case RotateAndCache():
             each(lambda core: rope_and_cache(step, core, layer))
         case Attention():

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from codegen import reference
 from codegen.layout.arrays import Floats, widen
 from codegen.layout.model import KvLayout, ModelLayout
-from codegen.model.tables import Matrix
+from codegen.model.tables import Matrix, head_norms
 from codegen.model.text import forward
 from codegen.spec import ModelShape, WeightFormat
 from sandwich.executor.base import (
@@ -145,11 +145,20 @@ class _Step:
         weight = self._model.tensors[role]
         if self._layer is not None:
             weight = weight[self._layer]
-        return reference.rms_norm(x, weight[: x.shape[1]], self.shape.rms_norm_eps)
+        return reference.rms_norm(x, weight[: x.shape[-1]], self.shape.rms_norm_eps)
 
     def linear(self, role: str, x: Floats) -> Floats:
         room = self._model.layout.matrices[role].with_room(x)
         return self._model.matrices[role, self._layer](widen(room))
+
+    def norm_heads(self, qkv: Floats) -> Floats:
+        normed, first = qkv.copy(), 0
+        for norm in head_norms(self.shape):
+            stop = first + norm.count * norm.size
+            columns = qkv[:, first:stop].reshape(len(qkv), norm.count, norm.size)
+            normed[:, first:stop] = self.norm(norm.role, columns).reshape(len(qkv), -1)
+            first = stop
+        return normed
 
     def rotate_and_cache(self, qkv: Floats) -> Floats:
         model, shape = self._model, self.shape

@@ -6,7 +6,7 @@ the model knows (`codegen.model.tables`). Shapes follow from the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,7 +29,7 @@ class TensorNames:
     norm: str
     lm_head: str
     layer: str
-    inside: Mapping[str, tuple[str, ...]]
+    inside: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
