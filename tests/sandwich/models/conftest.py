@@ -170,6 +170,7 @@ CASES = [
     Case("linear-rope", sizes(40, 5, 1, 8, rope_parameters=LINEAR_ROPE), transformers_4=True),
     Case("stored-as-bf16", sizes(64, 4, 2, 16), dtype=torch.bfloat16),
     Case("stored-as-f16-tied", sizes(64, 4, 2, 16, tie_word_embeddings=True), dtype=torch.float16),
+    Case("qwen2", sizes(64, 4, 2, 16, rms_norm_eps=1e-6), "qwen2"),
 ]
 
 
