@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 from msgspec import UNSET, UnsetType
@@ -20,14 +20,19 @@ from sandwich.server.responses import (
     ChatMessage,
     ChunkChoice,
     Delta,
+    Function,
     Timings,
     TokenLogprob,
+    ToolCall,
+    ToolCallPart,
     TopLogprob,
     Usage,
 )
+from sandwich.server.tools import ToolUse, tool_use
 from sandwich.server.validation import chat_params, conversation
 from sandwich.server.wire import new_id, read_body, service_of
 from sandwich.text.output import Logprob, OutputDelta, TokenLogprobs
+from sandwich.text.tool_calls import CallDelta, ToolCallParser
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -36,8 +41,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     body = await read_body(request, ChatBody)
     service.check_model(body.model)
     params = chat_params(body, service.backend.generation_defaults, service.limits)
-    form = ChatFormat(new_id("chatcmpl"), int(time.time()), body, service.backend.model_name)
-    chat = conversation(body)
+    tools = tool_use(body, service.tokenizer)
+    if tools is not None and tools.grammar is not None:
+        params = replace(params, grammar=tools.grammar)
+    form = ChatFormat(new_id("chatcmpl"), int(time.time()), body, service.backend.model_name, tools)
+    chat = conversation(body, None if tools is None else tools.tools)
 
     async def encode() -> list[EncodedPrompt]:
         return [EncodedPrompt(await service.encode_chat(chat))]
@@ -53,19 +61,22 @@ class ChatFormat:
     created: int
     body: ChatBody
     model: str
+    tools: ToolUse | None = None
     _begun: set[int] = field(default_factory=set)  # choices whose first chunk is out
+    _parsers: dict[int, ToolCallParser] = field(default_factory=dict)  # of choices in a stream
 
     def whole(self, generation: Generation) -> ChatCompletion:
         choices = []
         for choice in generation.choices:
             result = choice.output.result()
             assert result.finish_reason is not None
+            message = self._message(result.text)
             choices.append(
                 ChatChoice(
                     choice.index,
-                    ChatMessage(result.text),
+                    message,
                     self._logprobs(result.logprobs or ()),
-                    result.finish_reason,
+                    _reason(result.finish_reason, message.tool_calls is not UNSET),
                     result.stop_reason,
                 )
             )
@@ -90,16 +101,44 @@ class ChatFormat:
         if choice.index not in self._begun:
             self._begun.add(choice.index)
             yield ChunkChoice(choice.index, Delta("assistant", ""))
-        if delta.text or delta.logprobs:
-            logprobs = self._logprobs(delta.logprobs)
-            yield ChunkChoice(choice.index, Delta(content=delta.text), logprobs)
+        parts, has_calls = self._parts(choice, delta)
+        logprobs = self._logprobs(delta.logprobs)
+        if delta.logprobs and not parts:
+            parts = [Delta(content="")]
+        for part in parts:
+            yield ChunkChoice(choice.index, part, logprobs)
+            logprobs = None  # they came with the first part
         if delta.finish_reason is not None:
             yield ChunkChoice(
                 choice.index,
                 Delta(),
-                finish_reason=delta.finish_reason,
+                finish_reason=_reason(delta.finish_reason, has_calls),
                 stop_reason=delta.stop_reason,
             )
+
+    def _parts(self, choice: Choice, delta: OutputDelta) -> tuple[list[Delta], bool]:
+        """What the delta's text adds to the message, and whether that has calls of tools."""
+        if self.tools is None:
+            return ([Delta(content=delta.text)] if delta.text else []), False
+        parser = self._parsers.setdefault(choice.index, self.tools.parser())
+        found = parser.push(delta.text)
+        if delta.finish_reason is not None:
+            found += parser.flush()
+        return [_part(each) for each in found], parser.num_calls > 0
+
+    def _message(self, text: str) -> ChatMessage:
+        if self.tools is None:
+            return ChatMessage(text)
+        parser = self.tools.parser()
+        content, calls = "", list[ToolCall]()
+        for delta in [*parser.push(text), *parser.flush()]:
+            if isinstance(delta, str):
+                content += delta
+            elif delta.id is not None and delta.name is not None:
+                calls.append(ToolCall(delta.id, Function(delta.arguments, delta.name)))
+            else:
+                calls[delta.index].function.arguments += delta.arguments
+        return ChatMessage(content or None, tool_calls=calls) if calls else ChatMessage(content)
 
     def closing(self, generation: Generation) -> Iterator[ChatCompletionChunk]:
         if self.body.includes_usage:
@@ -124,6 +163,19 @@ class ChatFormat:
         if not self.body.logprobs:
             return None
         return ChatLogprobs([_token_logprob(entry) for entry in entries])
+
+
+def _reason(finish_reason: str, has_calls: bool) -> str:
+    return "tool_calls" if has_calls and finish_reason == "stop" else finish_reason
+
+
+def _part(delta: str | CallDelta) -> Delta:
+    if isinstance(delta, str):
+        return Delta(content=delta)
+    if delta.id is None or delta.name is None:
+        return Delta(tool_calls=[ToolCallPart(delta.index, Function(delta.arguments))])
+    function = Function(delta.arguments, delta.name)
+    return Delta(tool_calls=[ToolCallPart(delta.index, function, delta.id, "function")])
 
 
 def _token_logprob(entry: TokenLogprobs) -> TokenLogprob:

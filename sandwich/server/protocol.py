@@ -178,7 +178,8 @@ class ChatBody(SamplingBody, kw_only=True):
     reasoning_effort: str | UnsetType = UNSET
     tools: list[dict[str, Any]] = []
     tool_choice: str | dict[str, Any] | UnsetType = UNSET
-    ignored = BOOKKEEPING | {"parallel_tool_calls"}
+    parallel_tool_calls: bool | UnsetType = UNSET
+    ignored = BOOKKEEPING
     unsupported = CHAT_UNSUPPORTED
     nested: ClassVar[dict[str, type[Body]]] = {
         "messages": Message,

@@ -78,10 +78,31 @@ class ChatLogprobs(Struct):
     content: list[TokenLogprob]
 
 
+class Function(Struct):
+    arguments: str  # JSON, as the model wrote it
+    name: str | UnsetType = UNSET
+
+
+class ToolCall(Struct):
+    id: str
+    function: Function
+    type: str = "function"
+
+
+class ToolCallPart(Struct):
+    """More of a call, in a stream: the first part has id and name."""
+
+    index: int
+    function: Function
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class ChatMessage(Struct):
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: str | None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
@@ -105,6 +126,7 @@ class ChatCompletion(Struct, kw_only=True):
 class Delta(Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallPart] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct):

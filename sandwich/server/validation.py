@@ -5,7 +5,7 @@ Checks what types cannot say: ranges, limits, combinations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -92,12 +92,6 @@ def chat_params(
         )
     if max_tokens == 0:
         raise InvalidRequestError("max_tokens is 0 but must be at least 1", "max_tokens")
-    if body.tools and body.tool_choice != "none":
-        raise InvalidRequestError(
-            "`tools` is not supported by this server; leave it out, or set tool_choice to none",
-            "tools",
-            "unsupported_parameter",
-        )
     extra: dict[str, Any] = {"max_tokens": defaults.get("max_tokens")}
     if max_tokens is not UNSET:
         extra["max_tokens"] = max_tokens
@@ -160,8 +154,10 @@ def _token_biases(biases: Mapping[str, float]) -> dict[int, float]:
     return {int(name): bias for name, bias in biases.items()}
 
 
-def conversation(body: ChatBody | TokenizeBody) -> Chat:
-    """The conversation of a body."""
+def conversation(
+    body: ChatBody | TokenizeBody, tools: Sequence[Mapping[str, Any]] | None = None
+) -> Chat:
+    """The conversation of a body, with the tools that the template shows."""
     assert body.messages is not UNSET
     adds_prompt = body.add_generation_prompt is True
     if body.add_generation_prompt is UNSET:
@@ -171,6 +167,7 @@ def conversation(body: ChatBody | TokenizeBody) -> Chat:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
     return Chat(
         messages=[msgspec.to_builtins(message) for message in body.messages],
+        tools=tools,
         add_generation_prompt=adds_prompt,
         continue_final_message=body.continue_final_message,
         template_kwargs=variables,

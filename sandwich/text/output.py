@@ -135,7 +135,7 @@ class StopMatcher:
             _, start, stop = min(matches)
             self._held = ""
             return text[:start], stop
-        num_held = max(_longest_overlap(text, stop) for stop in self._stops)
+        num_held = max(longest_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held], None
 
@@ -145,7 +145,7 @@ class StopMatcher:
         return held
 
 
-def _longest_overlap(text: str, stop: str) -> int:
+def longest_overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop` without being all of it."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):
