@@ -36,13 +36,15 @@ class DecodeTimes:
 def prefill_row(times: PrefillTimes, work: StepWork) -> dict[str, Any]:
     """Rates of the median prompt beside the median of the peak's samples."""
     seconds = median(times.seconds)
-    gflops = work.prefill_flops(times.num_tokens) / seconds / 1e9
+    flops = work.prefill_flops(times.num_tokens)
+    gflops = flops / seconds / 1e9
     peak_gflops = median(times.peak_gflops)
     return {
         "tokens": times.num_tokens,
         "seconds": seconds,
         "tok_per_s": times.num_tokens / seconds,
         "gflops": gflops,
+        "intensity": flops / work.decode_bytes([times.num_tokens]),
         "peak_gflops": peak_gflops,
         "peak_ratio": gflops / peak_gflops,
     }
@@ -55,6 +57,8 @@ def decode_row(times: DecodeTimes, work: StepWork) -> dict[str, Any]:
     """
     seconds = median(step.seconds for step in times.steps)
     gbps = median(work.decode_bytes(s.contexts) / s.seconds for s in times.steps) / 1e9
+    last = times.steps[-1].contexts
+    intensity = work.flops(last, num_logits=times.batch) / work.decode_bytes(last)
     read_gbps = median(times.read_gbps)
     return {
         "batch": times.batch,
@@ -62,6 +66,7 @@ def decode_row(times: DecodeTimes, work: StepWork) -> dict[str, Any]:
         "step_seconds": seconds,
         "tok_per_s": times.batch / seconds,
         "gbps": gbps,
+        "intensity": intensity,
         "read_gbps": read_gbps,
         "bandwidth_ratio": gbps / read_gbps,
         "host_overhead_ratio": median(step.host_overhead_ratio for step in times.steps),

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bench.conditions import watch_and_warn
 from bench.flags import count, positive, some_of
-from bench.peers.checkpoint import random_checkpoint
+from bench.peers.checkpoint import as_folder, random_checkpoint
 from bench.peers.contest import compare, or_absent, sweep, thread_counts
 from bench.peers.engine import AbsentError, Engine, Setup
 from bench.peers.llama_cpp import LlamaCpp
@@ -33,6 +33,7 @@ from bench.serving.trace import KINDS
 from bench.store import Store
 from platforms.machine import Machine
 from platforms.probe import probe
+from sandwich.checkpoint.formats import open_source
 from sandwich.config import SANDWICH_CACHE_DIR, EngineConfig
 from sandwich.errors import ConfigError, SandwichError
 from sandwich.startup.hub import resolve_model
@@ -47,7 +48,9 @@ ALL = "all"  # the work of a peer that could not be had
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's flags."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or hub id")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder, GGUF file, hub id or smollm2"
+    )
     parser.add_argument(
         "--random", metavar="NAME", help="a published shape with random weights, in place of MODEL"
     )
@@ -137,15 +140,19 @@ def main(args: argparse.Namespace) -> None:
         "conditions": watch_and_warn().to_json(),
     }
     store = Store.open(args.json, header, KEYS, args.resume)
-    if args.random:
-        say(f"writing {args.random} with random weights, unless it is there")
-        folder = random_checkpoint(args.random, resolve_model(EngineConfig().model), args.cache_dir)
-    else:
-        folder = resolve_model(args.model)
+    folder = chosen_folder(args.random, args.model, args.cache_dir)
     for weights, peer in itertools.product(args.formats, args.peers):
         if weights in PEERS[peer].formats:
             Comparison(args, machine, folder, weights, peer, store, say).run()
     show(store.rows, Console())
+
+
+def chosen_folder(shape: str | None, model: str | None, cache_dir: Path) -> Path:
+    """The checkpoint that all engines get; that of a shape has the default model's tokenizer."""
+    if shape:
+        tokenizer = open_source(resolve_model(EngineConfig().model)).tokenizer()
+        return random_checkpoint(shape, tokenizer, cache_dir)
+    return as_folder(resolve_model(model or EngineConfig().model), cache_dir)
 
 
 class Comparison:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import subprocess
 import tempfile
@@ -44,10 +45,9 @@ class Load:
 
     @property
     def name(self) -> str:
-        if self.prompt:
-            return f"serve {self.prompt} in {self.answer} out, {self.concurrency} streams"
         kinds = "+".join(self.kinds) or "all"
-        return f"serve trace {kinds} x {self.scale:g}, {self.rate:g}/s, {self.concurrency} streams"
+        what = f"{self.prompt} in {self.answer} out" if self.prompt else f"{kinds} x {self.scale:g}"
+        return f"serve {what}, {self.rate:g}/s, {self.concurrency} streams"
 
     def conversations(self, words: Words, max_tokens: int, turn: int) -> list[Conversation]:
         """Others in every turn, so that no cache of prefixes knows them."""
@@ -145,6 +145,7 @@ def compare_servers(ours: Engine, peer: Engine, load: Load, num_rounds: int) -> 
         memory = {"ours": mine.memory_bytes(), "peer": theirs.memory_bytes()}
     return {
         "num_requests": load.num_requests,
+        "rate": "inf" if math.isinf(load.rate) else load.rate,
         "goals": goals,
         "runs": found,
         "ours_memory_bytes": memory["ours"],

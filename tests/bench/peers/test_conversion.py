@@ -1,6 +1,7 @@
 """Random checkpoints and their GGUF copies hold the same values."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -8,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.peers.checkpoint import random_checkpoint
+from bench.peers.checkpoint import as_folder, random_checkpoint
 from bench.peers.gguf_file import gguf_name, rotated, write_gguf
 from sandwich.checkpoint.formats import open_source
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint
+from sandwich.checkpoint.tokenizer_files import read_tokenizer
 from sandwich.models.config import ModelConfig
 
 
@@ -28,7 +30,8 @@ def values(folder: Path, name: str) -> npt.NDArray[np.uint16]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return random_checkpoint("tiny", tokenizer_folder, tmp_path_factory.mktemp("cache"))
+    tokenizer = read_tokenizer(tokenizer_folder)
+    return random_checkpoint("tiny", tokenizer, tmp_path_factory.mktemp("cache"))
 
 
 def test_a_random_checkpoint_is_one_that_can_be_read(folder: Path) -> None:
@@ -42,7 +45,7 @@ def test_a_random_checkpoint_is_one_that_can_be_read(folder: Path) -> None:
 
 def test_it_is_made_once(folder: Path, tokenizer_folder: Path) -> None:
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    again = random_checkpoint("tiny", tokenizer_folder, folder.parents[3])
+    again = random_checkpoint("tiny", read_tokenizer(tokenizer_folder), folder.parents[3])
     assert again == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
@@ -69,6 +72,19 @@ def test_a_gguf_file_has_the_same_values(folder: Path, tmp_path: Path) -> None:
     assert len(fields["tokenizer.ggml.tokens"].contents()) == config.vocab_size
     tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert fields["tokenizer.ggml.tokens"].contents()[tokens["a"]] == "a"
+
+
+def test_a_file_becomes_a_folder_with_the_same_values(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(folder, file)
+    copy = as_folder(file, tmp_path)
+    for name in ("model.layers.0.self_attn.k_proj.weight", "model.norm.weight"):
+        np.testing.assert_array_equal(values(copy, name), values(folder, name))
+    there = config_of(copy)
+    assert there.rms_norm_eps == pytest.approx(config_of(folder).rms_norm_eps)
+    same = replace(config_of(folder), name=copy.name, rms_norm_eps=there.rms_norm_eps)
+    assert there == same
+    assert as_folder(folder, tmp_path) == folder
 
 
 def test_halves_of_a_head_alternate() -> None:
