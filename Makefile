@@ -4,6 +4,7 @@
 #   make test-numa                  boot a guest with four NUMA nodes (QEMU) and place memory there
 #   make check                      ruff, mypy, layers, sizes
 #   make bench ARGS="--json f.json" the latency benchmark
+#   make bench-smoke                in three minutes: what got slower on this machine
 #   make lock                       resolve pyproject.toml afresh into requirements/
 
 SHELL := /bin/bash
@@ -18,10 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --quiet --progress-bar off
 HOUSE := platforms codegen schedules sandwich bench tests
 
-.PHONY: help serve test test-slow test-numa check bench lock wheel clean
+.PHONY: help serve test test-slow test-numa check bench bench-smoke lock wheel clean
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 $(VENV)/.python:
 	@$(PYTHON) .ci/preflight.py
@@ -65,6 +66,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.runtime
 	@$(BIN)/sandwich bench latency $(ARGS)
+
+bench-smoke: $(VENV)/.runtime
+	@$(BIN)/sandwich bench smoke $(ARGS)
 
 wheel: $(VENV)/.runtime
 	@$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

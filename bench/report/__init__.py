@@ -1,0 +1,1 @@
+"""Result files of one machine -> a page with pictures and a summary."""
