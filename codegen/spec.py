@@ -13,6 +13,31 @@ class Phase(StrEnum):
     DECODE = "decode"
 
 
+MOST_SHARES = 64  # of an operator on all cores, as long as that leaves each core two of them
+MOST_SHARES_PER_CORE, FEWEST_SHARES_PER_CORE = 8, 2
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Into how many shares work is cut: `per_core` for each core, one after the other."""
+
+    num_cores: int
+    per_core: int = 1
+
+    @staticmethod
+    def of_step(num_cores: int) -> Cut:
+        """That of an operator of a step; all of it is one share on one core."""
+        if num_cores == 1:
+            return Cut(1)
+        wanted = min(MOST_SHARES_PER_CORE, MOST_SHARES // num_cores)
+        return Cut(num_cores, max(wanted, FEWEST_SHARES_PER_CORE))
+
+    @property
+    def num_shares(self) -> int:
+        """All of them."""
+        return self.num_cores * self.per_core
+
+
 # Numbers of cores that work together, by NUMA node and, in it, by LLC group: ((4, 4), (4, 4)) is
 # two nodes of two groups.
 Groups = tuple[tuple[int, ...], ...]
@@ -249,6 +274,16 @@ class ProgramSpec:
     def num_cores(self) -> int:
         """Cores that run the program."""
         return num_cores(self.groups)
+
+    @property
+    def cut(self) -> Cut:
+        """How the work of an operator is cut."""
+        return Cut.of_step(self.num_cores)
+
+    @property
+    def num_shares(self) -> int:
+        """Shares that the work of an operator is cut into."""
+        return self.cut.num_shares
 
     def ranges(self, role: str) -> TileRanges:
         """The tiles of `role`."""

@@ -156,8 +156,7 @@ def barrier_text(groups: Groups, isa: IsaRow) -> str:
     """
     levels = barrier_levels(groups)
     starts = accumulate((len(level.sizes) for level in levels), initial=0)
-    arch = str(isa.llvm_target()["mtriple"]).partition("-")[0]
-    declare_pause, pause = _PAUSES.get(arch, ("", ""))
+    declare_pause, pause = pause_text(isa)
     wait = Template(_WAIT).substitute(
         declare_pause=declare_pause, pause=pause, min_spins=MIN_SPINS, max_spins=MAX_SPINS
     )
@@ -169,6 +168,12 @@ def barrier_text(groups: Groups, isa: IsaRow) -> str:
         for index, (level, start) in enumerate(zip(levels, starts, strict=False))
     ]
     return "\n".join((wait, *meet, entry))
+
+
+def pause_text(isa: IsaRow) -> tuple[str, str]:
+    """The declaration and the call of what a core does while it polls, or nothing."""
+    arch = str(isa.llvm_target()["mtriple"]).partition("-")[0]
+    return _PAUSES.get(arch, ("", ""))
 
 
 def _meet_text(index: int, level: MeetingLevel, start: int, is_root: bool) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from codegen.cores.barrier import barrier_text, meeting_lines
+from codegen.cores.claims import claims_text
 from codegen.cores.shares import share
 from codegen.kit import Expr, T
 from codegen.spec import Groups, num_cores
@@ -15,11 +16,14 @@ from platforms.isa import IsaRow
 
 @dataclass(frozen=True)
 class Team:
-    """The cores of a parallel region, by groups, and the buffer (barrier_spec) they meet in."""
+    """The cores of a parallel region, by groups, and the buffer (barrier_spec) they meet in; claims
+    (claims_spec) if they take shares of work.
+    """
 
     groups: Groups
     state: Expr
     isa: IsaRow
+    claims: Expr = None
 
     @property
     def num_cores(self) -> int:
@@ -42,9 +46,26 @@ def each_core(team: Team, body: Callable[[Expr], None]) -> None:
         T.evaluate(T.call_extern("int32", "sw_barrier", T.address_of(team.state[0, 0]), core))
 
 
+def each_share(team: Team, body: Callable[[Expr], None]) -> None:
+    """Run `body(share)` for every share of an operator, then wait until all are done."""
+    if team.num_cores == 1:
+        body(T.int32(0))
+        return
+    with T.parallel(0, team.num_cores) as core:
+        claims = T.address_of(team.claims[0, 0])
+        share = T.alloc_buffer((1,), "int32")
+        T.buffer_store(share, T.call_extern("int32", "sw_claim", claims, core), [0])
+        with T.While(share[0] >= 0):
+            body(T.bind(share[0]))
+            T.buffer_store(share, T.call_extern("int32", "sw_claim", claims, core), [0])
+        meeting = T.address_of(team.state[0, 0])
+        T.evaluate(T.call_extern("int32", "sw_share_meet", claims, meeting, core))
+
+
 @contextmanager
 def parallel_region(team: Team) -> Iterator[None]:
-    """One launch of a worker for each core around the `each_core` loops inside; none for one core.
+    """One launch of a worker for each core around the `each_core` or `each_share` loops inside;
+    none for one core.
 
     The pool of the thread that calls the program must have as many workers as there are cores, or
     more. Whatever a region that was broken off left in the state is gone when the next one starts.
@@ -54,9 +75,23 @@ def parallel_region(team: Team) -> Iterator[None]:
         return
     with T.serial(0, meeting_lines(team.groups)) as line:
         T.buffer_store(team.state, T.int32(0), [line, 0])
-    with T.attr(T.int32(0), "pragma_import_llvm", barrier_text(team.groups, team.isa)):
+    text = barrier_text(team.groups, team.isa)
+    if team.claims is not None:
+        text += claims_text(team.num_cores, team.isa)
+    with T.attr(T.int32(0), "pragma_import_llvm", text):
+        if team.claims is not None:
+            T.evaluate(T.call_extern("int32", "sw_shares_begin", T.address_of(team.claims[0, 0])))
         with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
+            _on_each_core(team, "sw_shares_enter")
             yield
+            _on_each_core(team, "sw_shares_leave")
 
 
-__all__ = ["Team", "each_core", "parallel_region", "split"]
+def _on_each_core(team: Team, name: str) -> None:
+    """A call for each core that takes shares, for which nobody waits."""
+    if team.claims is not None:
+        with T.parallel(0, team.num_cores) as core:
+            T.evaluate(T.call_extern("int32", name, T.address_of(team.claims[0, 0]), core))
+
+
+__all__ = ["Team", "each_core", "each_share", "parallel_region", "split"]

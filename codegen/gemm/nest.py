@@ -23,7 +23,7 @@ from codegen.gemm.unpacking import alloc_unpacked, unpacking_of
 from codegen.gemm.walk import Share, walk
 from codegen.kit import Expr, Kit, T
 from codegen.layout.panels import PanelLayout
-from codegen.spec import BLOCK_ASPECT, GemmTile, TileRanges, WeightFormat
+from codegen.spec import BLOCK_ASPECT, Cut, GemmTile, TileRanges, WeightFormat
 
 # epilogue(row, place, vectors): stores the part of one row that a register tile has; vectors[j]
 # belongs to vector place.vectors[j] of the panel. Tiles of a row and panel follow each other from
@@ -51,8 +51,8 @@ class Gemm:
     in_halves: bool = False
     stop: Expr | None = None
 
-    def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
-        """The share of `core`: its panels, for the first `num_rows` rows of A.
+    def emit(self, share: Expr, cut: Cut, num_rows: Expr) -> None:
+        """A share: its panels, for the first `num_rows` rows of A.
 
         A Python number of rows gets no code for any other.
         """
@@ -60,20 +60,18 @@ class Gemm:
         most = num_rows if is_fixed else int(self.a.words.shape[0])
         numbers = rows_of_tiles(self.tiles, range(num_rows if is_fixed else 1, most + 1))
         nests = [_Nest(self, tile, mine) for tile, mine in numbers.items()]
-        self._emit_one_of(nests, core, num_cores, num_rows)
+        self._emit_one_of(nests, share, cut, num_rows)
 
-    def _emit_one_of(
-        self, nests: Sequence[_Nest], core: Expr, num_cores: int, num_rows: Expr
-    ) -> None:
+    def _emit_one_of(self, nests: Sequence[_Nest], share: Expr, cut: Cut, num_rows: Expr) -> None:
         nest, *others = nests
         if not others:
-            nest.emit(core, num_cores, num_rows)
+            nest.emit(share, cut, num_rows)
             return
         with T.If(nest.numbers.include(num_rows)):
             with T.Then():
-                nest.emit(core, num_cores, num_rows)
+                nest.emit(share, cut, num_rows)
             with T.Else():
-                self._emit_one_of(others, core, num_cores, num_rows)
+                self._emit_one_of(others, share, cut, num_rows)
 
 
 def arithmetic_of(weights: WeightFormat) -> type[FloatTile | GroupTile | ChannelTile]:
@@ -138,9 +136,11 @@ class _Nest:
         gemm = self.gemm
         return BLOCK_ROWS if has_tiles(gemm.kit.isa, gemm.layout.format) else self.tile.mr
 
-    def emit(self, core: Expr, num_cores: int, num_rows: Expr) -> None:
-        layout, parts = self.gemm.layout, row_parts(self.tile, num_cores)
-        begin, end = split(core // parts, num_cores // parts, layout.num_panels)
+    def emit(self, index: Expr, cut: Cut, num_rows: Expr) -> None:
+        layout, parts = self.gemm.layout, row_parts(self.tile, cut.num_cores)
+        core, piece = index // cut.per_core, index % cut.per_core
+        group = core // parts * cut.per_core + piece
+        begin, end = split(group, cut.num_shares // parts, layout.num_panels)
         share = Share(begin, end, *self._rows(core, parts, num_rows))
         # every part and block of rows but the last is of whole register tiles
         unpacked = alloc_unpacked(self.gemm.kit, layout, self.tile)

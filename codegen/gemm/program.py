@@ -22,7 +22,7 @@ from codegen.layout.matrices import matrix_specs
 from codegen.layout.operands import Int8Rows
 from codegen.layout.panels import PanelLayout
 from codegen.reference import quantize_activations
-from codegen.spec import TileRanges, check_ranges
+from codegen.spec import Cut, TileRanges, check_ranges
 from platforms.isa import isa_row
 
 NAME = "gemm"
@@ -135,6 +135,7 @@ def gemm_function(spec: GemmSpec) -> Any:
         w = Weights(b["w"], copy, *extras)
         gemm = Gemm(kit, layout, spec.tiles, a, w, b["partial"], store)
         with kit.imports(), T.parallel(0, spec.num_cores) as core:
-            gemm.emit(core, spec.num_cores, spec.max_rows if spec.has_fixed_rows else num_rows)
+            rows = spec.max_rows if spec.has_fixed_rows else num_rows
+            gemm.emit(core, Cut(spec.num_cores), rows)
 
     return prim_func(NAME, build)

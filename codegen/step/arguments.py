@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from codegen.cores.barrier import barrier_spec
+from codegen.cores.claims import claims_spec
 from codegen.layout.arrays import TensorSpec, round_up
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.operands import Int8Rows, Operands
@@ -88,7 +89,7 @@ def _activation_specs(
                 specs[name + FLOAT_ROWS] = TensorSpec((count, columns), float32)
             elif name in gated:
                 waiting = panels.format.group - model.lanes  # all but the last vector
-                shape = (spec.num_cores * count, waiting)
+                shape = (spec.num_shares * count, waiting)
                 specs[UNFINISHED] = TensorSpec(shape, float32)
         else:
             words = operands.act_words(max(columns, panels.k_padded))
@@ -143,12 +144,12 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             **_product_specs(spec, model, operators.products),
             "queries": rows(tokens, shape.num_heads * cache.act_words(kv.head_dim_padded), kv_act),
             "partial": rows(tokens, _scratch_columns(spec, model), float32),
-            "best_values": rows(spec.num_cores, logits, float32),
-            "best_ids": rows(spec.num_cores, logits, int32),
-            "share_totals": rows(spec.num_cores, logits, float32),
-            "share_before": rows(spec.num_cores, logits, int32),
-            "share_top_logits": TensorSpec((spec.num_cores, logits, MAX_TOP), float32),
-            "share_top_ids": TensorSpec((spec.num_cores, logits, MAX_TOP), int32),
+            "best_values": rows(spec.num_shares, logits, float32),
+            "best_ids": rows(spec.num_shares, logits, int32),
+            "share_totals": rows(spec.num_shares, logits, float32),
+            "share_before": rows(spec.num_shares, logits, int32),
+            "share_top_logits": TensorSpec((spec.num_shares, logits, MAX_TOP), float32),
+            "share_top_ids": TensorSpec((spec.num_shares, logits, MAX_TOP), int32),
             "argmax": TensorSpec((tokens,), int32),
             "peaks": TensorSpec((tokens,), float32),
             "totals": TensorSpec((tokens,), float32),
@@ -157,6 +158,7 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             "top_logits": rows(tokens, MAX_TOP, float32),
             "top_ids": rows(tokens, MAX_TOP, int32),
             "barrier": barrier_spec(spec.groups),
+            "claims": claims_spec(spec.num_cores),
         }
         | ({"ticks": ticks} if spec.has_timers else {}),
     }

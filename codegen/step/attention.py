@@ -30,7 +30,7 @@ K_UNROLL = 2  # words of the reduction per turn of the inner loops
 def attention(step: Step, core: Expr, layer: Expr) -> None:
     """attended[t, h, :] for the units of `core`, heads before tiles."""
     spec = step.spec
-    begin, end = split(core, spec.num_cores, step.num_tiles * spec.shape.num_kv_heads)
+    begin, end = split(core, spec.num_shares, step.num_tiles * spec.shape.num_kv_heads)
     whole, single = _QueryTile(step, layer, spec.query_tile), _QueryTile(step, layer, 1)
     with T.serial(begin, end) as unit:
         head = T.bind(unit // step.num_tiles)

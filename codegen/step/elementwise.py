@@ -30,7 +30,7 @@ def rms_norm(
     """out[r] = x[source(r)] / rms * weight, as activations (RMSNorm, arXiv 1910.07467)."""
     kit, x, lanes = step.kit, step.b["x"], step.kit.lanes
     num_vectors = step.model.hidden_padded // lanes
-    begin, end = split(core, step.spec.num_cores, num_rows)
+    begin, end = split(core, step.spec.num_shares, num_rows)
     with T.serial(begin, end) as row:
         from_row = T.bind(source(row))
         mean = _sum_of_squares(kit, x, from_row, num_vectors) / T.float32(
@@ -49,7 +49,7 @@ def quantize_rows(step: Step, core: Expr, name: str) -> None:
     whole row, which several cores wrote.
     """
     kit, rows = step.kit, step.b[name + FLOAT_ROWS]
-    begin, end = split(core, step.spec.num_cores, step.num_tokens)
+    begin, end = split(core, step.spec.num_shares, step.num_tokens)
     with T.serial(begin, end) as row:
         step.store_row(name, row, lambda column: kit.load(rows, row, column))
 
@@ -82,7 +82,7 @@ def rope_and_cache(step: Step, core: Expr, layer: Expr) -> None:
     heads before a range of tokens.
     """
     shape = step.spec.shape
-    begin, end = split(core, step.spec.num_cores, step.num_tokens * shape.num_kv_heads)
+    begin, end = split(core, step.spec.num_shares, step.num_tokens * shape.num_kv_heads)
     rotated = T.alloc_buffer((step.kv.head_dim_padded,), "float32", scope="local")
     with T.serial(shape.head_dim, step.kv.head_dim_padded) as d:
         T.buffer_store(rotated, T.float32(0), [d])
@@ -162,7 +162,7 @@ def bf16_bits(step: Step, value: Expr) -> Expr:
 def argmax_share(step: Step, core: Expr, rows: LogitBlock) -> None:
     """best_*[core, r]: the largest logit and its lowest id among the columns of this core."""
     kit, lanes, vocab = step.kit, step.kit.lanes, step.spec.shape.vocab_size
-    begin, end = split(core, step.spec.num_cores, -(-vocab // lanes))
+    begin, end = split(core, step.spec.num_shares, -(-vocab // lanes))
     values = T.alloc_buffer((lanes,), "float32", scope="local")
     ids = T.alloc_buffer((lanes,), "int32", scope="local")
     with T.serial(0, rows.count) as row:
@@ -186,14 +186,14 @@ def argmax_share(step: Step, core: Expr, rows: LogitBlock) -> None:
 
 def argmax_of_shares(step: Step, core: Expr, rows: LogitBlock) -> None:
     """argmax[r] and peaks[r]: the best of the cores' shares, and its logit."""
-    begin, end = split(core, step.spec.num_cores, rows.count)
+    begin, end = split(core, step.spec.num_shares, rows.count)
     values, ids = step.b["best_values"], step.b["best_ids"]
     with T.serial(begin, end) as row:
         _pick(
             values,
             ids,
             [0, row],
-            step.spec.num_cores,
+            step.spec.num_shares,
             lambda other: values[other, row],
             lambda other: ids[other, row],
         )

@@ -19,7 +19,7 @@ def embed(step: Step, core: Expr, role: str) -> None:
     """x[t, :] = the embedding of token t, from the row-major table `role` or, if that is a matrix,
     out of its panels.
     """
-    begin, end = split(core, step.spec.num_cores, step.num_tokens)
+    begin, end = split(core, step.spec.num_shares, step.num_tokens)
     if role not in step.model.matrices:
         read_row = _row_of_table
     else:

@@ -2,8 +2,8 @@
 argmax and the scores of tokens.
 
 Its operators are those that `codegen.step.operators` records of the text of the model. The step is
-one parallel region; every operator is a parallel loop over the plan's cores with a barrier behind
-it, and the code between the loops runs on all of them.
+one parallel region; every operator is cut into shares that the plan's cores compute and wait for,
+and the code between the operators runs on all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from codegen.cores.parallel import each_core, parallel_region
+from codegen.cores.parallel import each_share, parallel_region
 from codegen.gemm.nest import Epilogue, Gemm
 from codegen.gemm.register_tile import Weights
 from codegen.kit import Expr, T, prim_func
@@ -85,7 +85,7 @@ def forward(step: Step) -> None:
         for operator in step.operators.after:
             emit(step, operator, rows=rows)
     if step.spec.has_timers:
-        each_core(step.team, lambda core: _clock(step, core, OUTSIDE))
+        each_share(step.team, lambda core: _clock(step, core, OUTSIDE))
 
 
 @contextmanager
@@ -165,11 +165,12 @@ def _product(
             epilogue = silu_gate(step, op.name, op.out, layer, core)
     num_rows = step.num_tokens if rows is None else rows.count
     gemm = linear(step, op.name, op.a, epilogue, layer)
-    gemm.emit(core, step.spec.num_cores, num_rows)
+    gemm.emit(core, step.spec.cut, num_rows)
 
 
 def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
-    """`body(core)` on every core of the plan, then a barrier; timed as `operator` if asked for.
+    """`body(share)` for every share of an operator, on the cores of the plan, until all are done;
+    timed as `operator` if asked for.
 
     From the moment another thread sets `stop`, operators do nothing, GEMMs compute no more panels
     and the step soon ends. What it has written is of no use then, so cores need not agree on when
@@ -182,7 +183,7 @@ def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
         with T.If(step.b["stop"][0] == 0), T.Then():
             body(core)
 
-    each_core(step.team, unless_stopped)
+    each_share(step.team, unless_stopped)
 
 
 def _clock(step: Step, core: Expr, slot: int) -> None:

@@ -24,7 +24,7 @@ def score_share(step: Step, core: Expr, rows: LogitBlock) -> None:
     """share_*[core, r]: of the columns of this core, the sum of exp(logit - peak), the number of
     tokens that come before the target, and the likeliest tokens, best first.
     """
-    begin, end = split(core, step.spec.num_cores, _num_vectors(step))
+    begin, end = split(core, step.spec.num_shares, _num_vectors(step))
 
     def score(row: Expr, at: Expr) -> None:
         _sum_share(step, [core, row], at, begin, end)
@@ -43,7 +43,7 @@ def scores_of_shares(step: Step, core: Expr, rows: LogitBlock) -> None:
 
     chosen is the target's logit; ranks count from 1, the lower id first among equals.
     """
-    b, num_cores = step.b, step.spec.num_cores
+    b, num_cores = step.b, step.spec.num_shares
 
     def join(row: Expr, at: Expr) -> None:
         T.buffer_store(b["totals"], T.float32(0), [at])
@@ -175,7 +175,7 @@ def _collect(step: Step, best: BestFirst, row: Expr, begin: Expr, end: Expr) -> 
 
 def _join_tops(step: Step, best: BestFirst, row: Expr) -> None:
     """Insert the likeliest tokens of every core."""
-    b, num_cores, vocab = step.b, step.spec.num_cores, step.spec.shape.vocab_size
+    b, num_cores, vocab = step.b, step.spec.num_shares, step.spec.shape.vocab_size
     with T.serial(0, num_cores) as core:
         begin, end = share(core, num_cores, _num_vectors(step))
         width = T.min(end * step.kit.lanes, vocab) - T.min(begin * step.kit.lanes, vocab)

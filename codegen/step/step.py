@@ -66,7 +66,7 @@ class Step:
     @property
     def team(self) -> Team:
         """The cores that run the program."""
-        return Team(self.spec.groups, self.b["barrier"], isa_row(self.spec.isa))
+        return Team(self.spec.groups, self.b["barrier"], isa_row(self.spec.isa), self.b["claims"])
 
     def int8_rows(self, name: str) -> Int8Rows | None:
         """The form of the activations `name`, or None if they are floats."""

@@ -1,4 +1,4 @@
-"""Timers inside a step: nanoseconds that core 0 spends in each operator, barriers included.
+"""Timers inside a step: nanoseconds from the first share of an operator to that of the next one.
 
 A program with timers reads the clock at the start of every operator and adds the time since the
 last reading to the operator that was running. The clock is libc's, so it works on every ISA.

@@ -21,6 +21,7 @@ from sandwich.executor.launcher import Job
 from sandwich.executor.programs import PhaseProgram
 from sandwich.executor.specs import distinct_arrays, step_arrays
 from sandwich.executor.step_report import step_report
+from sandwich.executor.uneven import Unevenness
 
 _log = logging.getLogger(__name__)
 Arrays = dict[str, npt.NDArray[Any]]
@@ -47,6 +48,7 @@ class BoundProgram:
         self._logits = arrays["logits"][:, : program.spec.shape.vocab_size]
         self._argmax: Any = arrays["argmax"].data
         self._peaks: Any = arrays["peaks"].data
+        self._unevenness = Unevenness(arrays["claims"], program.spec.num_cores)
         self._num_tokens = self._num_logits = self._num_scored = 0
 
     def run(self, batch: Batch) -> StepOutput:
@@ -82,12 +84,14 @@ class BoundProgram:
         self._num_tokens, self._num_logits = batch.num_tokens, len(batch.logit_rows)
         self._num_scored = self._inputs.write_scored(batch)
         scalars = (self._num_tokens, num_tiles, self._num_logits, self._num_scored)
+        self._unevenness.before_step()
         if spec.has_timers:
             reset(self.arrays["ticks"])
         return lambda: function(*scalars, *arguments)
 
     def _output(self, native: NativeTime) -> StepOutput:
         num_logits = self._num_logits
+        self._unevenness.after_step(native.seconds)
         if self.program.spec.has_timers:
             ticks, num_tokens = self.arrays["ticks"], self._num_tokens
             for line in step_report(self.program.spec, ticks, num_tokens, num_logits):

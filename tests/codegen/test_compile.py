@@ -75,7 +75,7 @@ def test_the_hot_loop_multiplies_in_registers_and_calls_nobody(isa: str, dtype: 
 
     def body(step: Step) -> None:
         gemm = linear(step, "lm_head", "final", store(step, "lm_head", "logits"))
-        run(step, "lm_head", lambda core: gemm.emit(core, 1, step.num_logits))
+        run(step, "lm_head", lambda core: gemm.emit(core, step.spec.cut, step.num_logits))
 
     func, _ = small_func(spec, body)
     assembly = lower(func, isa_row(isa)).inspect_source("asm")

@@ -85,7 +85,7 @@ def lm_head(compile_body: Compile, isa: str, dtype: str, size: Size, num_cores: 
 
     def body(step: Step) -> None:
         gemm = linear(step, "lm_head", "final", store(step, "lm_head", "logits"))
-        run(step, "lm_head", lambda core: gemm.emit(core, num_cores, step.num_logits))
+        run(step, "lm_head", lambda core: gemm.emit(core, step.spec.cut, step.num_logits))
 
     kernel = compile_body(spec, body)
     kernel.set_weight("lm_head", normal(size.n(isa), size.k, seed=1))
@@ -167,7 +167,7 @@ def epilogue_kernel(
 
         def product(core: Expr) -> None:
             gemm: Gemm = linear(step, role, acts, epilogue(step, layer, core), layer)
-            gemm.emit(core, spec.num_cores, step.num_tokens)
+            gemm.emit(core, spec.cut, step.num_tokens)
 
         run(step, role, product)
 
