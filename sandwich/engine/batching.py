@@ -57,6 +57,21 @@ def build_batch(
     )
 
 
+def decode_batch(requests: Sequence[Request]) -> Batch:
+    """As `build_batch`, of the one token that each request has not computed."""
+    count = len(requests)
+    return Batch(
+        phase=Phase.DECODE,
+        requests=tuple(requests),
+        starts=[request.num_computed for request in requests],
+        num_new=(1,) * count,
+        num_tokens=count,
+        logit_rows=range(count),
+        sampled=range(count),
+        wants=[request.want for request in requests],
+    )
+
+
 class _Rows:
     """Token rows whose logits are wanted, whose they are, and what is wanted of them."""
 

@@ -7,6 +7,7 @@ stream is counter based, so neither the batch nor a preemption can change it.
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -26,6 +27,7 @@ from sandwich.errors import SandwichError
 from sandwich.executor.base import Batch, Float32Array, StepOutput
 from sandwich.requests.request import LogprobEntry, Request, SampledTokens
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.requests.want import ARGMAX
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,9 @@ class Sampler:
         prompt_logprobs: dict[int, list[LogprobEntry]] = defaultdict(list)
         rows = zip(batch.sampled, batch.wants, output.argmax, output.peaks, strict=True)
         for row, (index, want, argmax, peak) in enumerate(rows):
+            if want == ARGMAX and math.isfinite(peak):
+                tokens[index] = SampledTokens((argmax,))
+                continue
             request = batch.requests[index]
             try:
                 check_finite(peak)

@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import Final
 
 from codegen.spec import Phase
-from sandwich.engine.batching import build_batch
+from sandwich.engine.batching import build_batch, decode_batch
 from sandwich.engine.pace import FixedPace, Load, Pace, Turn
 from sandwich.engine.stats import EngineStats
 from sandwich.errors import ContextLengthError, InvalidRequestError
@@ -62,6 +62,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._last: StepKind | None = None
         self.in_flight: Batch | None = None
+        self._decoded: Batch | None = None  # the last one, if all that run were in it and go on
 
     def use(self, mixed: MixedPlan, pace: Pace | None = None) -> None:
         """From the next step on, follow another mixed plan, and a pace if it is not the plan's."""
@@ -116,11 +117,14 @@ class Scheduler:
             return []
         event = self._end(request, "abort", self.clock())
         (self.running if request in self.running else self.waiting).remove(request)
+        self._decoded = None
         self._update_gauges()
         return [event]
 
     def schedule(self) -> Batch | None:
         """The next batch; None only if no request is left or all wait for the batch in flight."""
+        if batch := self._going_on():
+            return batch
         batch = self._next_batch()
         assert batch or self.in_flight or not self._requests, "requests are left, but none can run"
         if batch is not None:
@@ -148,7 +152,7 @@ class Scheduler:
 
     def commit(self, batch: Batch, sampled: list[SampledTokens]) -> list[TokenEvent]:
         """Book a step: `sampled[i]` is of `batch.requests[i]`. Returns what its requests saw."""
-        now = self.clock()
+        now, num_requests = self.clock(), len(self._requests)
         events: list[TokenEvent] = []
         self._end_of(batch)
         for request, start, count, tokens in zip(
@@ -165,6 +169,11 @@ class Scheduler:
             self._publish(request, count)
             if tokens.token_ids:
                 events.append(self._accept(request, tokens, now))
+        is_all = len(batch.requests) == len(self.running)
+        if batch.phase is Phase.DECODE and is_all and num_requests == len(self._requests):
+            self._decoded = batch
+            return events
+        self._decoded = None
         self.running = [request for request in self.running if not request.is_finished]
         self._update_gauges()
         return events
@@ -172,6 +181,7 @@ class Scheduler:
     def retract(self, batch: Batch) -> None:
         """A step was stopped: it is as if it had never been scheduled."""
         self._end_of(batch)
+        self._decoded = None
         for request in batch.requests:
             if request.is_finished:
                 self.cache.free(request)
@@ -195,6 +205,14 @@ class Scheduler:
         held = {*self.running, *in_flight}
         copies = self.in_flight.copies if self.in_flight else ()
         self.cache.check_integrity(held, [source for source, _ in copies])
+
+    def _going_on(self) -> Batch | None:
+        """The last batch, a token later, if `_next_batch` would make just that: it decoded, and no
+        request has come, gone, or needs a block.
+        """
+        if self._decoded is None or self.waiting or self.in_flight:
+            return None
+        return self._decoded.one_token_on(self.limits.block_size)
 
     def _next_batch(self) -> Batch | None:
         if self.in_flight:
@@ -306,7 +324,7 @@ class Scheduler:
         ]
 
     def _decode_batch(self, requests: Sequence[Request]) -> Batch | None:
-        return build_batch(Phase.DECODE, requests, [1] * len(requests)) if requests else None
+        return decode_batch(requests) if requests else None
 
     def _grow(self, request: Request) -> bool:
         """Give the request a slot for its last token; False if it was itself the one to yield, or

@@ -83,6 +83,23 @@ class Batch(NamedTuple):
     def kind(self) -> StepKind:
         return StepKind.MIXED if self.num_riders else _KINDS[self.phase]
 
+    def one_token_on(self, block_size: int) -> Batch | None:
+        """The next decode step of the same requests; None if one has no slot for its last token."""
+        for request in self.requests:
+            if request.num_tokens > len(request.block_table.ids) * block_size:
+                return None
+        starts = [start + 1 for start in self.starts]
+        return Batch(
+            self.phase,
+            self.requests,
+            starts,
+            self.num_new,
+            self.num_tokens,
+            self.logit_rows,
+            self.sampled,
+            self.wants,
+        )
+
     def position(self, logit_row: int) -> int:
         """Position in its request of the token whose logits are number `logit_row`."""
         index = self.sampled[logit_row]

@@ -13,6 +13,7 @@ import numpy as np
 from sandwich.executor.base import Batch, ExecutorLimits, Int32Array
 from sandwich.requests.blocks import BlockTable
 from sandwich.requests.request import Request
+from sandwich.requests.want import NOT_SCORED
 
 METADATA = (
     "token_ids",
@@ -80,7 +81,7 @@ class StepInputs:
 
     def write_scored(self, batch: Batch) -> int:
         """Write what scores are wanted of the batch's rows, if any are; the number of such rows."""
-        num_scored = sum([want.is_scored for want in batch.wants])
+        num_scored = len([want for want in batch.wants if want.target != NOT_SCORED])
         if num_scored:
             for row, want in enumerate(batch.wants):
                 self._targets[row], self._num_tops[row] = want.target, want.num_top

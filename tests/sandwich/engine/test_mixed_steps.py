@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from schedules.mixed.plan import MixedMode, MixedPlan
+from sandwich.engine.scheduler import Scheduler
+from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
 
 if TYPE_CHECKING:
     from sandwich.executor.base import Batch
@@ -292,3 +293,27 @@ def test_a_request_in_flight_is_not_preempted_but_waited_for(drive: Drive) -> No
     assert driver.requests[old].num_preemptions == 0
     assert driver.tokens(old) == driver.executor.continuation([1, 2], 20)
     assert driver.tokens(young) == driver.executor.continuation(range(1, 21), 3)
+
+
+@pytest.mark.parametrize("mixed", [TAKE_TURNS, RIDE, CORUN])
+def test_a_batch_that_goes_on_is_the_one_that_would_be_made_anew(
+    drive: Drive, mixed: MixedPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def story() -> tuple[list[tuple[str, list[int]]], list[list[int]]]:
+        driver = drive(mixed=mixed, num_blocks=12, max_num_seqs=3)
+        names = [driver.add([1, 2, 3], max_tokens=9), driver.add([4], max_tokens=30)]
+        for step in range(60):
+            if step == 5:
+                names.append(driver.add([7] * 11, max_tokens=12))  # comes while others decode
+            if step == 20:
+                driver.abort(names[2])
+            if step == 22:
+                names.append(driver.add([8, 9], max_tokens=30))  # both cannot grow to the end
+                names.append(driver.add([5, 5], max_tokens=30))
+            driver.step()
+        driver.run()
+        return driver.chunks(), [driver.tokens(name) for name in names]
+
+    found = story()
+    monkeypatch.setattr(Scheduler, "_going_on", lambda self: None)
+    assert story() == found
