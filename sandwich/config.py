@@ -112,11 +112,13 @@ class EngineConfig:
     )
     quantization: str = option(
         "model",
-        "round the weights while loading: int8 (8 bits, inputs as in --dtype), int8-w8a8 (8 bits, "
-        "inputs of 8 bits too), int4 (4 bits, inputs of 8 bits); the LM head has 8 bits in all",
-        lambda text: one_of(text, QUANTIZATIONS),
-        "none",
-        choices=QUANTIZATIONS,
+        "auto keeps the codes of a quantised checkpoint, as far as there is a form for them here, "
+        "none widens them; others round the weights while loading: int8 (8 bits, inputs as in "
+        "--dtype), int8-w8a8 (8 bits, inputs of 8 bits too), int4 (4 bits, inputs of 8 bits); the "
+        "LM head has 8 bits in all of them",
+        lambda text: one_of(text, ("auto", *QUANTIZATIONS)),
+        "auto",
+        choices=("auto", *QUANTIZATIONS),
     )
     quantization_group: int | None = option(
         "model",

@@ -124,7 +124,7 @@ def _built(config: EngineConfig, window: int) -> Iterator[EngineParts]:
 def _config(args: argparse.Namespace) -> EngineConfig:
     """The flags' configuration, without a quantisation of its own."""
     config = build_config(EngineConfig, args)
-    if config.quantization != REFERENCE:
+    if config.quantization not in ("auto", REFERENCE):
         raise ConfigError(
             f"--quantization is {config.quantization}; name all that are to be measured with "
             "--quantizations"

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from codegen.layout.quantize import QuantizedRows
 from sandwich.checkpoint.fields import Fields, read_json
 from sandwich.checkpoint.files import OpenFiles
 from sandwich.checkpoint.source import Array, StoredTensor
@@ -76,6 +77,12 @@ class SafetensorsCheckpoint:
         self._files.read(tensor.file, tensor.offset + start * row_nbytes, wanted)
         return wanted.view(dtype).reshape(shape)
 
+    def read_codes(
+        self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]
+    ) -> QuantizedRows:
+        """There are none."""
+        raise AssertionError(name)
+
 
 def has_weights(folder: Path) -> bool:
     """Whether the folder holds a checkpoint in this format."""
@@ -119,5 +126,6 @@ def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
         raise unreadable(file, f"is damaged or cut short ({error})") from error
     header.pop("__metadata__", None)
     for name, entry in header.items():
-        offset = 8 + length + entry["data_offsets"][0]
-        yield name, StoredTensor(entry["dtype"], tuple(entry["shape"]), file, offset)
+        start, stop = entry["data_offsets"]
+        offset = 8 + length + start
+        yield name, StoredTensor(entry["dtype"], tuple(entry["shape"]), file, offset, stop - start)

@@ -7,6 +7,7 @@ format that has others translates. A format is one implementation of both protoc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from codegen.layout.quantize import QuantizedRows
+from codegen.spec import WeightFormat
 from sandwich.checkpoint.fields import Fields
 from sandwich.checkpoint.tokenizer_files import TokenizerFiles
 
@@ -24,12 +27,22 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of the file `file`, row-major from byte `offset` on."""
+    """A tensor of the file `file`, row-major from byte `offset` on.
+
+    codes: the format in which `Checkpoint.read_codes` gives its rows, whatever they are multiplied
+    with; None for floats, and for codes that no format of ours holds.
+    """
 
     dtype: str  # as the format spells it
     shape: tuple[int, ...]
     file: Path
     offset: int
+    nbytes: int
+    codes: WeightFormat | None = None
+
+    @property
+    def num_values(self) -> int:
+        return math.prod(self.shape)
 
 
 class Checkpoint(Protocol):
@@ -68,6 +81,12 @@ class Checkpoint(Protocol):
         The result may be a view of `buffer`, which has four bytes for each value. Threads with a
         buffer of their own may call it at once. Raises ModelError if the file ends too early.
         """
+        ...
+
+    def read_codes(
+        self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]
+    ) -> QuantizedRows:
+        """As `read_rows`, the codes and scales of a tensor whose `codes` is a format."""
         ...
 
 

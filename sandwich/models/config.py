@@ -15,6 +15,7 @@ from sandwich.models import llama
 from sandwich.models.families import family_of
 from sandwich.models.family import Switches
 from sandwich.models.rope import RopeConfig, read_rope
+from sandwich.models.stored import FLOATS, StoredFormats, stored_formats
 from sandwich.models.tensors import TensorNames
 from sandwich.models.tied import has_own_head
 
@@ -40,6 +41,7 @@ class ModelConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     names: TensorNames = llama.NAMES  # what the checkpoint calls its tensors
     dtype: str | None = None  # what the checkpoint says it is stored in
+    stored: StoredFormats = FLOATS  # of matrices that are quantised in the checkpoint
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -82,7 +84,13 @@ class ModelConfig:
             config = dataclasses.replace(config, tie_word_embeddings=False)
         # transformers stops at the ids of generation_config.json where it names any.
         eos_ids = source.generation().token_ids("eos_token_id")
-        return dataclasses.replace(config, eos_token_ids=eos_ids or config.eos_token_ids)
+        config = dataclasses.replace(config, eos_token_ids=eos_ids or config.eos_token_ids)
+        if not source.has_tensors:
+            return config
+        shape = config.shape(config.max_position_embeddings)
+        return dataclasses.replace(
+            config, stored=stored_formats(source.checkpoint(), shape, config.names)
+        )
 
 
 def _read_config(fields: Fields, name: str) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from sandwich.models.sampling_defaults import generation_defaults
 from sandwich.startup.hub import resolve_model
 from sandwich.text.byte_tokenizer import byte_tokenizer
 from sandwich.weights.load import ModelWeights, load_weights, random_weights
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Model:
         model = replace(ModelConfig.from_source(source), name=config.model_name)
         if not (source.has_tensors or config.random_weights or config.executor == "null"):
             source.checkpoint()  # says what is missing
+        if config.quantization == "auto" and model.stored.remark:
+            _log.warning("weights: %s (--quantization says otherwise)", model.stored.remark)
         return Model(
             model,
             source.tokenizer(),

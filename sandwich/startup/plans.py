@@ -94,7 +94,7 @@ def _layout(config: EngineConfig, machine: Machine, model: ModelConfig) -> Model
     """The layout of the model with its longest sequences, in the types that were asked for."""
     isa, dtype = machine.isa_row, _resolve_dtype(config.dtype, model)
     shape = model.shape(longest_context(model, config.max_model_len))
-    formats = weight_formats(config, dtype)
+    formats = weight_formats(config, dtype, model.stored)
     return ModelLayout.build(
         shape, dtype, isa.lanes, panel_width(isa), formats.layers, formats.lm_head
     )

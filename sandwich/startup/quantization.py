@@ -11,6 +11,7 @@ from typing import Final
 from codegen.spec import WeightFormat
 from sandwich.config import EngineConfig
 from sandwich.errors import ConfigError
+from sandwich.models.stored import FLOATS, StoredFormats
 
 GROUP: Final = 32  # inputs that share a scale, unless the user says otherwise
 # Its inputs stay floats: few rows meet it, and a vocabulary is where rounding them costs most.
@@ -28,20 +29,27 @@ class WeightFormats:
     lm_head: WeightFormat
 
 
-def weight_formats(config: EngineConfig, dtype: str) -> WeightFormats:
+def weight_formats(
+    config: EngineConfig, dtype: str, stored: StoredFormats = FLOATS
+) -> WeightFormats:
     """The formats that `config` asks for in a model of `dtype` ("float32" or "bfloat16").
+
+    stored: what "auto" keeps.
 
     A group that does not divide the inputs of a matrix leaves a shorter one at the end of each row.
     Raises ConfigError for a group without a quantisation.
     """
     group = config.quantization_group
-    if config.quantization == "none":
+    if config.quantization in ("auto", "none"):
         if group is not None:
             raise ConfigError(
                 f"--quantization-group is {group}, but without --quantization no matrix has "
                 "scales; give --quantization too, or leave the group out"
             )
-        return WeightFormats(WeightFormat(dtype), WeightFormat(dtype))
+        plain = WeightFormat(dtype)
+        if config.quantization == "none":
+            return WeightFormats(plain, plain)
+        return WeightFormats(stored.layers or plain, stored.lm_head or plain)
     group = GROUP if group is None else group
     has_minima = config.quantization in ("int8", "int4") and bool(group)
     layers = WeightFormat(

@@ -11,7 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from codegen.layout.arrays import bf16_from_float32, widen
 from codegen.layout.model import ModelLayout
+from codegen.layout.quantize import QuantizedRows
 from codegen.spec import ModelShape
 from platforms.memory import Arena
 from sandwich.checkpoint.source import Checkpoint
@@ -36,7 +37,7 @@ from sandwich.models.tensors import (
     is_redundant,
 )
 from sandwich.weights.finite import is_finite
-from sandwich.weights.pack import WeightPacker
+from sandwich.weights.pack import Rows, WeightPacker
 
 CHUNK_VALUES: Final = 1 << 20  # of a tensor, read and packed at once
 MAX_VALUE_NBYTES: Final = 4  # of the types a checkpoint may hold
@@ -72,9 +73,9 @@ class Chunk:
         return (self.stop - self.start) * self.tensor.num_columns
 
 
-# Gives the rows of a chunk as float32, float16 or bf16 bit patterns, perhaps in the buffer. It is
-# called from several threads, each with a buffer of its own.
-ReadRows = Callable[[Chunk, Buffer], Array]
+# Gives the rows of a chunk as float32, float16 or bf16 bit patterns, perhaps in the buffer, or as
+# codes. It is called from several threads, each with a buffer of its own.
+ReadRows = Callable[[Chunk, Buffer], Rows]
 
 
 def load_weights(
@@ -96,10 +97,11 @@ def load_weights(
         def position(tensor: CheckpointTensor) -> tuple[Path, int]:
             return stored[tensor.name].file, stored[tensor.name].offset
 
-        def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
+        def read_rows(chunk: Chunk, buffer: Buffer) -> Rows:
             name = chunk.tensor.name
-            rows = checkpoint.read_rows(name, chunk.start, chunk.stop, buffer)
-            if not is_finite(rows):
+            read = checkpoint.read_codes if name in kept else checkpoint.read_rows
+            rows = read(name, chunk.start, chunk.stop, buffer)
+            if not _is_finite(rows):
                 raise ModelError(
                     f"{stored[name].file}: {name} has values that are infinite or no numbers, in "
                     f"rows {chunk.start} to {chunk.stop - 1}; fetch it again"
@@ -107,8 +109,25 @@ def load_weights(
             return rows
 
         tensors = sorted(checkpoint_tensors(layout.shape, config.names), key=position)
+        kept = {tensor.name for tensor in tensors if _keeps_codes(checkpoint, tensor, layout)}
         chunks = list(_chunks(tensors, layout))
         return _pack(read_rows, chunks, config, layout, arena)
+
+
+def _keeps_codes(checkpoint: Checkpoint, tensor: CheckpointTensor, layout: ModelLayout) -> bool:
+    """Whether the checkpoint's codes are those of the matrices that the tensor becomes."""
+    codes = checkpoint.tensors[tensor.name].codes
+    if codes is None or any(part.role not in layout.matrices for part in tensor.parts):
+        return False
+    matrices = [layout.matrices[part.role] for part in tensor.parts]
+    formats = {replace(m.panels.format, activations=codes.activations) for m in matrices}
+    return formats == {codes} and all(matrix.can_keep_codes for matrix in matrices)
+
+
+def _is_finite(rows: Rows) -> bool:
+    if not isinstance(rows, QuantizedRows):
+        return is_finite(rows)
+    return is_finite(rows.scales) and (rows.minima is None or is_finite(rows.minima))
 
 
 def random_weights(

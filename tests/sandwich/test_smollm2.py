@@ -96,7 +96,7 @@ def truth(file: Path) -> LlamaForCausalLM:
 def test_greedy_tokens_are_those_of_transformers(truth: LlamaForCausalLM, cache_dir: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     options: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "cache_dir": cache_dir}
-    with LLM(dtype="float32", **options) as llm:
+    with LLM(dtype="float32", quantization="none", **options) as llm:
         results = llm.generate(PROMPTS, params, use_tqdm=False)
         assert llm.model_config.eos_token_ids == (2,)
     for result in results:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from codegen.layout.quantize import QuantizedRows
 from sandwich.checkpoint.files import OpenFiles
 from sandwich.checkpoint.gguf.architectures import (
     ROPE_FACTORS,
@@ -21,9 +22,12 @@ from sandwich.checkpoint.gguf.architectures import (
     is_paired,
     tensor_name,
 )
-from sandwich.checkpoint.gguf.header import Header, row_nbytes
+from sandwich.checkpoint.gguf.codes import read_blocks
+from sandwich.checkpoint.gguf.header import Header
 from sandwich.checkpoint.source import Array, StoredTensor
 from sandwich.errors import ModelError
+
+Buffer = npt.NDArray[np.uint8]
 
 # Types whose values are read as they are; bf16 as bit patterns.
 _PLAIN: Final[dict[str, np.dtype[Any]]] = {
@@ -71,33 +75,49 @@ class GgufCheckpoint:
 
     def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
         """As Checkpoint says; quantised types as float32."""
+        tensor = self.tensors[name]
         if not is_paired(self._architecture, name):
-            return self._read(self.tensors[name], start, stop, buffer)
-        # Rows of whole heads, of which those that are asked for are picked.
+            return _values(tensor, self._read(tensor, start, stop, buffer), stop - start)
+        raw, picked = self._read_heads(tensor, start, stop)
+        return _values(tensor, raw, len(raw))[picked]
+
+    def read_codes(
+        self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]
+    ) -> QuantizedRows:
+        """As Checkpoint says."""
+        tensor = self.tensors[name]
+        if not is_paired(self._architecture, name):
+            return read_blocks(self._read(tensor, start, stop, buffer), tensor.dtype)
+        raw, picked = self._read_heads(tensor, start, stop)
+        return read_blocks(raw[picked], tensor.dtype)
+
+    def _read_heads(
+        self, tensor: StoredTensor, start: int, stop: int
+    ) -> tuple[Buffer, npt.NDArray[np.intp]]:
+        """The heads that have rows [start, stop), as they are stored, and where those are in it."""
         dim = self._head_dim
         first, last = start // dim * dim, -(-stop // dim) * dim
-        values = self._read(self.tensors[name], first, last, np.empty(0, np.uint8))
-        return values[_paired_rows(np.arange(start, stop), dim) - first]
+        raw = self._read(tensor, first, last, np.empty(0, np.uint8))
+        picked = _paired_rows(np.arange(start, stop), dim) - first
+        return (raw.reshape(last - first, -1), picked)
 
-    def _read(
-        self, tensor: StoredTensor, start: int, stop: int, buffer: npt.NDArray[np.uint8]
-    ) -> Array:
-        """Rows in the order of the file, in `buffer` if it is large enough."""
-        is_vector = len(tensor.shape) == 1
-        first, count = (0, 1) if is_vector else (start, stop - start)
-        nbytes = row_nbytes(tensor)
+    def _read(self, tensor: StoredTensor, start: int, stop: int, buffer: Buffer) -> Buffer:
+        """Rows as they are stored, (rows, bytes), in `buffer` if it is large enough."""
+        count, nbytes = stop - start, tensor.nbytes // tensor.shape[0]
         if len(buffer) < count * nbytes:
             buffer = np.empty(count * nbytes, np.uint8)
         raw = buffer[: count * nbytes]
-        self._files.read(tensor.file, tensor.offset + first * nbytes, raw)
-        if tensor.dtype in _PLAIN:
-            values: Array = raw.view(_PLAIN[tensor.dtype])
-        else:
-            with np.errstate(all="ignore"):  # what is not finite is refused where it is packed
-                values = dequantize(raw.reshape(-1, nbytes), GGMLQuantizationType[tensor.dtype])
-        if is_vector:
-            return values.reshape(-1)[start:stop]
-        return values.reshape(count, *tensor.shape[1:])
+        self._files.read(tensor.file, tensor.offset + start * nbytes, raw)
+        return raw.reshape(count, nbytes)
+
+
+def _values(tensor: StoredTensor, raw: Buffer, count: int) -> Array:
+    """Stored rows as floats."""
+    shape = (count, *tensor.shape[1:])
+    if tensor.dtype in _PLAIN:
+        return raw.view(_PLAIN[tensor.dtype]).reshape(shape)
+    with np.errstate(all="ignore"):  # what is not finite is refused where it is packed
+        return dequantize(raw, GGMLQuantizationType[tensor.dtype]).reshape(shape)
 
 
 def _paired_rows(rows: npt.NDArray[np.intp], dim: int) -> npt.NDArray[np.intp]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from sandwich.checkpoint.gguf.codes import FORMATS
 from sandwich.checkpoint.source import StoredTensor
 from sandwich.checkpoint.strangers import unreadable
 from sandwich.errors import ModelError
@@ -50,12 +51,6 @@ class Header:
     file: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]  # by the file's own names; dtype as ggml spells it
-
-
-def row_nbytes(tensor: StoredTensor) -> int:
-    """Bytes of one row, whole blocks; a vector is one row."""
-    block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.dtype]]
-    return math.prod(tensor.shape[1:] or tensor.shape) // block * nbytes
 
 
 def read_header(file: Path) -> Header:
@@ -106,20 +101,13 @@ class _Parser:
         for name, tensor in found:
             if name in tensors:
                 raise self._damaged(f"tensor {name[:80]!r} stands twice")
-            block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.dtype]]
-            if tensor.shape[-1] % block:
-                raise self._damaged(
-                    f"rows of tensor {name[:80]} have {tensor.shape[-1]} values, but those of "
-                    f"{tensor.dtype} are blocks of {block}"
-                )
-            nbytes = row_nbytes(tensor) * (tensor.shape[0] if len(tensor.shape) > 1 else 1)
             offset = start + tensor.offset
-            if offset + nbytes > self._size:
+            if offset + tensor.nbytes > self._size:
                 raise ModelError(
                     f"{self._file}: is cut short: tensor {name[:80]} ends at byte "
-                    f"{offset + nbytes} of {self._size}; fetch it again"
+                    f"{offset + tensor.nbytes} of {self._size}; fetch it again"
                 )
-            tensors[name] = StoredTensor(tensor.dtype, tensor.shape, tensor.file, offset)
+            tensors[name] = replace(tensor, offset=offset)
         return tensors
 
     def _tensor(self) -> tuple[str, StoredTensor]:
@@ -138,7 +126,18 @@ class _Parser:
                 f"{self._file}: tensor {name[:80]} is of type {dtype}, which is not known here; "
                 "give a file in another quantisation"
             ) from None
-        return name, StoredTensor(spelled, tuple(reversed(dims)), self._file, offset)
+        block, block_nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[spelled]]
+        if dims[0] % block:
+            raise self._damaged(
+                f"rows of tensor {name[:80]} have {dims[0]} values, but those of {spelled} are "
+                f"blocks of {block}"
+            )
+        if num_dims == 1 and block > 1:
+            raise self._damaged(f"tensor {name[:80]} is a vector of {spelled}")
+        nbytes = math.prod(dims) // block * block_nbytes
+        shape = tuple(reversed(dims))
+        codes = FORMATS.get(spelled) if num_dims > 1 else None
+        return name, StoredTensor(spelled, shape, self._file, offset, nbytes, codes)
 
     def _value(self, kind: int) -> Any:
         if kind == GGUFValueType.STRING:

@@ -60,7 +60,7 @@ def test_a_group_without_a_quantisation_is_refused() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--quantization", "int3"], "'int3' is not one of none, int8, int8-w8a8, int4"),
+        (["--quantization", "int3"], "'int3' is not one of auto, none, int8, int8-w8a8, int4"),
         (["--quantization-group", "48"], "'48' is not one of 0, 32, 64, 128"),
         (["--quantization-group", "64"], "give --quantization too"),
     ],
