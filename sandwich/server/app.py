@@ -16,10 +16,11 @@ from aiohttp import web
 
 from sandwich.config import ServerConfig
 from sandwich.errors import ConfigError
-from sandwich.server import chat, completions, models
+from sandwich.server import anthropic, chat, completions, models
 from sandwich.server.backend import Backend
 from sandwich.server.cors import add_cors_headers, cors_middleware
 from sandwich.server.errors import (
+    ANTHROPIC_PATH,
     REQUEST_ID,
     REQUEST_ID_HEADER,
     AuthenticationError,
@@ -58,6 +59,8 @@ async def _key_middleware(request: web.Request, handler: Handler) -> web.StreamR
     key = request.app[STATE].config.api_key
     if key is not None and request.path not in _OPEN_PATHS:
         given = request.headers.get("Authorization", "")
+        if "X-Api-Key" in request.headers:  # as Anthropic's clients send it
+            given = f"Bearer {request.headers['X-Api-Key']}"
         if not hmac.compare_digest(_raw(given), _raw(f"Bearer {key}")):
             raise AuthenticationError(
                 "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
@@ -82,6 +85,8 @@ def create_app(state: ServerState) -> web.Application:
     app.on_response_prepare.append(add_cors_headers)
     app.router.add_post("/v1/completions", completions.completions)
     app.router.add_post("/v1/chat/completions", chat.chat_completions)
+    app.router.add_post(ANTHROPIC_PATH, anthropic.messages)
+    app.router.add_post(f"{ANTHROPIC_PATH}/count_tokens", anthropic.count_tokens)
     app.router.add_get("/v1/models", models.list_models)
     app.router.add_get("/v1/models/{model:.+}", models.get_model)
     app.router.add_post("/tokenize", models.tokenize)

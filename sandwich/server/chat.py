@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from aiohttp import web
 from msgspec import UNSET, UnsetType
@@ -56,6 +57,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 @dataclass(frozen=True)
 class ChatFormat:
     """How the answers of one call look."""
+
+    has_named_events: ClassVar[bool] = False
 
     id: str
     created: int

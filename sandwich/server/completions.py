@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from aiohttp import web
 from msgspec import UNSET, UnsetType
@@ -57,6 +58,8 @@ async def encode_prompts(
 @dataclass(frozen=True)
 class CompletionFormat:
     """How the answers of one call look."""
+
+    has_named_events: ClassVar[bool] = False
 
     id: str
     created: int

@@ -21,6 +21,15 @@ logger = logging.getLogger("sandwich.server")
 REQUEST_ID = web.RequestKey("request_id", str)
 REQUEST_ID_HEADER = "X-Request-Id"
 INVALID_REQUEST = "invalid_request_error"
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
 CLIENT_LEFT = 499  # as nginx logs it; nobody reads it
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -71,6 +80,16 @@ class ErrorBody(msgspec.Struct):
     error: ErrorObject
 
 
+class AnthropicErrorObject(msgspec.Struct):
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct):
+    error: AnthropicErrorObject
+    type: str = "error"
+
+
 @dataclass(frozen=True)
 class ApiError:
     """An error as the wire has it: a status, the OpenAI object and extra headers."""
@@ -79,13 +98,17 @@ class ApiError:
     error: ErrorObject
     headers: dict[str, str] = field(default_factory=dict)
 
-    def body(self) -> bytes:
-        return msgspec.json.encode(ErrorBody(self.error))
+    def body(self, path: str) -> bytes:
+        """The object as clients of the endpoint at `path` know it."""
+        if not path.startswith(ANTHROPIC_PATH):
+            return msgspec.json.encode(ErrorBody(self.error))
+        kind = _ANTHROPIC_TYPES.get(self.status, INVALID_REQUEST)
+        return msgspec.json.encode(AnthropicError(AnthropicErrorObject(kind, self.error.message)))
 
-    def response(self) -> web.Response:
+    def response(self, path: str) -> web.Response:
         return web.Response(
             status=self.status,
-            body=self.body(),
+            body=self.body(path),
             headers=self.headers,
             content_type="application/json",
         )
@@ -153,4 +176,4 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         logger.debug("request %s: its client has left", request[REQUEST_ID])
         return web.Response(status=CLIENT_LEFT)
     except Exception as error:
-        return describe(error, request[REQUEST_ID]).response()
+        return describe(error, request[REQUEST_ID]).response(request.path)

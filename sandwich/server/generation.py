@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 from aiohttp import web
@@ -143,7 +143,9 @@ def _rate(count: int, seconds: float) -> float:
 
 
 class ChunkFormat(Protocol):
-    """How one endpoint writes its stream."""
+    """How one endpoint writes its stream. `has_named_events`: as in sse.EventStream."""
+
+    has_named_events: ClassVar[bool]
 
     def chunks(
         self, generation: Generation, choice: Choice, delta: OutputDelta
@@ -159,7 +161,7 @@ async def stream_answer(
 
     The status line is out before the first token, so a later failure becomes an error event.
     """
-    events = EventStream(request, limits.write_timeout_s)
+    events = EventStream(request, limits.write_timeout_s, chunk_format.has_named_events)
     await events.open()
     try:
         while not generation.is_over:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Protocol, cast
 
 import msgspec
 from aiohttp import web
@@ -24,6 +25,12 @@ def frame(payload: bytes) -> bytes:
     return b"data: " + payload + b"\n\n"
 
 
+class NamedEvent(Protocol):
+    """A payload whose type is the name of its event."""
+
+    type: str
+
+
 class EventStream:
     """The answer of one streaming request. Any write raises ConnectionError once the client left.
 
@@ -31,8 +38,12 @@ class EventStream:
     connection is cut, so that no handler waits for ever.
     """
 
-    def __init__(self, request: web.Request, write_timeout_s: float) -> None:
+    def __init__(
+        self, request: web.Request, write_timeout_s: float, has_names: bool = False
+    ) -> None:
+        """`has_names`: payloads are NamedEvents, and the last one ends the stream."""
         self._request = request
+        self._has_names = has_names
         self._response = web.StreamResponse(headers=_HEADERS)
         self._write_timeout_s = write_timeout_s
 
@@ -41,19 +52,27 @@ class EventStream:
 
     async def send(self, payloads: Iterable[msgspec.Struct]) -> None:
         """Write the events in one go; nothing if there are none."""
-        data = b"".join(frame(msgspec.json.encode(payload)) for payload in payloads)
+        data = b"".join(self._event(payload) for payload in payloads)
         if data:
             await self._write(data)
 
+    def _event(self, payload: msgspec.Struct) -> bytes:
+        data = frame(msgspec.json.encode(payload))
+        if not self._has_names:
+            return data
+        return b"event: " + cast(NamedEvent, payload).type.encode() + b"\n" + data
+
     async def send_error(self, error: ApiError) -> None:
-        await self._write(frame(error.body()))
+        name = b"event: error\n" if self._has_names else b""
+        await self._write(name + frame(error.body(self._request.path)))
 
     async def keep_alive(self) -> None:
         """A comment: clients skip it, proxies and dead connections notice it."""
         await self._write(KEEP_ALIVE)
 
     async def close(self) -> web.StreamResponse:
-        await self._write(DONE)
+        if not self._has_names:
+            await self._write(DONE)
         await self._response.write_eof()
         return self._response
 

@@ -85,13 +85,15 @@ _SIGNS: Final = (
     ("<tool_call>", HERMES),
     ("[TOOL_CALLS]", MISTRAL),
     ("<|python_tag|>", LLAMA_3),
-    ('"parameters"', LLAMA_3),
+    ('{"name": function name, "parameters":', LLAMA_3),
 )
+# Signs of forms that use the same tags in another way, and are not read here.
+_OTHERS: Final = ("<function=", "<arg_key>", "[ARGS]")
 
 
 def tool_format(template: str) -> ToolFormat | None:
     """The format of the model with this chat template; None if it has no place for tools."""
-    if "tools" not in template:
+    if "tools" not in template or any(sign in template for sign in _OTHERS):
         return None
     return next((form for sign, form in _SIGNS if sign in template), None)
 

@@ -108,6 +108,20 @@ class GatedExecutor(NullExecutor):
             )
         return super().run(batch)
 
+    def close(self) -> None:
+        super().close()
+        with self._changed:
+            self._changed.notify_all()
+
+    async def closed(self) -> None:
+        """Until the engine's thread has let go of it."""
+
+        def wait() -> bool:
+            with self._changed:
+                return self._changed.wait_for(lambda: self.is_closed, PATIENCE_S)
+
+        assert await asyncio.to_thread(wait)
+
     def hold(self) -> None:
         """No step that has not begun yet may pass."""
         with self._changed:

@@ -218,7 +218,7 @@ async def test_a_dead_engine_leaves_nobody_waiting(
     with pytest.raises(openai.InternalServerError, match="failed"):
         await ask(rig)
     assert await rig.server.drain(PATIENCE_S) is True
-    assert rig.executor.is_closed
+    await rig.executor.closed()
 
 
 # ---- the whole command ----
