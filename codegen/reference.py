@@ -161,12 +161,14 @@ def paged_attention(
     context_lens: Ints,
     block_tables: Ints,
     kv: KvLayout,
+    window: int = 0,
 ) -> Floats:
     """Causal attention of every token over its own sequence in the cache: (tokens, heads, dim).
 
     queries (tokens, heads, head_dim); keys, values: one layer of the cache, the new tokens already
     written; query_starts (seqs + 1,), context_lens (seqs,), block_tables (seqs, max_blocks). The
-    queries of a sequence are its last tokens: a prefill chunk, or one token of decode.
+    queries of a sequence are its last tokens: a prefill chunk, or one token of decode. window: keys
+    that a query sees, its own and those just before it; 0 for all.
     """
     output = np.empty_like(queries)
     group = queries.shape[1] // kv.num_kv_heads
@@ -176,10 +178,12 @@ def paged_attention(
         num_queries = rows.stop - rows.start
         seq_keys, seq_values = read_kv(keys, values, block_tables[seq], int(context_len), kv)
         positions = np.arange(context_len - num_queries, context_len)
-        is_future = np.arange(context_len)[None, :] > positions[:, None]  # (queries, context)
+        is_hidden = np.arange(context_len)[None, :] > positions[:, None]  # (queries, context)
+        if window:
+            is_hidden |= np.arange(context_len)[None, :] <= positions[:, None] - window
         for head in range(queries.shape[1]):
             scores = queries[rows, head] @ seq_keys[head // group].T * scale
-            scores[is_future] = -np.inf
+            scores[is_hidden] = -np.inf
             output[rows, head] = softmax(scores) @ seq_values[head // group]
     return output
 

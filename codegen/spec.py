@@ -57,9 +57,23 @@ class HeadNorm(StrEnum):
 
 
 @dataclass(frozen=True)
-class Traits:
-    """In what the text of a model differs from that of Llama; by default in nothing."""
+class LayerKind:
+    """What sets some layers of a model apart from others.
 
+    window: keys that a token sees, its own and those just before it; 0 for all.
+    """
+
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class Traits:
+    """In what the text of a model differs from that of Llama; by default in nothing.
+
+    kinds: of the layers in order, from the first again where they are fewer.
+    """
+
+    kinds: tuple[LayerKind, ...] = (LayerKind(),)
     head_norm: HeadNorm = HeadNorm.NONE
 
 
@@ -81,6 +95,12 @@ class ModelShape:
     tied_embeddings: bool
     max_model_len: int
     traits: Traits = field(default_factory=Traits)
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer."""
+        given = self.traits.kinds
+        return tuple(given[layer % len(given)] for layer in range(self.num_layers))
 
     @property
     def group_size(self) -> int:

@@ -180,7 +180,12 @@ def _counted(
             values = (shape.num_heads / shape.num_kv_heads + 2) * shape.head_dim
             num_units = tokens * shape.num_kv_heads
             return Operator(op.name, Kind.ROPE, repeats, num_units, values=values)
-        case text.Attention():
+        case text.Attention(window=window):
+            num_keys, num_cached = step.num_keys, step.num_cached
+            if window:  # a prompt is read as a whole, by one token or another
+                num_keys = min(num_keys, tokens * window)
+                if step.phase is Phase.DECODE:
+                    num_cached = min(num_cached, tokens * window)
             num_units = step.num_tiles * shape.num_kv_heads
             cached_bytes = 2 * shape.num_kv_heads * shape.head_dim * _value_bytes(kv_dtype)
             return Operator(
@@ -188,8 +193,8 @@ def _counted(
                 Kind.ATTENTION,
                 repeats,
                 num_units,
-                flops=4 * shape.num_heads * shape.head_dim * step.num_keys / num_units,
-                nbytes=cached_bytes * step.num_cached / num_units,
+                flops=4 * shape.num_heads * shape.head_dim * num_keys / num_units,
+                nbytes=cached_bytes * num_cached / num_units,
             )
         case text.Quantize(reader=role):
             columns = layout.panels(role).k

@@ -36,7 +36,7 @@ def program_rates(
     """
     (phase,) = {step.case.phase for step in steps}
     # products and norms of all rows, which are those in the layers
-    chosen = {op.name for op in step_operators(layout).layer}
+    chosen = step_operators(layout).in_layers
     found = [
         (
             step.case.num_tokens,

@@ -9,6 +9,7 @@ import numpy as np
 from codegen.intrinsics.base import Intrinsic
 
 MASK_VALUE = np.float32(-np.inf)
+FAR_BELOW = np.float32(-(2.0**100))  # below every score, and finite: 0xC630000000000000 as double
 
 
 def silu_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -25,6 +26,11 @@ def exp2(x: np.ndarray) -> np.ndarray:
 def mask_from(scores: np.ndarray, num_valid: int) -> np.ndarray:
     """Lanes at `num_valid` and beyond become -inf."""
     return np.where(np.arange(scores.size) < num_valid, scores, MASK_VALUE)
+
+
+def mask_below(scores: np.ndarray, num_masked: int) -> np.ndarray:
+    """Lanes before `num_masked` become FAR_BELOW."""
+    return np.where(np.arange(scores.size) < num_masked, FAR_BELOW, scores)
 
 
 def any_above(x: np.ndarray, threshold: float) -> np.int32:
@@ -120,6 +126,21 @@ declare <$L x i32> @llvm.stepvector.v${L}i32()""",
     mask_from,
 )
 
+MASK_BELOW = Intrinsic(
+    "sw_mask_below",
+    "float32x$L",
+    """
+define <$L x float> @sw_mask_below(<$L x float> %x, i32 %n) alwaysinline {
+  %s = insertelement <$L x i32> poison, i32 %n, i32 0
+  %v = shufflevector <$L x i32> %s, <$L x i32> poison, <$L x i32> zeroinitializer
+  %lane = call <$L x i32> @llvm.stepvector.v${L}i32()
+  %ok = icmp sge <$L x i32> %lane, %v
+  %r = select <$L x i1> %ok, <$L x float> %x, <$L x float> splat (float 0xC630000000000000)
+  ret <$L x float> %r
+}""",
+    mask_below,
+)
+
 ANY_ABOVE = Intrinsic(
     "sw_any_above",
     "int32",
@@ -136,4 +157,4 @@ define i32 @sw_any_above(<$L x float> %x, float %t) alwaysinline {
     any_above,
 )
 
-PORTABLE: tuple[Intrinsic, ...] = (EXP2, SILU_MUL, HMAX, HSUM, MASK_FROM, ANY_ABOVE)
+PORTABLE: tuple[Intrinsic, ...] = (EXP2, SILU_MUL, HMAX, HSUM, MASK_FROM, MASK_BELOW, ANY_ABOVE)

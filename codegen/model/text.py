@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from codegen.model.tables import embedding, head_norms
-from codegen.spec import ModelShape
+from codegen.spec import LayerKind, ModelShape
 
 V = TypeVar("V")
 
@@ -29,7 +29,7 @@ class Operations(Protocol[V]):
     def embed(self, role: str) -> V:
         """The rows of the step's tokens in an embedding."""
 
-    def layers(self, x: V, layer: Callable[[V], V]) -> V:
+    def layers(self, x: V, layer: Callable[[LayerKind, V], V]) -> V:
         """`x` through every layer in turn."""
 
     def wanted(self, x: V) -> V:
@@ -49,8 +49,10 @@ class Operations(Protocol[V]):
         into the KV cache.
         """
 
-    def attend(self, queries: V) -> V:
-        """Causal attention of each query to the keys and values of its sequence in the cache."""
+    def attend(self, kind: LayerKind, queries: V) -> V:
+        """Causal attention of each query to the keys and values of its sequence in the cache, all
+        or those in the window of the layer (Longformer, arXiv 2004.05150).
+        """
 
     def gate(self, gate_up: V) -> V:
         """SiLU of the first half times the second (SwiGLU, arXiv 2002.05202)."""
@@ -64,22 +66,22 @@ class Operations(Protocol[V]):
 
 def forward(m: Operations[V]) -> None:
     """A step from token ids to logits and what is read from them."""
-    x = m.layers(m.embed(embedding(m.shape)), lambda x: decoder_layer(m, x))
+    x = m.layers(m.embed(embedding(m.shape)), lambda kind, x: decoder_layer(m, kind, x))
     m.read(m.linear("lm_head", m.norm("norm", m.wanted(x))))
 
 
-def decoder_layer(m: Operations[V], x: V) -> V:
+def decoder_layer(m: Operations[V], kind: LayerKind, x: V) -> V:
     """Attention and a gated MLP, each on a normed copy and added to the residual stream."""
-    x = m.add(x, attention(m, m.norm("input_norm", x)))
+    x = m.add(x, attention(m, kind, m.norm("input_norm", x)))
     return m.add(x, mlp(m, m.norm("post_attention_norm", x)))
 
 
-def attention(m: Operations[V], x: V) -> V:
+def attention(m: Operations[V], kind: LayerKind, x: V) -> V:
     """Attention with the projections around it."""
     qkv = m.linear("qkv", x)
     if head_norms(m.shape):
         qkv = m.norm_heads(qkv)
-    return m.linear("o", m.attend(m.rotate_and_cache(qkv)))
+    return m.linear("o", m.attend(kind, m.rotate_and_cache(qkv)))
 
 
 def mlp(m: Operations[V], x: V) -> V:

@@ -27,11 +27,14 @@ _Product = Callable[[Expr, int, int, int], None]  # (first row, rows, first vect
 K_UNROLL = 2  # words of the reduction per turn of the inner loops
 
 
-def attention(step: Step, core: Expr, layer: Expr) -> None:
-    """attended[t, h, :] for the units of `core`, heads before tiles."""
+def attention(step: Step, core: Expr, layer: Expr, window: int = 0) -> None:
+    """attended[t, h, :] for the units of `core`, heads before tiles; of all keys before and at a
+    token or of the last `window` of them.
+    """
     spec = step.spec
     begin, end = split(core, spec.num_shares, step.num_tiles * spec.shape.num_kv_heads)
-    whole, single = _QueryTile(step, layer, spec.query_tile), _QueryTile(step, layer, 1)
+    tiles = (_QueryTile(step, layer, num_tokens, window) for num_tokens in (spec.query_tile, 1))
+    whole, single = tiles
     with T.serial(begin, end) as unit:
         head = T.bind(unit // step.num_tiles)
         tile = T.bind(unit % step.num_tiles)
@@ -57,6 +60,7 @@ class _QueryTile:
     step: Step
     layer: Expr
     num_tokens: int
+    window: int  # 0: all keys
 
     @property
     def rows(self) -> int:
@@ -71,7 +75,11 @@ class _QueryTile:
         state.reset()
         visible = T.bind(position + self.num_tokens)  # tokens the last row sees
         num_blocks = T.bind((visible + (block_size - 1)) // block_size)
-        with T.serial(0, num_blocks) as i:
+        first_block = 0
+        if self.window:  # the first block that the first row sees
+            unseen = T.bind(T.max(position - (self.window - 1), 0))
+            first_block = T.bind(unseen // block_size)
+        with T.serial(first_block, num_blocks) as i:
             block = T.bind(T.cast(step.b["block_tables"][sequence, i], "int64"))
             start = T.bind(i * block_size)
             if step.spec.phase is Phase.DECODE:
@@ -136,7 +144,8 @@ class _QueryTile:
 
     def _scores(self, state: _State, head: Expr, first: Expr, block: Expr, num_valid: Expr) -> None:
         """scores = QK of one block; row of token t sees `num_valid` + t of its tokens, the rest are
-        -inf.
+        -inf. Those before its window are far below what any key reaches, but finite: a block may
+        have no other keys for a row, and its sums count nothing once a later block has some.
         """
         step, kit, lanes = self.step, self.step.kv_kit, self.step.kv_kit.lanes
         group, words = step.spec.shape.group_size, kit.act_words(step.kv.head_dim_padded)
@@ -167,6 +176,8 @@ class _QueryTile:
                 for j, vector in enumerate(acc.row(i)):
                     at = (column + j) * lanes
                     masked = kit.call("sw_mask_from", vector, limit - at)
+                    if self.window:
+                        masked = kit.call("sw_mask_below", masked, limit - self.window - at)
                     kit.store(state.scores, (row + i, at), masked)
 
         self._each_register_tile(step.kv.block_size // lanes, product)

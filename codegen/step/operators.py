@@ -13,9 +13,10 @@ from enum import Enum
 from typing import ClassVar
 
 from codegen.layout.model import ModelLayout
+from codegen.model.pattern import Period, pattern_of
 from codegen.model.tables import HeadNorms, head_norms
 from codegen.model.text import forward
-from codegen.spec import ModelShape
+from codegen.spec import LayerKind, ModelShape
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ class RotateAndCache(Operator):
 
 @dataclass(frozen=True)
 class Attention(Operator):
-    """out = attention of the queries to the cache."""
+    """out = attention of the queries to the cache, all of it or a window (0: all)."""
 
     out: str
+    window: int
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,29 @@ class Scores(Operator):
 
 @dataclass(frozen=True)
 class StepOperators:
-    """The operators of a step in order: before the layers, in each of `num_layers`, after them."""
+    """The operators of a step in order: before the layers, in a layer of each kind, after them.
+
+    pattern: the order of the layers.
+    """
 
     before: tuple[Operator, ...]
-    layer: tuple[Operator, ...]
+    layer: dict[LayerKind, tuple[Operator, ...]]
     after: tuple[Operator, ...]
-    num_layers: int
+    pattern: tuple[Period, ...]
 
     def __iter__(self) -> Iterator[tuple[Operator, int]]:
-        """Each operator once, with the number of times it runs."""
-        for operators, repeats in ((self.before, 1), (self.layer, self.num_layers)):
-            yield from ((operator, repeats) for operator in operators)
+        """Each operator once for every kind of layer, with the number of times it runs there."""
+        runs = [(run, period.repeats) for period in self.pattern for run in period.runs]
+        yield from ((operator, 1) for operator in self.before)
+        for kind, operators in self.layer.items():
+            count = sum(run.count * repeats for run, repeats in runs if run.kind == kind)
+            yield from ((operator, count) for operator in operators)
         yield from ((operator, 1) for operator in self.after)
+
+    @property
+    def in_layers(self) -> frozenset[str]:
+        """The names of the operators in layers."""
+        return frozenset(op.name for operators in self.layer.values() for op in operators)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -151,15 +164,15 @@ class StepOperators:
     @property
     def rounded_apart(self) -> tuple[str, ...]:
         """The activations that an operator of their own rounds to int8."""
-        return tuple(op.rows for op, _ in self if isinstance(op, Quantize))
+        return tuple(dict.fromkeys(op.rows for op, _ in self if isinstance(op, Quantize)))
 
 
 def step_operators(layout: ModelLayout) -> StepOperators:
     """The operators of a step of a model in a layout, whose formats decide what is rounded when."""
     recorder = _Recorder(layout)
     forward(recorder)
-    before, layer, after = map(tuple, recorder.parts)
-    return StepOperators(before, layer, after, layout.shape.num_layers)
+    before, after = map(tuple, (recorder.before, recorder.after))
+    return StepOperators(before, recorder.layer, after, pattern_of(layout.shape.kinds))
 
 
 @dataclass(frozen=True)
@@ -182,8 +195,10 @@ class _Recorder:
 
     def __init__(self, layout: ModelLayout) -> None:
         self._layout = layout
-        self.parts: tuple[list[Operator], ...] = ([], [], [])
-        self._operators = self.parts[0]
+        self.before: list[Operator] = []
+        self.layer: dict[LayerKind, tuple[Operator, ...]] = {}
+        self.after: list[Operator] = []
+        self._operators = self.before
 
     @property
     def shape(self) -> ModelShape:
@@ -193,10 +208,12 @@ class _Recorder:
         self._operators.append(Embed("embed", role))
         return _Rows("x")
 
-    def layers(self, x: _Rows, layer: Callable[[_Rows], _Rows]) -> _Rows:
-        _, self._operators, after = self.parts
-        assert layer(x) == x, "a layer ends in the residual stream"
-        self._operators = after
+    def layers(self, x: _Rows, layer: Callable[[LayerKind, _Rows], _Rows]) -> _Rows:
+        for kind in dict.fromkeys(self.shape.kinds):
+            self._operators = []
+            assert layer(kind, x) == x, "a layer ends in the residual stream"
+            self.layer[kind] = tuple(self._operators)
+        self._operators = self.after
         return x
 
     def wanted(self, x: _Rows) -> _Rows:
@@ -225,8 +242,8 @@ class _Recorder:
         self._operators.append(RotateAndCache("rope_and_cache", qkv.name))
         return _Rows("queries")
 
-    def attend(self, queries: _Rows) -> _Rows:
-        self._operators.append(Attention("attention", "attended"))
+    def attend(self, kind: LayerKind, queries: _Rows) -> _Rows:
+        self._operators.append(Attention("attention", "attended", kind.window))
         return _Rows("attended", together=self.shape.group_size * self._layout.head_dim_padded)
 
     def gate(self, gate_up: _Rows) -> _Rows:

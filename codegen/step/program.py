@@ -16,6 +16,7 @@ from codegen.cores.parallel import each_share, parallel_region
 from codegen.gemm.nest import Epilogue, Gemm
 from codegen.gemm.register_tile import Weights
 from codegen.kit import Expr, T, prim_func
+from codegen.model.pattern import Period
 from codegen.spec import ProgramSpec
 from codegen.step.arguments import TIMER_WORDS
 from codegen.step.attention import attention
@@ -78,14 +79,34 @@ def forward(step: Step) -> None:
     """
     for operator in step.operators.before:
         emit(step, operator)
-    with T.serial(0, step.operators.num_layers) as layer:
-        for operator in step.operators.layer:
-            emit(step, operator, layer)
+    first = 0
+    for period in step.operators.pattern:
+        layers(step, period, first)
+        first += period.length * period.repeats
     with logit_blocks(step) as rows:
         for operator in step.operators.after:
             emit(step, operator, rows=rows)
     if step.spec.has_timers:
         each_share(step.team, lambda core: _clock(step, core, OUTSIDE))
+
+
+def layers(step: Step, period: Period, first: int) -> None:
+    """Loops over the layers of a period, which begin with layer `first`."""
+
+    def run_through(turn_first: Expr) -> None:
+        at = turn_first
+        for part in period.runs:
+            with T.serial(0, part.count) as index:
+                layer = index if isinstance(at, int) and at == 0 else T.bind(at + index)
+                for operator in step.operators.layer[part.kind]:
+                    emit(step, operator, layer)
+            at = at + part.count
+
+    if period.repeats == 1:
+        run_through(first)
+        return
+    with T.serial(0, period.repeats) as turn:
+        run_through(T.bind(first + turn * period.length))
 
 
 @contextmanager
@@ -122,7 +143,7 @@ def emit(
         case RotateAndCache():
             each(lambda core: rope_and_cache(step, core, layer))
         case Attention():
-            each(lambda core: attention(step, core, layer))
+            each(lambda core: attention(step, core, layer, operator.window))
         case Quantize(rows=name):
             each(lambda core: quantize_rows(step, core, name))
         case Argmax():

@@ -18,7 +18,7 @@ from codegen.layout.arrays import Floats, widen
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.model.tables import Matrix, head_norms
 from codegen.model.text import forward
-from codegen.spec import ModelShape, WeightFormat
+from codegen.spec import LayerKind, ModelShape, WeightFormat
 from sandwich.executor.base import (
     Batch,
     ExecutorLimits,
@@ -131,10 +131,10 @@ class _Step:
         packed = layout.matrix(tensors, role)
         return reference.embedding_from_panels(packed, self._token_ids, layout.panels(role))
 
-    def layers(self, x: Floats, layer: Callable[[Floats], Floats]) -> Floats:
-        for index in range(self.shape.num_layers):
+    def layers(self, x: Floats, layer: Callable[[LayerKind, Floats], Floats]) -> Floats:
+        for index, kind in enumerate(self.shape.kinds):
             self._layer = index
-            x = layer(x)
+            x = layer(kind, x)
         self._layer = None
         return x
 
@@ -171,7 +171,7 @@ class _Step:
         reference.write_kv(keys, values, new_keys, new_values, self._slots, model.kv)
         return reference.rope(heads[:, :first_key], cos, sin)
 
-    def attend(self, queries: Floats) -> Floats:
+    def attend(self, kind: LayerKind, queries: Floats) -> Floats:
         model = self._model
         attended = reference.paged_attention(
             queries,
@@ -181,6 +181,7 @@ class _Step:
             self._context_lens,
             self._block_tables,
             model.kv,
+            kind.window,
         )
         return attended.reshape(len(queries), -1)
 

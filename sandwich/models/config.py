@@ -127,8 +127,6 @@ def _refuse_unsupported(fields: Fields) -> None:
         raise fields.error(
             "quantization_config", "quantised checkpoints are not supported; use the original one"
         )
-    if fields.has("sliding_window") and fields.get("use_sliding_window") is not False:
-        raise fields.error("sliding_window", "only full attention is supported (null)")
 
 
 def _read_num_kv_heads(fields: Fields, num_heads: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from codegen.spec import Traits
+from codegen.spec import LayerKind, Traits
 from sandwich.checkpoint.fields import Fields
 from sandwich.models.tensors import TensorNames
 
@@ -18,6 +18,31 @@ class Switches:
     o_bias: bool = False
     mlp_bias: bool = False
     traits: Traits = field(default_factory=Traits)
+
+
+def refuse_windows(fields: Fields) -> None:
+    """ModelError if a config.json of a family without windows asks for them."""
+    if fields.has("sliding_window") and fields.get("use_sliding_window") is not False:
+        raise fields.error("sliding_window", "only full attention is supported (null)")
+
+
+def window_kinds(fields: Fields, switch: str = "") -> tuple[LayerKind, ...]:
+    """The kinds of layers by `sliding_window` and, where only some layers have the window, by
+    `layer_types`. switch: the key that must be true for any window. Raises ModelError for types
+    that are not supported.
+    """
+    if not fields.has("sliding_window") or (switch and not fields.flag(switch)):
+        return (LayerKind(),)
+    window = LayerKind(fields.integer("sliding_window"))
+    types = fields.get("layer_types")
+    if types is None:
+        return (window,)
+    by_type = {"sliding_attention": window, "full_attention": LayerKind()}
+    count = fields.integer("num_hidden_layers")
+    if not isinstance(types, list) or len(types) != count or not by_type.keys() >= set(types):
+        known = " or ".join(by_type)
+        raise fields.error("layer_types", f"supported: for each of {count} layers {known}")
+    return tuple(by_type[kind] for kind in types)
 
 
 @dataclass(frozen=True)

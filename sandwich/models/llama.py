@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.models.family import Family, Switches
+from sandwich.models.family import Family, Switches, refuse_windows
 from sandwich.models.tensors import TensorNames
 
 NAMES: Final = TensorNames(
@@ -40,6 +40,7 @@ NAMES: Final = TensorNames(
 
 
 def _read(fields: Fields) -> Switches:
+    refuse_windows(fields)
     bias = fields.flag("attention_bias")
     return Switches(qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias"))
 

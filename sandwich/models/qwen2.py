@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from codegen.spec import Traits
 from sandwich.checkpoint.fields import Fields
-from sandwich.models.family import Family, Switches
+from sandwich.models.family import Family, Switches, window_kinds
 from sandwich.models.llama import NAMES
 
 
 def _read(fields: Fields) -> Switches:
-    return Switches(qkv_bias=True)
+    return Switches(qkv_bias=True, traits=Traits(window_kinds(fields, "use_sliding_window")))
 
 
 FAMILY: Final = Family("Qwen2ForCausalLM", "qwen2", NAMES, _read)

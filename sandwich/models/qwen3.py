@@ -11,7 +11,7 @@ from typing import Final
 from codegen.spec import HeadNorm, Traits
 from sandwich.checkpoint.fields import Fields
 from sandwich.models import llama
-from sandwich.models.family import Family, Switches
+from sandwich.models.family import Family, Switches, window_kinds
 
 _NORMS: Final = {"self_attn.q_norm": ("q_norm",), "self_attn.k_norm": ("k_norm",)}
 NAMES: Final = replace(llama.NAMES, inside=llama.NAMES.inside | _NORMS)
@@ -19,7 +19,8 @@ NAMES: Final = replace(llama.NAMES, inside=llama.NAMES.inside | _NORMS)
 
 def _read(fields: Fields) -> Switches:
     bias = fields.flag("attention_bias")
-    return Switches(qkv_bias=bias, o_bias=bias, traits=Traits(head_norm=HeadNorm.HEAD))
+    traits = Traits(window_kinds(fields, "use_sliding_window"), HeadNorm.HEAD)
+    return Switches(qkv_bias=bias, o_bias=bias, traits=traits)
 
 
 FAMILY: Final = Family("Qwen3ForCausalLM", "qwen3", NAMES, _read)

@@ -73,6 +73,7 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_hmax": (numbers, equal),
     "sw_hsum": (summands, within(1e-6, 1e-5)),
     "sw_mask_from": (masks, equal_bits),
+    "sw_mask_below": (masks, equal_bits),
     "sw_any_above": (floats_and_bars, equal),
     "sw_pair_bf16": (small_integers, equal_bits),
     "sw_s8_bf16": (all_halves, equal_bits),

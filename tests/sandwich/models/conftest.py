@@ -170,6 +170,17 @@ CASES = [
     Case("linear-rope", sizes(40, 5, 1, 8, rope_parameters=LINEAR_ROPE), transformers_4=True),
     Case("stored-as-bf16", sizes(64, 4, 2, 16), dtype=torch.bfloat16),
     Case("stored-as-f16-tied", sizes(64, 4, 2, 16, tie_word_embeddings=True), dtype=torch.float16),
+    Case(
+        "qwen2-windows-in-turn",
+        sizes(
+            *(64, 4, 2, 16),
+            num_hidden_layers=5,
+            use_sliding_window=True,
+            sliding_window=33,
+            layer_types=["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+        ),
+        "qwen2",
+    ),
     Case("qwen2", sizes(64, 4, 2, 16, rms_norm_eps=1e-6), "qwen2"),
     Case("qwen3", sizes(60, 3, 1, 20, rms_norm_eps=1e-6), "qwen3"),
     Case("qwen3-wide-heads-tied", sizes(40, 4, 2, 32, tie_word_embeddings=True), "qwen3"),

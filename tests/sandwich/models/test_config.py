@@ -175,7 +175,7 @@ def test_llama3_rope_without_an_original_length_takes_the_models(tmp_path: Path)
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
-        ("architectures", ["MistralForCausalLM"], "LlamaForCausalLM"),
+        ("architectures", ["GPT2LMHeadModel"], "LlamaForCausalLM"),
         ("architectures", [], "LlamaForCausalLM"),
         ("hidden_act", "gelu", "supported: silu"),
         ("quantization_config", {"quant_method": "gptq"}, "not supported"),
