@@ -170,6 +170,8 @@ CASES = [
     Case("linear-rope", sizes(40, 5, 1, 8, rope_parameters=LINEAR_ROPE), transformers_4=True),
     Case("stored-as-bf16", sizes(64, 4, 2, 16), dtype=torch.bfloat16),
     Case("stored-as-f16-tied", sizes(64, 4, 2, 16, tie_word_embeddings=True), dtype=torch.float16),
+    Case("mistral", sizes(64, 4, 2, 16, sliding_window=40), "mistral"),
+    Case("mistral-narrow-window", sizes(60, 3, 1, 20, sliding_window=7), "mistral"),
     Case(
         "qwen2-windows-in-turn",
         sizes(

@@ -1,0 +1,20 @@
+"""Mistral and Ministral: Llama's text, where a token sees a window of the keys before it.
+
+Source: "Mistral 7B" (arXiv 2310.06825).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from codegen.spec import Traits
+from sandwich.checkpoint.fields import Fields
+from sandwich.models.family import Family, Switches, window_kinds
+from sandwich.models.llama import NAMES
+
+
+def _read(fields: Fields) -> Switches:
+    return Switches(traits=Traits(window_kinds(fields)))
+
+
+FAMILY: Final = Family("MistralForCausalLM", "mistral", NAMES, _read)
