@@ -14,7 +14,7 @@ from codegen.step.step import Step
 
 def norm_heads(step: Step, core: Expr, op: NormHeads, layer: Expr) -> None:
     """rows[t, columns] = columns / their rms * weight, for each token t of `core` and each norm."""
-    begin, end = split(core, step.spec.num_cores, step.num_tokens)
+    begin, end = split(core, step.spec.num_shares, step.num_tokens)
     with T.serial(begin, end) as token:
         first = 0
         for norm in op.norms:
