@@ -99,8 +99,8 @@ class TargetPace:
         self._most_tokens = most_tokens
 
     def turn(self, load: Load) -> Turn:
-        """The largest chunk for which the decoding requests can wait; after a chunk for which they
-        could not, a decode step.
+        """The largest chunk for which the decoding requests can wait. If they can wait for none, a
+        decode step and the smallest chunk take turns.
         """
         if not load.decoding:
             return Turn(self._most_tokens)
@@ -138,7 +138,7 @@ class TargetPace:
         apart = fitting(wait_s - decode_s, 0) if MixedMode.TURNS in self._modes else 0
         if max(riding, apart) >= SMALLEST_CHUNK:
             return self._cheaper(riding, apart, decode_s, count, context, start)
-        if load.last is StepKind.PREFILL:
+        if load.last is not StepKind.DECODE:
             return Turn(0)
         return Turn(SMALLEST_CHUNK, rides=MixedMode.RIDE in self._modes)
 
