@@ -167,6 +167,14 @@ class WeightFormat:
         return 0 if self.has_minima else 1 << (self.bits - 1)
 
     @property
+    def code_range(self) -> tuple[int, int]:
+        """The least and the greatest code that values are rounded to: those of symmetric bytes are
+        symmetric.
+        """
+        is_symmetric = not (self.has_zero_points or self.has_minima)
+        return int(self.bits == 8 and is_symmetric), 2**self.bits - 1
+
+    @property
     def name(self) -> str:
         """For people: "bfloat16", "int8 x float", "int4-g32 x int8"."""
         if not self.is_quantized:

@@ -11,9 +11,9 @@ from bench.record import CHECKOUT
 
 QUANTIZATION = {
     "bf16": ("--dtype", "bfloat16"),
-    "q8_0": ("--quantization", "int8-w8a8", "--quantization-group", "32"),
+    "q8_0": ("--quantization", "int8-w8a8"),
     "q4_0": ("--quantization", "int4"),
-    "w8a8": ("--quantization", "int8-w8a8"),
+    "w8a8": ("--quantization", "int8-w8a8", "--quantization-group", "0"),
 }
 
 

@@ -5,6 +5,7 @@ Values only.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,29 @@ class QuantizedRows:
         zeros = None if self.zero_points is None else self.zero_points[rows]
         minima = None if self.minima is None else self.minima[rows]
         return QuantizedRows(self.codes[rows], self.scales[rows], zeros, minima)
+
+    @staticmethod
+    def joined(parts: Iterable[QuantizedRows], axis: int) -> QuantizedRows:
+        """Rows below each other (axis 0), or whole groups of the same rows side by side (1)."""
+        every = list(parts)
+
+        def join(of: Callable[[QuantizedRows], Any]) -> Any:
+            arrays = [of(part) for part in every]
+            return None if arrays[0] is None else np.concatenate(arrays, axis)
+
+        return QuantizedRows(
+            join(lambda part: part.codes),
+            join(lambda part: part.scales),
+            join(lambda part: part.zero_points),
+            join(lambda part: part.minima),
+        )
+
+    def origins(self, weights: WeightFormat) -> Floats:
+        """What is added to scaled codes, (rows, groups)."""
+        if self.minima is not None:
+            return self.minima
+        zeros = weights.zero_code if self.zero_points is None else self.zero_points
+        return -self.scales * zeros
 
     def dequantized(self, weights: WeightFormat) -> Floats:
         """The values, float32 (rows, k)."""
@@ -142,15 +166,12 @@ class _Rounding:
     def of(groups: Floats, grid: _Grid, weights: WeightFormat) -> _Rounding:
         """The nearest codes."""
         scales, base = (part[..., None] for part in grid)
-        lowest = (
-            1 if weights.bits == 8 and not (weights.has_zero_points or weights.has_minima) else 0
-        )
         codes = groups - base if weights.has_minima else groups.copy()
         codes *= _inverse(scales)
         np.rint(codes, out=codes)
         if not weights.has_minima:
             codes += base
-        np.clip(codes, lowest, 2**weights.bits - 1, out=codes)
+        np.clip(codes, *weights.code_range, out=codes)
         stored = codes.astype(np.uint8)
         if weights.has_minima:
             codes *= scales

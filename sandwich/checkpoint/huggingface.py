@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandwich.checkpoint.codes import CodedCheckpoint, read_formats
 from sandwich.checkpoint.fields import Fields, read_json
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint, has_weights
 from sandwich.checkpoint.strangers import what_is
@@ -46,4 +47,7 @@ class HuggingFaceFolder:
         return read_tokenizer(self.folder)
 
     def checkpoint(self) -> SafetensorsCheckpoint:
-        return SafetensorsCheckpoint(self.folder)
+        formats = read_formats(self.config())
+        if formats is None:
+            return SafetensorsCheckpoint(self.folder)
+        return CodedCheckpoint(self.folder, formats)

@@ -104,6 +104,12 @@ VERBS = (
         "find the fastest kernels for a model on this machine",
         "[MODEL]",
     ),
+    Verb(
+        "quantize",
+        "sandwich.cli.quantize",
+        "round a model's weights once, for a text if one is given, and write them to a folder",
+        "MODEL OUT",
+    ),
     Verb("bench", None, "measure speed", verbs=BENCHMARKS),
     Verb("eval", None, "measure quality", verbs=EVALUATIONS),
     Verb("collect-env", "sandwich.cli.collect_env", "print what a bug report needs"),

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from codegen.spec import ModelShape
+from sandwich.checkpoint.codes import read_formats
 from sandwich.checkpoint.fields import Fields
 from sandwich.checkpoint.source import ModelSource
 from sandwich.models import llama
@@ -123,10 +124,7 @@ def _read_config(fields: Fields, name: str) -> ModelConfig:
 
 def _refuse_unsupported(fields: Fields) -> None:
     fields.choice("hidden_act", ("silu", "swish"), default="silu")
-    if fields.has("quantization_config"):
-        raise fields.error(
-            "quantization_config", "quantised checkpoints are not supported; use the original one"
-        )
+    read_formats(fields)  # refuses those of other programs
 
 
 def _read_num_kv_heads(fields: Fields, num_heads: int) -> int:

@@ -1,0 +1,1 @@
+"""Rounding the weights of a model before it is served, and writing them down."""

@@ -1,0 +1,145 @@
+"""Rounding the layers of a model one after the other, each for the inputs that a text gives it.
+
+An interpreter of the text of the model (`codegen.model.text`) that rounds a matrix when it is
+asked for its product: inputs are those of a model whose earlier matrices are rounded already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from codegen import reference
+from codegen.layout.arrays import Floats
+from codegen.layout.quantize import QuantizedRows
+from codegen.model.tables import head_norms, matrices
+from codegen.model.text import forward
+from codegen.spec import LayerKind, ModelShape, WeightFormat
+from sandwich.models.rope import RopeConfig, fill_tables
+from sandwich.models.tensors import CheckpointTensor
+from sandwich.quantization.second_order import round_for_inputs
+
+Ints = npt.NDArray[np.int32]
+ReadTensor = Callable[[CheckpointTensor, Iterable[int] | None], Floats]
+
+
+class Calibration:
+    """Windows of tokens, (windows, tokens), on their way through a model.
+
+    tensors: those of the checkpoint. read(tensor, rows): its rows, or all for None, as float32.
+    keep(tensor, rows): takes a matrix of the layers once it is rounded. Memory: a layer, the
+    second moments of the inputs of one matrix, and a few arrays of a value for each token.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        rope: RopeConfig,
+        tensors: Sequence[CheckpointTensor],
+        read: ReadTensor,
+        weights: WeightFormat,
+        keep: Callable[[CheckpointTensor, QuantizedRows], None],
+    ) -> None:
+        self.shape = shape
+        self._read, self._keep, self._weights = read, keep, weights
+        self._tensors: dict[tuple[str, int | None], list[CheckpointTensor]] = {}
+        for tensor in tensors:
+            for role in dict.fromkeys(part.role for part in tensor.parts):
+                self._tensors.setdefault((role, tensor.layer), []).append(tensor)
+        tables = np.empty((2, shape.max_model_len, shape.head_dim // 2), np.float32)
+        fill_tables(rope, shape.head_dim, *tables)
+        self._rotation = tables
+        self._layer: int | None = None
+        self._windows: Ints = np.empty((0, 0), np.int32)
+        self._cache: Mapping[str, Floats] = {}
+
+    def run(self, windows: Ints) -> None:
+        """Round every matrix of the layers."""
+        self._windows = windows
+        forward(self)
+
+    def embed(self, role: str) -> Floats:
+        (tensor,) = self._tensors[role, None]
+        ids, places = np.unique(self._windows, return_inverse=True)
+        return self._read(tensor, ids.tolist())[places.ravel()]
+
+    def layers(self, x: Floats, layer: Callable[[LayerKind, Floats], Floats]) -> Floats:
+        for index, kind in enumerate(self.shape.kinds):
+            self._layer = index
+            x = layer(kind, x)
+        self._layer = None
+        return x
+
+    def wanted(self, x: Floats) -> Floats:
+        return x[:0]  # the LM head is not rounded for its inputs
+
+    def norm(self, role: str, x: Floats) -> Floats:
+        (tensor,) = self._tensors[role, self._layer]
+        return reference.rms_norm(x, self._read(tensor, None), self.shape.rms_norm_eps)
+
+    def linear(self, role: str, x: Floats) -> Floats:
+        if self._layer is None:
+            return x
+        moments = (x.T @ x).astype(np.float64)
+        outputs: dict[str, Floats] = {}
+        tensors = self._tensors[role, self._layer]
+        for tensor in (each for each in tensors if len(each.shape) == 2):
+            rounded = round_for_inputs(self._read(tensor, None), moments, self._weights)
+            self._keep(tensor, rounded)
+            y = x @ rounded.dequantized(self._weights).T
+            for part, _, rows in tensor.pieces(0, tensor.shape[0]):
+                outputs[part.name] = y[:, rows]
+        for tensor in (each for each in tensors if len(each.shape) == 1):
+            bias = self._read(tensor, None)
+            for part, _, rows in tensor.pieces(0, tensor.shape[0]):
+                outputs[part.name] = outputs[part.name] + bias[rows]
+        order = next(m.parts for m in matrices(self.shape) if m.role == role)
+        return np.concatenate([outputs[name] for name, _ in order], axis=1)
+
+    def norm_heads(self, qkv: Floats) -> Floats:
+        normed, first = qkv.copy(), 0
+        for norm in head_norms(self.shape):
+            stop = first + norm.count * norm.size
+            columns = qkv[:, first:stop].reshape(len(qkv), norm.count, norm.size)
+            normed[:, first:stop] = self.norm(norm.role, columns).reshape(len(qkv), -1)
+            first = stop
+        return normed
+
+    def rotate_and_cache(self, qkv: Floats) -> Floats:
+        shape, length = self.shape, self._windows.shape[1]
+        heads = qkv.reshape(len(qkv), -1, shape.head_dim)  # q heads, k heads, v heads
+        first_key, first_value = shape.num_heads, shape.num_heads + shape.num_kv_heads
+        positions = np.arange(len(qkv)) % length
+        cos, sin = self._rotation[:, positions]
+        keys = reference.rope(heads[:, first_key:first_value], cos, sin)
+        self._cache = {"keys": keys, "values": heads[:, first_value:]}
+        return reference.rope(heads[:, :first_key], cos, sin)
+
+    def attend(self, kind: LayerKind, queries: Floats) -> Floats:
+        shape, (count, length) = self.shape, self._windows.shape
+        scale = np.float32(shape.head_dim**-0.5)
+        is_hidden = np.triu(np.ones((length, length), bool), 1)
+        if kind.window:
+            is_hidden |= np.tri(length, k=-kind.window, dtype=bool)
+        attended = np.empty_like(queries)
+        for window in range(count):
+            rows = slice(window * length, (window + 1) * length)
+            for head in range(shape.num_heads):
+                group = head // shape.group_size
+                scores = queries[rows, head] @ self._cache["keys"][rows, group].T * scale
+                scores[is_hidden] = -np.inf
+                values = self._cache["values"][rows, group]
+                attended[rows, head] = reference.softmax(scores) @ values
+        return attended.reshape(len(queries), -1)
+
+    def gate(self, gate_up: Floats) -> Floats:
+        gate, up = np.split(gate_up, 2, axis=1)
+        return reference.silu_mul(gate, up)
+
+    def add(self, x: Floats, y: Floats) -> Floats:
+        return x + y
+
+    def read(self, logits: Floats) -> None:
+        """They are of no use here."""
