@@ -56,6 +56,13 @@ class HeadNorm(StrEnum):
     ROW = "row"  # all heads of a token
 
 
+class NormPlace(StrEnum):
+    """Where attention and MLP have norms: on what they are given or on what they give."""
+
+    BEFORE = "before"
+    AFTER = "after"
+
+
 @dataclass(frozen=True)
 class LayerKind:
     """What sets some layers of a model apart from others.
@@ -75,6 +82,7 @@ class Traits:
 
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
     head_norm: HeadNorm = HeadNorm.NONE
+    norms: NormPlace = NormPlace.BEFORE
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,8 @@ def _counted(
         case text.Norm(is_wanted=is_wanted):
             rows = step.num_logits if is_wanted else tokens
             return Operator(op.name, Kind.NORM, repeats, rows, values=shape.hidden_size)
+        case text.AddNormed() | text.Convert():
+            return Operator(op.name, Kind.NORM, repeats, tokens, values=shape.hidden_size)
         case text.Linear():
             return _product(op.name, repeats, layout, step)
         case text.NormHeads(norms=norms):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.spec import HeadNorm, ModelShape
+from codegen.spec import HeadNorm, ModelShape, NormPlace
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,14 @@ def head_norms(shape: ModelShape) -> tuple[HeadNorms, ...]:
 def norms(shape: ModelShape) -> tuple[Norm, ...]:
     """The norms of a model."""
     hidden = shape.hidden_size
+    match shape.traits.norms:
+        case NormPlace.BEFORE:
+            roles = ("input_norm", "post_attention_norm")
+        case NormPlace.AFTER:
+            roles = ("post_attention_norm", "post_mlp_norm")
     return (
-        Norm("input_norm", hidden),
+        *(Norm(role, hidden) for role in roles),
         *(Norm(norm.role, norm.size) for norm in head_norms(shape)),
-        Norm("post_attention_norm", hidden),
         Norm("norm", hidden, in_layers=False),
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from codegen.model.tables import embedding, head_norms
-from codegen.spec import LayerKind, ModelShape
+from codegen.spec import LayerKind, ModelShape, NormPlace
 
 V = TypeVar("V")
 
@@ -71,9 +71,14 @@ def forward(m: Operations[V]) -> None:
 
 
 def decoder_layer(m: Operations[V], kind: LayerKind, x: V) -> V:
-    """Attention and a gated MLP, each on a normed copy and added to the residual stream."""
-    x = m.add(x, attention(m, kind, m.norm("input_norm", x)))
-    return m.add(x, mlp(m, m.norm("post_attention_norm", x)))
+    """Attention and a gated MLP, each added to the residual stream, with norms before or after."""
+    match m.shape.traits.norms:
+        case NormPlace.BEFORE:
+            x = m.add(x, attention(m, kind, m.norm("input_norm", x)))
+            return m.add(x, mlp(m, m.norm("post_attention_norm", x)))
+        case NormPlace.AFTER:
+            x = m.add(x, m.norm("post_attention_norm", attention(m, kind, x)))
+            return m.add(x, m.norm("post_mlp_norm", mlp(m, x)))
 
 
 def attention(m: Operations[V], kind: LayerKind, x: V) -> V:

@@ -44,6 +44,28 @@ def rms_norm(
         )
 
 
+def add_normed(step: Step, core: Expr, rows: str, weight: Callable[[Expr], Expr]) -> None:
+    """x[t] += rows[t] / its rms * weight, for the tokens of `core`."""
+    kit, x, source = step.kit, step.b["x"], step.b[rows]
+    num_vectors, shape = step.model.hidden_padded // kit.lanes, step.spec.shape
+    begin, end = split(core, step.spec.num_shares, step.num_tokens)
+    with T.serial(begin, end) as row:
+        mean = _sum_of_squares(kit, source, row, num_vectors) / T.float32(shape.hidden_size)
+        root = T.sqrt(mean + T.float32(shape.rms_norm_eps))
+        scale = kit.splat(T.bind(T.float32(1) / root))
+        with T.serial(0, num_vectors) as i:
+            column = T.bind(i * kit.lanes)
+            normed = kit.load(source, row, column) * scale * weight(column)
+            kit.store(x, (row, column), kit.load(x, row, column) + normed)
+
+
+def convert_rows(step: Step, core: Expr, out: str) -> None:
+    """out[t] = x[t] as activations, for the tokens of `core`."""
+    begin, end = split(core, step.spec.num_shares, step.num_tokens)
+    with T.serial(begin, end) as row:
+        step.store_row(out, row, lambda column: step.kit.load(step.b["x"], row, column))
+
+
 def quantize_rows(step: Step, core: Expr, name: str) -> None:
     """The activations `name` of every token in int8, from their float32 rows: a scale needs the
     whole row, which several cores wrote.

@@ -47,6 +47,20 @@ class Norm(Operator):
     is_wanted: bool
 
 
+@dataclass(frozen=True)
+class AddNormed(Operator):
+    """x += RMSNorm of the rows `rows` with the weights `name`."""
+
+    rows: str
+
+
+@dataclass(frozen=True)
+class Convert(Operator):
+    """out = x as activations."""
+
+    out: str
+
+
 class End(Enum):
     """What becomes of the sums of a matrix product."""
 
@@ -179,11 +193,13 @@ def step_operators(layout: ModelLayout) -> StepOperators:
 class _Rows:
     """A value of the text: rows in the array `name`, or their product with `role` to be made.
 
-    together: columns that one core computes together; 0 for whole rows.
+    norm: their norm, to be made where they are added. together: columns that one core computes
+    together; 0 for whole rows.
     """
 
     name: str
     role: str = ""
+    norm: str = ""
     together: int = 0
     is_wanted: bool = False
 
@@ -220,12 +236,17 @@ class _Recorder:
         return replace(x, is_wanted=True)
 
     def norm(self, role: str, x: _Rows) -> _Rows:
+        if x.role:
+            return replace(self._stored(x, "product"), norm=role)
         assert x.name == "x", x
         out = "final" if x.is_wanted else "normed"
         self._operators.append(Norm(role, out, x.is_wanted))
         return replace(x, name=out)
 
     def linear(self, role: str, x: _Rows) -> _Rows:
+        if x.name == "x":
+            x = _Rows("normed")
+            self._operators.append(Convert("convert", x.name))
         weights = self._layout.panels(role).format
         is_apart = not weights.group or x.together % weights.group
         if weights.has_int8_activations and x.together and is_apart:
@@ -251,7 +272,10 @@ class _Recorder:
         return _Rows("gated", together=self._layout.panel // 2)
 
     def add(self, x: _Rows, y: _Rows) -> _Rows:
-        self._product(y, End.ADD, x.name)
+        if y.norm:
+            self._operators.append(AddNormed(y.norm, y.name))
+        else:
+            self._product(y, End.ADD, x.name)
         return x
 
     def read(self, logits: _Rows) -> None:

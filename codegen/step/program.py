@@ -21,8 +21,10 @@ from codegen.spec import ProgramSpec
 from codegen.step.arguments import TIMER_WORDS
 from codegen.step.attention import attention
 from codegen.step.elementwise import (
+    add_normed,
     argmax_of_shares,
     argmax_share,
+    convert_rows,
     quantize_rows,
     rms_norm,
     rope_and_cache,
@@ -31,8 +33,10 @@ from codegen.step.embedding import embed
 from codegen.step.epilogues import add_to_residual, silu_gate, store
 from codegen.step.head_norm import norm_heads
 from codegen.step.operators import (
+    AddNormed,
     Argmax,
     Attention,
+    Convert,
     Embed,
     End,
     Linear,
@@ -134,8 +138,8 @@ def emit(
     match operator:
         case Embed(role=role):
             each(lambda core: embed(step, core, role))
-        case Norm():
-            each(lambda core: _norm(step, core, operator, layer, rows))
+        case Norm() | AddNormed() | Convert():
+            each(lambda core: _from_residual(step, core, operator, layer, rows))
         case Linear():
             each(lambda core: _product(step, core, operator, layer, rows))
         case NormHeads():
@@ -163,15 +167,29 @@ def emit(
             raise NotImplementedError(operator)
 
 
-def _norm(step: Step, core: Expr, norm: Norm, layer: Expr | None, rows: LogitBlock | None) -> None:
-    def weight(at: Expr) -> Expr:
-        return step.kit.load(step.b[norm.name], *([] if layer is None else [layer]), at)
+def _weight(step: Step, role: str, layer: Expr | None) -> Callable[[Expr], Expr]:
+    """The vector of a norm's weights at a column."""
+    return lambda at: step.kit.load(step.b[role], *([] if layer is None else [layer]), at)
 
-    if rows is None:
-        rms_norm(step, core, weight, norm.out, step.num_tokens)
-    else:
-        wanted, first = step.b["logit_rows"], rows.first
-        rms_norm(step, core, weight, norm.out, rows.count, lambda row: wanted[first + row])
+
+def _from_residual(
+    step: Step,
+    core: Expr,
+    operator: Norm | AddNormed | Convert,
+    layer: Expr | None,
+    rows: LogitBlock | None,
+) -> None:
+    weight = _weight(step, operator.name, layer)
+    match operator:
+        case Convert():
+            convert_rows(step, core, operator.out)
+        case AddNormed():
+            add_normed(step, core, operator.rows, weight)
+        case Norm() if rows is None:
+            rms_norm(step, core, weight, operator.out, step.num_tokens)
+        case Norm():
+            wanted, first = step.b["logit_rows"], rows.first
+            rms_norm(step, core, weight, operator.out, rows.count, lambda row: wanted[first + row])
 
 
 def _product(
