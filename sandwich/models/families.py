@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.models import llama, mistral, qwen2, qwen3
+from sandwich.models import llama, mistral, olmo2, qwen2, qwen3
 from sandwich.models.family import Family
 
-FAMILIES: Final[tuple[Family, ...]] = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+FAMILIES: Final[tuple[Family, ...]] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    olmo2.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+)
 
 
 def family_of(fields: Fields) -> Family:
