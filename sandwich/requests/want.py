@@ -30,6 +30,5 @@ class Want(NamedTuple):
 
 
 ARGMAX = Want()
-LOGITS = Want(needs_logits=True)
 
-__all__ = ["ANY_TOKEN", "ARGMAX", "LOGITS", "NOT_SCORED", "Want"]
+__all__ = ["ANY_TOKEN", "ARGMAX", "NOT_SCORED", "Want"]

@@ -9,7 +9,7 @@ from sandwich.engine.batching import build_batch, wanted_rows
 from sandwich.executor.base import StepKind
 from sandwich.requests.request import LogprobEntry, Request
 from sandwich.requests.sampling_params import SamplingParams
-from sandwich.requests.want import ANY_TOKEN, ARGMAX, LOGITS, Want
+from sandwich.requests.want import ANY_TOKEN, ARGMAX, Want
 
 
 def request(prompt: list[int], num_computed: int = 0, **params: Any) -> Request:
@@ -89,7 +89,7 @@ def test_each_row_carries_what_is_wanted_of_it() -> None:
         Want(target=7, num_top=3),
         ARGMAX,
         Want(target=ANY_TOKEN, num_top=2),
-        LOGITS,
+        Want(needs_logits=True),
         Want(needs_logits=True, target=ANY_TOKEN),
     ]
 

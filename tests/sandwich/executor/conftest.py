@@ -24,7 +24,7 @@ from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.rope import RopeConfig, fill_tables
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
-from sandwich.requests.want import LOGITS, Want
+from sandwich.requests.want import Want
 from sandwich.weights.load import ModelWeights
 from schedules.plan import Plan, PlanPair
 from schedules.tiles.default_plans import panel_width
@@ -179,7 +179,7 @@ class Sequences:
             num_tokens=len(owners),
             logit_rows=rows,
             sampled=[owners[row] for row in rows],
-            wants=[LOGITS] * len(rows) if wants is None else wants,
+            wants=[Want(needs_logits=True)] * len(rows) if wants is None else wants,
         )
 
 
