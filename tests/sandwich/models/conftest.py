@@ -157,6 +157,7 @@ CASES = [
     Case("mha-untied-transformers4", sizes(64, 4, 4, 16, rms_norm_eps=1e-5), transformers_4=True),
     Case("3-heads-of-20", sizes(60, 3, 1, 20, intermediate_size=47)),
     Case("5-heads-of-24-wider-than-hidden", sizes(40, 5, 5, 24, vocab_size=64)),
+    Case("4-heads-of-80", sizes(320, 4, 2, 80)),
     Case("6-heads-of-20-in-pairs-tied", sizes(66, 6, 3, 20, tie_word_embeddings=True)),
     Case("biases", sizes(48, 3, 3, 16, **BIASES)),
     Case("biases-sharded", sizes(60, 3, 1, 24, vocab_size=97, **BIASES), max_shard_size="30KB"),
