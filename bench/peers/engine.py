@@ -11,7 +11,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -226,7 +226,6 @@ class Environment:
     folder: Path
     packages: tuple[str, ...]
     say: Callable[[str], None]
-    flags: tuple[str, ...] = field(default=())
 
     @property
     def python(self) -> str:
@@ -238,6 +237,6 @@ class Environment:
             return python
         self.say(f"installing {', '.join(self.packages)} into {self.folder}")
         run([sys.executable, "-m", "venv", str(self.folder)])
-        run([python, "-m", "pip", "install", "-q", *self.flags, *self.packages])
+        run([python, "-m", "pip", "install", "-q", *self.packages])
         marker.write_text(wanted)
         return python

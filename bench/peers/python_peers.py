@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from bench.peers.engine import Engine, Environment, Worker
 from bench.peers.work import Work
 from bench.record import CHECKOUT
 
-WORKERS = CHECKOUT / "bench" / "peers" / "workers"
-
 
 class PythonPeer(Engine):
     """A worker for each number of threads that is asked for; one is alive at a time."""
 
-    packages: tuple[str, ...]
-    script: str
-    pip_flags: tuple[str, ...] = ()
+    packages: ClassVar[tuple[str, ...]]
+    script: ClassVar[str]
     _worker: Worker | None = None
     _count = 0
 
     def prepare(self) -> None:
         folder = self.setup.peers_dir / self.name
-        self.python = Environment(folder, self.packages, self.setup.say, self.pip_flags).python
+        self.python = Environment(folder, self.packages, self.setup.say).python
 
     def seconds(self, work: Work) -> float:
         count = self.threads.of(work)
         if self._worker is None or count != self._count:
             self.close()
             self._count = count
-            script = str(WORKERS / self.script)
+            script = str(CHECKOUT / "bench" / "peers" / "workers" / self.script)
             command = [self.python, script, *self.arguments(count)]
             self._worker = Worker(self.name, command, self.variables(count))
         return float(self._worker.ask(work.request())["seconds"])
@@ -42,13 +39,14 @@ class PythonPeer(Engine):
             self._worker.close()
             self._worker = None
 
-    @abstractmethod
     def arguments(self, num_threads: int) -> Sequence[str]:
         """What the worker is started with."""
+        return [str(self.setup.folder), str(num_threads)]
 
     def variables(self, num_threads: int) -> dict[str, str]:
         """Variables of its environment."""
-        return {"OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false"}
+        threads = {"OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false"}
+        return {**threads, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1"}
 
 
 class Transformers(PythonPeer):
@@ -64,6 +62,3 @@ class Transformers(PythonPeer):
             self.python = sys.executable
         else:
             super().prepare()
-
-    def arguments(self, num_threads: int) -> Sequence[str]:
-        return [str(self.setup.folder), str(num_threads)]

@@ -1,37 +1,26 @@
-"""Our own engine, timed as the others are: `sandwich_engine.py MODEL --flag value ...`.
-
-Unlike the other workers it does import the package, which is what it measures.
-"""
+"""Our own engine, timed as the others are: `sandwich_engine.py MODEL --flag value ...`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
+from functools import partial
 from typing import Any
 
 from bench.driver import EngineDriver
+from bench.peers.workers.loop import answer_requests
 from sandwich.cli.options import add_model_argument, add_options, build_config
 from sandwich.config import EngineConfig
-from sandwich.errors import SandwichError
 from sandwich.startup.build import build_engine
 
 
 def main() -> None:
-    """Load, then answer until standard input ends."""
+    """Load and answer."""
     parser = argparse.ArgumentParser()
     add_model_argument(parser)
     add_options(parser, EngineConfig)
     config = build_config(EngineConfig, parser.parse_args())
-    driver = EngineDriver(build_engine(config).engine, seed=0)
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            print(json.dumps({"seconds": seconds(driver, asked)}), flush=True)
-        except SandwichError as error:
-            print(json.dumps({"error": error.message}), flush=True)
+    answer_requests(partial(seconds, EngineDriver(build_engine(config).engine, seed=0)))
 
 
 def seconds(driver: EngineDriver, asked: dict[str, Any]) -> float:

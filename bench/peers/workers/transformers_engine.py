@@ -1,32 +1,27 @@
 """transformers on torch: `transformers_engine.py FOLDER THREADS`. bf16 weights, SDPA, a cache."""
 
-import json
 import statistics
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from bench.peers.workers.loop import answer_requests
+
 
 def main() -> None:
-    """Load, then answer until standard input ends."""
+    """Load and answer."""
     folder, threads = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model.eval()
-    print(json.dumps({"ready": True}), flush=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     with torch.inference_mode():
-        for line in sys.stdin:
-            asked = json.loads(line)
-            try:
-                print(json.dumps({"seconds": seconds(model, asked)}), flush=True)
-            except Exception as error:
-                print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        answer_requests(partial(seconds, model))
 
 
-def seconds(model: "torch.nn.Module", asked: dict[str, Any]) -> float:
+def seconds(model: Any, asked: dict[str, Any]) -> float:
     """Of a prompt up to the logits of its last token, or the median decode step."""
     is_prefill = asked["work"] == "prefill"
     size = (1, asked["tokens"]) if is_prefill else (asked["batch"], asked["context"])
