@@ -15,6 +15,7 @@ from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
 from sandwich.models.rope import RopeConfig, inverse_frequencies
 from sandwich.models.sampling_defaults import generation_defaults
+from sandwich.models.tensors import checkpoint_tensors
 from tests.sandwich.checkpoint.conftest import (
     DIM,
     HEADS,
@@ -101,6 +102,32 @@ def test_linear_scaling_is_read_and_other_kinds_are_refused(
     )
     with pytest.raises(ModelError, match="su-scaled"):
         config_of(write(tmp_path, vocab_size, llama__rope__scaling__type="su-scaled"))
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+def test_tensors_of_every_architecture_are_those_of_its_family(
+    tmp_path: Path, vocab_size: int, arch: str
+) -> None:
+    tensors = random_tensors(vocab_size)
+    for layer in range(LAYERS):
+        for part, rows in (("q", HIDDEN), ("k", KV_HEADS * DIM), ("v", KV_HEADS * DIM)):
+            if arch == "qwen2":
+                tensors[f"blk.{layer}.attn_{part}.bias"] = np.ones(rows, np.float32)
+            if arch == "qwen3" and part != "v":
+                tensors[f"blk.{layer}.attn_{part}_norm.weight"] = np.ones(DIM, np.float32)
+    metadata = {key.replace("llama.", f"{arch}."): v for key, v in llama_metadata().items()}
+    file = write_gguf(
+        tmp_path / "m.gguf",
+        metadata | {"general.architecture": arch, f"{arch}.attention.key_length": DIM},
+        tensors,
+    )
+    source = GgufModel(file)
+    config = ModelConfig.from_source(source)
+    wanted = {
+        tensor.name: tensor.shape for tensor in checkpoint_tensors(config.shape(64), config.names)
+    }
+    found = source.checkpoint().tensors
+    assert {name: stored.shape for name, stored in found.items()} == wanted
 
 
 # ---- files ----
