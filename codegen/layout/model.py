@@ -198,6 +198,15 @@ class KvLayout:
         """(layers, kv_heads, num_blocks, block_size / kr, head_dim_padded) words."""
         return self._spec(self.block_size // self.kr, self.head_dim_padded)
 
+    def tensor_specs(self) -> dict[str, TensorSpec]:
+        """Name -> spec of the arrays of the cache, in the order in which an arena holds them."""
+        return {"keys": self.keys, "values": self.values}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of an arena that holds all of `tensor_specs()`."""
+        return sum(spec.arena_nbytes for spec in self.tensor_specs().values())
+
     def _spec(self, *block: int) -> TensorSpec:
         heads = (self.num_layers, self.num_kv_heads, self.num_blocks)
         return TensorSpec((*heads, *block), self.word_dtype)

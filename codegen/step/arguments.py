@@ -137,7 +137,7 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             "stop": TensorSpec((1,), int32),
         },
         "weights": model.tensor_specs(),
-        "cache": {"keys": kv.keys, "values": kv.values},
+        "cache": kv.tensor_specs(),
         "workspace": {
             "x": rows(tokens, model.hidden_padded, float32),
             **_activation_specs(spec, model, operators),

@@ -53,12 +53,8 @@ def compiled_executor(
         compiling = pool.submit(compile_all)
         weights = load()
     programs, corun_programs = compiling.result()
-    cache_nbytes = kv.keys.arena_nbytes + kv.values.arena_nbytes
-    cache_arena = Arena(cache_nbytes, "KV cache", placement.nodes, placement.cache)
-    cache = {
-        "keys": cache_arena.array(kv.keys.shape, kv.keys.dtype),
-        "values": cache_arena.array(kv.values.shape, kv.values.dtype),
-    }
+    cache_arena = Arena(kv.nbytes, "KV cache", placement.nodes, placement.cache)
+    cache = {n: cache_arena.array(s.shape, s.dtype) for n, s in kv.tensor_specs().items()}
     workspace = Arena(step_bytes(specs, corun), "workspace", placement.nodes)
     executor = CompiledExecutor(programs, limits, weights.tensors, cache, workspace, corun_programs)
     executor.warm_up()

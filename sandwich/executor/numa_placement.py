@@ -102,7 +102,7 @@ def _cache_ranges(kv: KvLayout, homes: Sequence[int]) -> Iterator[NodeRange]:
     """Of keys, then values. A head whose readers are on two nodes has its blocks shared out."""
     at = 0
     num_blocks = kv.num_kv_heads * kv.num_blocks  # of one layer
-    for spec in (kv.keys, kv.values):
+    for spec in kv.tensor_specs().values():
         block_nbytes = spec.nbytes // (kv.num_layers * num_blocks)
         for layer in range(kv.num_layers):
             start = at + layer * num_blocks * block_nbytes

@@ -80,7 +80,7 @@ class MemoryPlan:
 
     @property
     def kv_bytes(self) -> int:
-        return self.kv.keys.arena_nbytes + self.kv.values.arena_nbytes
+        return self.kv.nbytes
 
     @property
     def num_cache_tokens(self) -> int:
