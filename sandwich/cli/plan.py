@@ -100,7 +100,7 @@ def _tree(machine: Machine, result: SearchResult) -> list[str]:
 
 
 def _draw(file: str, model: str, machine: Machine, result: SearchResult) -> None:
-    from sandwich.cli.plan_picture import draw
+    from sandwich.startup.plan_picture import draw
 
     draw(Path(file), model, machine, result)
 

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from sandwich.config import ServerConfig
 from sandwich.errors import ConfigError
-from sandwich.server import anthropic, chat, completions, models
+from sandwich.server import anthropic, chat, completions, models, page
 from sandwich.server.backend import Backend
 from sandwich.server.cors import add_cors_headers, cors_middleware
 from sandwich.server.errors import (
@@ -35,7 +35,7 @@ ResultT = TypeVar("ResultT")
 
 logger = logging.getLogger("sandwich.server")
 
-_OPEN_PATHS = frozenset({"/health", "/version", "/metrics"})  # no key needed
+_OPEN_PATHS = frozenset({page.PATH, "/health", "/version", "/metrics"})  # no key needed
 _LAST_WRITES_S = 5.0  # for handlers to write their last bytes once their requests have ended
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -91,6 +91,8 @@ def create_app(state: ServerState) -> web.Application:
     app.router.add_get("/v1/models/{model:.+}", models.get_model)
     app.router.add_post("/tokenize", models.tokenize)
     app.router.add_post("/detokenize", models.detokenize)
+    app.router.add_get(page.PATH, page.index)
+    app.router.add_get("/status", page.status)
     app.router.add_get("/health", models.health)
     app.router.add_get("/version", models.version)
     app.router.add_get("/metrics", models.metrics)

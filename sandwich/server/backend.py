@@ -8,11 +8,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandwich.config import EngineConfig
 from sandwich.engine.engine import Engine
 from sandwich.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sandwich.startup.build import EngineParts
+
+
+@dataclass(frozen=True)
+class About:
+    """What people can see of how the model runs: lines of text, and the plans as an SVG picture."""
+
+    machine: str
+    isa: str
+    weights: str
+    kv_cache: str
+    prefill: str
+    decode: str
+    mixed: str
+    picture: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +43,7 @@ class Backend:
     eos_token_ids: frozenset[int]
     generation_defaults: Mapping[str, Any]
     max_num_queued_reqs: int
+    about: About
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @property
@@ -50,4 +68,21 @@ def build_backend(config: EngineConfig) -> Backend:
         eos_token_ids=frozenset(parts.model_config.eos_token_ids),
         generation_defaults=dict(parts.generation_defaults),
         max_num_queued_reqs=config.max_num_queued_reqs,
+        about=_about(parts, config.model_name),
+    )
+
+
+def _about(parts: EngineParts, model: str) -> About:
+    from sandwich.startup.plan_picture import picture
+
+    plans, search, memory = parts.plans, parts.search, parts.memory
+    return About(
+        machine=parts.machine.cpu_model,
+        isa=parts.isa.name,
+        weights=memory.weights,
+        kv_cache=f"{memory.num_cache_tokens} tokens in {memory.kv.dtype}",
+        prefill=f"{search.prefill.chosen.candidate.name}: {search.prefill.reason}",
+        decode=f"{search.decode.chosen.candidate.name}: {search.decode.reason}",
+        mixed=f"{plans.mixed.render()}: {plans.mixed.reason}",
+        picture=picture(model, parts.machine, search).svg(),
     )

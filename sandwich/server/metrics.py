@@ -51,6 +51,7 @@ class Metrics:
             "request_prefill_time", "first step to first token", _LONG_S
         )
         self._decode = self._histogram("request_decode_time", "first token to last", _LONG_S)
+        self.last_time_to_first_token: float | None = None  # seconds, of the latest one
         self._last_token_times: dict[str, float] = {}
         self._ends: dict[str, int] = dict.fromkeys(("stop", "length", "abort", "error"), 0)
 
@@ -67,7 +68,8 @@ class Metrics:
         if num_tokens := len(event.token_ids):
             last = self._last_token_times.get(event.request_id)
             if last is None:
-                self._first_token.observe(now - request.arrival_time)
+                self.last_time_to_first_token = now - request.arrival_time
+                self._first_token.observe(self.last_time_to_first_token)
                 last, num_tokens = now, num_tokens - 1
             for _ in range(num_tokens):
                 self._inter_token.observe((now - last) / num_tokens)

@@ -178,3 +178,41 @@ class Tokens(Struct):
 
 class Text(Struct):
     prompt: str
+
+
+class PlanStatus(Struct):
+    """Why the plans are as they are, in words, and the cores of each phase as an SVG picture."""
+
+    prefill: str
+    decode: str
+    mixed: str
+    picture: str
+
+
+class PhaseStatus(Struct):
+    num_steps: int
+    num_tokens: int
+    step_seconds: float
+
+
+class EngineStatus(Struct, kw_only=True):
+    """What the engine is, and its counters since the start; shares are from 0 to 1."""
+
+    version: str
+    model: str
+    max_model_len: int
+    machine: str
+    isa: str
+    weights: str
+    kv_cache: str
+    plans: PlanStatus
+    num_requests_running: int
+    num_requests_waiting: int
+    kv_cache_usage: float
+    prompt_tokens: int
+    generation_tokens: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    plan_switches: int
+    time_to_first_token: float | None  # seconds, of the request that began to answer last
+    phases: dict[str, PhaseStatus]

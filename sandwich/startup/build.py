@@ -33,6 +33,7 @@ from sandwich.startup.step_bench import timed_steps
 from sandwich.text.tokenizer import Tokenizer
 from sandwich.weights.load import ModelWeights
 from schedules.plan import PlanPair
+from schedules.search import SearchResult
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class EngineParts:
     machine: Machine
     isa: IsaRow
     plans: PlanPair
+    search: SearchResult
     memory: MemoryPlan
 
     @property
@@ -99,6 +101,7 @@ def build_engine(
         machine=machine,
         isa=machine.isa_row,
         plans=plans,
+        search=result,
         memory=memory,
     )
 

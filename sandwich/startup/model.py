@@ -16,6 +16,7 @@ from sandwich.models.config import ModelConfig
 from sandwich.models.presets import PRESETS, preset
 from sandwich.models.sampling_defaults import generation_defaults
 from sandwich.startup.hub import resolve_model
+from sandwich.startup.packaged import recommended_sampling
 from sandwich.text.byte_tokenizer import byte_tokenizer
 from sandwich.weights.load import ModelWeights, load_weights, random_weights
 
@@ -48,7 +49,7 @@ class Model:
         return Model(
             model,
             source.tokenizer(),
-            generation_defaults(source.generation()),
+            {**recommended_sampling(config.model), **generation_defaults(source.generation())},
             None if config.random_weights else source,
         )
 

@@ -19,6 +19,7 @@ from sandwich.executor.null import NullExecutor
 from sandwich.server.app import Server
 from sandwich.server.backend import Backend
 from sandwich.text.tokenizer import Tokenizer
+from tests.sandwich.server.conftest import ABOUT
 
 VOCAB_SIZE = 257
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -68,6 +69,7 @@ def server_url(tokenizer_folder: Path) -> Iterator[str]:
                 eos_token_ids=frozenset({VOCAB_SIZE - 1}),
                 generation_defaults={},
                 max_num_queued_reqs=64,
+                about=ABOUT,
             )
         )
         return server.url

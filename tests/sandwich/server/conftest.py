@@ -23,7 +23,7 @@ from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
 from sandwich.executor.null import NullExecutor
 from sandwich.requests.request import Request
 from sandwich.server.app import Server
-from sandwich.server.backend import Backend
+from sandwich.server.backend import About, Backend
 from sandwich.server.bridge import AsyncEngine
 from sandwich.server.limits import ServerLimits
 from sandwich.server.request_stream import RequestStream
@@ -45,6 +45,17 @@ LIMITS = ExecutorLimits(
     max_num_batched_tokens=16,
     max_model_len=256,
     vocab_size=VOCAB_SIZE,
+)
+
+ABOUT = About(
+    machine="a machine of two cores",
+    isa="generic",
+    weights="none",
+    kv_cache="512 tokens",
+    prefill="all cores",
+    decode="one core",
+    mixed="turns",
+    picture='<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
 )
 
 
@@ -256,6 +267,7 @@ def backend_of(tokenizer_folder: Path) -> Callable[[Setup, Engine], Backend]:
             eos_token_ids=frozenset({EOS}),
             generation_defaults=setup.generation_defaults,
             max_num_queued_reqs=setup.max_num_queued_reqs,
+            about=ABOUT,
         )
 
     return build

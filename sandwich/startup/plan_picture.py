@@ -1,4 +1,4 @@
-"""The picture of `sandwich plan --draw`: a search's choice, as uses of the TopoTree's cores."""
+"""The picture of a plan search's choice: the cores of the TopoTree, and what they are used for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from platforms.machine import Machine
 from sandwich.errors import ConfigError
-from schedules.canvas import PictureError
+from schedules.canvas import Canvas, PictureError
 from schedules.choice import PhaseChoice
 from schedules.mixed.plan import MixedMode, MixedPlan
 from schedules.plan_picture import Use, plan_picture
@@ -26,6 +26,19 @@ _MODES: Final = {
 
 def draw(path: Path, model: str, machine: Machine, result: SearchResult) -> None:
     """Write the picture; ConfigError for a name or a place where that cannot be done."""
+    try:
+        picture(model, machine, result).write(path)
+    except PictureError as error:
+        raise ConfigError(f"--draw {path}: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"--draw {path}: {error.strerror}; give a file in a folder that is there "
+            "and may be written"
+        ) from error
+
+
+def picture(model: str, machine: Machine, result: SearchResult) -> Canvas:
+    """The machine with the cores of each phase."""
     choices = (result.prefill, result.decode)
     tree = TopoTree.of(machine, _shown_cpus(machine, choices), result.hidden_groups)
     source = "measured on it" if result.rates.is_measured else "estimated from published figures"
@@ -41,15 +54,7 @@ def draw(path: Path, model: str, machine: Machine, result: SearchResult) -> None
         uses += _uses_beside(result.mixed.plan)
         if mode := _MODES.get(result.mixed.plan.mode):
             notes.append(f"While there is work of both, {mode}.")
-    try:
-        plan_picture(f"{model} on {machine.cpu_model}", tree, uses, notes).write(path)
-    except PictureError as error:
-        raise ConfigError(f"--draw {path}: {error}") from error
-    except OSError as error:
-        raise ConfigError(
-            f"--draw {path}: {error.strerror}; give a file in a folder that is there "
-            "and may be written"
-        ) from error
+    return plan_picture(f"{model} on {machine.cpu_model}", tree, uses, notes)
 
 
 def _shown_cpus(machine: Machine, choices: Sequence[PhaseChoice]) -> list[int]:
