@@ -1,7 +1,7 @@
 """`sandwich eval perplexity`: what a quantisation costs and what it gives, in one table.
 
 Every row runs as it is served: the engine's programs predict each token of a text the row's model
-was not tuned on, and the same engine's prefill and decode are timed.
+was not calibrated with, and the same engine's prefill and decode are timed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 512  # tokens, where the model allows that many
 REFERENCE: Final = "none"  # the quantisation of what rows are compared with
+AS_STORED: Final = "auto"  # and of a checkpoint's own codes, as it is served
 PROMPT, CONTEXT, NUM_PROMPTS, NUM_STEPS = 512, 128, 3, 24  # of what is timed
 
 
@@ -53,10 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--quantizations",
-        type=some_of(QUANTIZATIONS),
+        type=some_of((AS_STORED, *QUANTIZATIONS)),
         default=QUANTIZATIONS,
         metavar="NAME,NAME",
-        help=f"of MODEL, a row each ({','.join(QUANTIZATIONS)})",
+        help=f"of MODEL, a row each ({','.join(QUANTIZATIONS)}); {AS_STORED} is a folder of codes "
+        "or a GGUF file as `sandwich serve` keeps it",
     )
     group.add_argument(
         "--text", metavar="FILE", help="UTF-8 text to predict (documents of this project)"
@@ -67,6 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=WINDOW,
         metavar="N",
         help=f"predict from at most this many tokens, or the model's limit ({WINDOW})",
+    )
+    group.add_argument(
+        "--skip",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="do not count the first N predictions of a window; windows then follow each other "
+        "without a common token (0). Half of the window is what llama-perplexity counts",
     )
     group.add_argument(
         "--max-tokens", type=count, metavar="N", help="predict at most this many (all)"
@@ -82,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     first = replace(_quantized(config, REFERENCE), model=args.against or config.model)
     with _built(first, args.window) as reference:
         window = min(args.window, reference.shape.max_model_len)
-        windows = cut(reference.tokenizer, text, window, args.max_tokens)
+        windows = cut(reference.tokenizer, text, window, args.max_tokens, args.skip)
         rows = [_row(reference, first, scored_nats(reference.engine, windows))]
         for name in names:
             candidate = _quantized(config, name)
@@ -100,6 +110,7 @@ def main(args: argparse.Namespace) -> None:
             "kv_cache_dtype": reference.kv_dtype,
             "text": args.text or SAMPLE.name,
             "window": window,
+            "skip": args.skip,
             "num_tokens": sum(each.num_predicted for each in windows),
             "rows": rows,
         }
@@ -134,7 +145,7 @@ def _config(args: argparse.Namespace) -> EngineConfig:
 
 def _quantized(config: EngineConfig, name: str) -> EngineConfig:
     """`config` with that quantisation; a group size is for those that have scales."""
-    group = None if name == REFERENCE else config.quantization_group
+    group = None if name in (REFERENCE, AS_STORED) else config.quantization_group
     return replace(config, quantization=name, quantization_group=group)
 
 
@@ -153,13 +164,15 @@ def scored_nats(engine: Engine, windows: Sequence[Window]) -> Float64s:
     params = SamplingParams(max_tokens=0, prompt_logprobs=0)
     for index, window in enumerate(windows):
         engine.add_request(Request(f"window-{index}", window.token_ids, params))
+    first = 1 + windows[0].skip  # the same of all windows
     nats: list[float] = []
     with _progress("reference", windows) as advance:
         while engine.has_work():
             for event in engine.step():
                 if event.error is not None:
                     raise BenchmarkError(event.error)
-                found = [-entry.logprob for entry in event.prompt_logprobs or () if entry]
+                entries = event.prompt_logprobs or ()
+                found = [-entry.logprob for entry in entries[first:] if entry]
                 nats += found
                 advance(len(found))
     return np.array(nats)
@@ -225,7 +238,7 @@ def _row(
     """What a table or a file says of one engine; `found`: beside the reference, None for itself."""
     layout = parts.memory.layout
     return {
-        "name": parts.dtype if config.quantization == REFERENCE else config.quantization,
+        "name": _row_name(parts, config.quantization),
         "model": config.model,
         "weights": layout.weights.name,
         "lm_head": layout.head.name,
@@ -241,6 +254,13 @@ def _row(
     }
 
 
+def _row_name(parts: EngineParts, quantization: str) -> str:
+    """What the table calls a row: its type where nothing is quantised, and what `auto` found."""
+    if quantization == REFERENCE:
+        return parts.dtype
+    return parts.memory.layout.weights.name if quantization == AS_STORED else quantization
+
+
 def _relative(row: dict[str, Any]) -> tuple[str, str, str]:
     """What a row has beside the reference: perplexity above it, KL divergence, same top token."""
     return (
@@ -254,12 +274,14 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print the table."""
     rows = result["rows"]
     title = f"{result['model']}, {result['num_tokens']} tokens of {result['text']}, windows of "
-    table = Table(title=title + str(result["window"]), title_justify="left", box=SIMPLE_HEAD)
+    title += str(result["window"])
+    if result["skip"]:
+        title += f" without their first {result['skip']}"
+    if result["against"] != result["model"]:
+        title += f", against {result['against']}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("weights", no_wrap=True)
-    reference = rows[0]["name"] if result["against"] == result["model"] else result["against"]
-    for column in (
-        "bits", "perplexity", f"above {reference}", "KL", "top 1", "decode", "prefill"
-    ):  # fmt: skip
+    for column in ("bits", "perplexity", "above", "KL", "top 1", "decode", "prefill"):
         table.add_column(column, justify="right", no_wrap=True)
     for index, row in enumerate(rows):
         table.add_row(

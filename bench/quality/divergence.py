@@ -80,25 +80,37 @@ def divergence(
 def score(executor: Executor, window: Window, chunk: int) -> Iterator[StepOutput]:
     """Run a window in steps of `chunk` tokens: the score of each following token, and the logits.
 
-    Arrays of an output are views that the executor's next step overwrites.
+    Tokens that are skipped run before, without either. Arrays of an output are views that the
+    executor's next step overwrites.
     """
     request = Request("window", window.token_ids, SamplingParams())
     block_size = executor.limits.block_size
     request.block_table.ids += range(-(-len(window.token_ids) // block_size))
-    for start in range(0, window.num_predicted, chunk):
-        count = min(chunk, window.num_predicted - start)
+    for start, count in _steps(0, window.skip, executor.limits.max_num_batched_tokens):
+        executor.run(_batch(request, start, count, targets=()))
+    for start, count in _steps(window.skip, window.num_predicted, chunk):
         targets = window.token_ids[start + 1 : start + 1 + count]
-        batch = Batch(
-            phase=Phase.PREFILL,
-            requests=(request,),
-            starts=[start],
-            num_new=[count],
-            num_tokens=count,
-            logit_rows=range(count),
-            sampled=[0] * count,
-            wants=[Want(needs_logits=True, target=target) for target in targets],
-        )
-        yield executor.run(batch)
+        yield executor.run(_batch(request, start, count, targets))
+
+
+def _steps(first: int, count: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """(start, count) of the steps that `count` tokens from `first` on take."""
+    for start in range(first, first + count, chunk):
+        yield start, min(chunk, first + count - start)
+
+
+def _batch(request: Request, start: int, count: int, targets: Sequence[int]) -> Batch:
+    """`count` tokens of the request; the first rows' following tokens are `targets`."""
+    return Batch(
+        phase=Phase.PREFILL,
+        requests=(request,),
+        starts=[start],
+        num_new=[count],
+        num_tokens=count,
+        logit_rows=range(len(targets)),
+        sampled=[0] * len(targets),
+        wants=[Want(needs_logits=True, target=target) for target in targets],
+    )
 
 
 def kl_divergence(reference: Float32Array, other: Float32Array) -> Float64s:

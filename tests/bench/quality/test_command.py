@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from bench.peers.checkpoint import random_checkpoint
+from sandwich.checkpoint.tokenizer_files import read_tokenizer
 from sandwich.cli import main
 
 TINY = ["eval", "perplexity", "tiny", "--random-weights", "--executor", "reference"]
@@ -60,13 +62,38 @@ def test_a_model_is_no_further_from_another_one_that_is_the_same(
     assert "+0.00% ±0.00%" in capsys.readouterr().out
 
 
+def test_stored_codes_are_rated_against_the_model_they_were_made_of(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(random_checkpoint("tiny", read_tokenizer(tokenizer_folder), tmp_path))
+    codes = str(tmp_path / "codes")
+    assert main(["quantize", folder, codes, "--quantization", "int4"]) == 0
+    file = tmp_path / "result.json"
+    flags = ["--executor", "reference", "--dtype", "bfloat16", "--json", str(file)]
+    flags += ["--max-tokens", "60", "--window", "40", "--skip", "9"]
+    stored = ["--against", folder, "--quantizations", "auto"]
+    assert main(["eval", "perplexity", codes, *stored, *flags]) == 0
+    kept = json.loads(file.read_text())
+    assert main(["eval", "perplexity", folder, "--quantizations", "int4", *flags]) == 0
+    rounded = json.loads(file.read_text())
+    assert (kept["num_tokens"], kept["skip"]) == (60, 9)
+    (first, auto), (same_first, int4) = kept["rows"], rounded["rows"]
+    assert (auto["name"], auto["weights"]) == (int4["weights"], int4["weights"])
+    assert auto["bits_per_weight"] == int4["bits_per_weight"]
+    for key in ("perplexity", "kl_divergence", "top_1_agreement"):
+        assert auto[key] == pytest.approx(int4[key])
+        assert first[key] == same_first[key]
+    assert "windows of 40 without their first 9" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--quantizations", "none,int3"], "'int3' is not one of none, int8, int8-w8a8, int4"),
+        (["--quantizations", "none,int3"], "'int3' is not one of auto, none, int8,"),
         (["--quantization", "int8"], "--quantizations"),
         (["--text", "no-such-file"], "--text no-such-file"),
         (["--max-tokens", "0"], "'0' is not a whole number from 1 up"),
+        (["--window", "9", "--skip", "8"], "--skip is 8"),
         (["--window", "1"], "'1' is not a whole number from 2 up"),
     ],
 )

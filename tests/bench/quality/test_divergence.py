@@ -79,6 +79,19 @@ def test_a_window_is_scored_the_same_in_chunks_of_any_size(
         np.testing.assert_allclose(parts, nats, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("skip", [1, 30, 59])
+def test_what_is_not_skipped_is_scored_as_in_the_whole_window(
+    model: TinyModel, windows: list[Window], skip: int
+) -> None:
+    reference = model.reference()
+    [whole] = score(reference, windows[1], 60)
+    nats = [-whole.target_logprob(row) for row in range(skip, 60)]
+    rest = Window(windows[1].token_ids, skip)
+    found = divergence(reference, reference, [rest])
+    np.testing.assert_allclose(found.nats, nats, rtol=1e-4, atol=1e-5)
+    assert found.agreement == 1
+
+
 def test_the_error_of_a_ratio_is_that_of_paired_differences() -> None:
     reference = np.array([1.0, 2.0, 3.0, 4.0])
     other = reference + np.array([0.1, 0.3, 0.1, 0.3])

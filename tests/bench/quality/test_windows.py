@@ -35,9 +35,35 @@ def test_a_limit_of_tokens_is_kept(tokenizer: Tokenizer, max_tokens: int) -> Non
     assert sum(window.num_predicted for window in windows) == max_tokens
 
 
+@pytest.mark.parametrize(("length", "skip"), [(5, 1), (5, 3), (8, 4), (30, 28), (31, 15)])
+def test_windows_that_skip_share_no_token_and_predict_from_there_on(
+    tokenizer: Tokenizer, length: int, skip: int
+) -> None:
+    ids = tokenizer.encode(TEXT)
+    windows = cut(tokenizer, TEXT, length, skip=skip)
+    scored = [token for window in windows for token in window.token_ids[1 + skip :]]
+    assert scored == [token for index, token in enumerate(ids) if index % length > skip]
+    assert sum(window.num_predicted for window in windows) == len(scored)
+    assert all(window.num_predicted >= 1 for window in windows)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3, 4, 5])
+def test_a_limit_counts_no_token_that_is_skipped(tokenizer: Tokenizer, max_tokens: int) -> None:
+    windows = cut(tokenizer, TEXT, 8, max_tokens, skip=4)
+    assert sum(window.num_predicted for window in windows) == max_tokens
+
+
+def test_a_window_keeps_something_to_predict(tokenizer: Tokenizer) -> None:
+    assert cut(tokenizer, TEXT, 5, skip=3)
+    with pytest.raises(ConfigError, match=r"--skip is 4, .* at most 3"):
+        cut(tokenizer, TEXT, 5, skip=4)
+
+
 def test_a_text_of_one_token_predicts_nothing(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match="nothing to predict"):
+    with pytest.raises(ConfigError, match=r"fewer than 2 .*nothing to predict"):
         cut(tokenizer, "", 5)
+    with pytest.raises(ConfigError, match="fewer than 42 "):
+        cut(tokenizer, TEXT, 50, skip=40)
 
 
 def test_the_sample_is_there_unless_another_text_is_named(tmp_path: Path) -> None:
