@@ -2,16 +2,19 @@
 
 Codes minus their zero point become bf16 pairs, or float32 where the ISA does not multiply bf16
 (codegen.gemm.unpacking). Sums of products with unscaled weights are ended by one scale or, group by
-group, scaled terms add up. A group's minimum meets the sum of its activations.
+group, scaled terms add up. A group's minimum meets the sum of its activations, which a core makes
+once for all panels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from codegen.gemm.register_tile import Accumulators, RegisterTile
+from codegen.gemm.register_tile import Accumulators, Activations, RegisterTile
 from codegen.gemm.unpacking import unpacking_of
-from codegen.kit import Expr, T
+from codegen.kit import Expr, Kit, T
+from codegen.layout.panels import PanelLayout
 
 BF16_ONES = 0x3F803F80  # a pair
 
@@ -65,19 +68,8 @@ class FloatTile(RegisterTile):
         for i in range(self.place.rows):
             self._totals.add_products(i, self._sums.row(i), scales)
             if minima:
-                self._totals.add_products(i, self._sum_of_activations(i, group), minima)
-
-    def _sum_of_activations(self, i: int, group: Expr) -> Expr:
-        """The sum of row i's activations of a group, in every lane."""
-        kit, num_words = self.kit, self.layout.format.group // self.kit.act_kr
-        add, one = "sw_mac_f32", T.float32(1)
-        if kit.has_dot:
-            add, one = "sw_mac_bf16", T.int32(BF16_ONES)
-        total = kit.zeros()
-        for word in range(0, num_words, kit.lanes):
-            vector = kit.load(self.a.words, self.place.row + i, group * num_words + word)
-            total = kit.call(add, total, one, vector)
-        return T.bind(kit.splat(T.bind(kit.call("sw_hsum", total))))
+                total = self.kit.splat(T.bind(self.a.sums[self.place.row + i, group]))
+                self._totals.add_products(i, total, minima)
 
     def _add(self, k_block: Expr, k_word: Expr) -> None:
         """Add the products of one packed word."""
@@ -88,3 +80,22 @@ class FloatTile(RegisterTile):
             for i in range(self.place.rows):
                 a = T.bind(self.a.words[self.place.row + i, at])
                 self._sums.update(i, vectors, lambda acc, w, a=a: self.kit.call(name, acc, a, w))
+
+
+def with_sums(
+    kit: Kit, layout: PanelLayout, a: Activations, first: Expr, num_rows: Expr, most: int
+) -> Activations:
+    """`a` with the sums of the groups of rows [first, first + num_rows), of which none is beyond
+    `most`, in memory of the core that calls this.
+    """
+    groups, num_words = layout.num_groups, layout.format.group // kit.act_kr
+    sums = T.alloc_buffer((most, groups), "float32")
+    add, one = ("sw_mac_bf16", T.int32(BF16_ONES)) if kit.has_dot else ("sw_mac_f32", T.float32(1))
+    with T.serial(0, num_rows) as i, T.serial(0, groups) as group:
+        row = first + i
+        total = kit.zeros()
+        for word in range(0, num_words, kit.lanes):
+            vector = kit.load(a.words, row, group * num_words + word)
+            total = kit.call(add, total, one, vector)
+        T.buffer_store(sums, kit.call("sw_hsum", total), [row, group])
+    return replace(a, sums=sums)

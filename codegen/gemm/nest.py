@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from codegen.cores.parallel import split
 from codegen.gemm.amx_tile import BLOCK_ROWS, BLOCK_VECTORS, AmxBlock, alloc_scratch, has_tiles
-from codegen.gemm.float_tile import FloatTile
+from codegen.gemm.float_tile import FloatTile, with_sums
 from codegen.gemm.integer_tile import ChannelTile, GroupTile
 from codegen.gemm.register_tile import Activations, Place, RegisterTile, Weights
 from codegen.gemm.rows import RowNumbers, rows_of_tiles
@@ -144,8 +144,16 @@ class _Nest:
         share = Share(begin, end, *self._rows(core, parts, num_rows))
         # every part and block of rows but the last is of whole register tiles
         unpacked = alloc_unpacked(self.gemm.kit, layout, self.tile)
-        cell = _Cell(self.gemm, self.tile, self.numbers, unpacked)
+        cell = _Cell(self._with_sums(share), self.tile, self.numbers, unpacked)
         walk(self.tile.order, share, block_rows(layout, self.height), cell.emit_unless_stopped)
+
+    def _with_sums(self, share: Share) -> Gemm:
+        """The GEMM with what minima meet of the rows of a share, where nobody has made it yet."""
+        gemm, weights = self.gemm, self.gemm.layout.format
+        if not weights.has_minima or weights.has_int8_activations:
+            return gemm
+        rows, most = (share.first, share.num_rows), self.numbers.spans[-1][-1]
+        return replace(gemm, a=with_sums(gemm.kit, gemm.layout, gemm.a, *rows, most))
 
     def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
         """First row and number of rows of `core`: whole register tiles, but for the last part."""

@@ -21,6 +21,7 @@ class Activations:
 
     Only for int8: scales float32, bias int32 and sums float32, (num_rows, num_groups of the
     weights). What is in them, and which there are, is what codegen.layout.operands.Int8Rows says.
+    Floats that meet minima have sums, too: of the values of a group.
     """
 
     words: Expr
