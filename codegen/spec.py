@@ -57,10 +57,11 @@ class HeadNorm(StrEnum):
 
 
 class NormPlace(StrEnum):
-    """Where attention and MLP have norms: on what they are given or on what they give."""
+    """Where attention and MLP have norms: on what they are given, on what they give, or on both."""
 
     BEFORE = "before"
     AFTER = "after"
+    AROUND = "around"
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ def norms(shape: ModelShape) -> tuple[Norm, ...]:
             roles = ("input_norm", "post_attention_norm")
         case NormPlace.AFTER:
             roles = ("post_attention_norm", "post_mlp_norm")
+        case NormPlace.AROUND:
+            roles = ("input_norm", "post_attention_norm", "pre_mlp_norm", "post_mlp_norm")
     return (
         *(Norm(role, hidden) for role in roles),
         *(Norm(norm.role, norm.size) for norm in head_norms(shape)),

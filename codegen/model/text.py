@@ -71,7 +71,7 @@ def forward(m: Operations[V]) -> None:
 
 
 def decoder_layer(m: Operations[V], kind: LayerKind, x: V) -> V:
-    """Attention and a gated MLP, each added to the residual stream, with norms before or after."""
+    """Attention and a gated MLP, each added to the residual stream, with its norms."""
     match m.shape.traits.norms:
         case NormPlace.BEFORE:
             x = m.add(x, attention(m, kind, m.norm("input_norm", x)))
@@ -79,6 +79,10 @@ def decoder_layer(m: Operations[V], kind: LayerKind, x: V) -> V:
         case NormPlace.AFTER:
             x = m.add(x, m.norm("post_attention_norm", attention(m, kind, x)))
             return m.add(x, m.norm("post_mlp_norm", mlp(m, x)))
+        case NormPlace.AROUND:
+            attended = attention(m, kind, m.norm("input_norm", x))
+            x = m.add(x, m.norm("post_attention_norm", attended))
+            return m.add(x, m.norm("post_mlp_norm", mlp(m, m.norm("pre_mlp_norm", x))))
 
 
 def attention(m: Operations[V], kind: LayerKind, x: V) -> V:

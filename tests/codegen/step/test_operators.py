@@ -12,8 +12,15 @@ from codegen.kit import T
 from codegen.layout.arrays import widen
 from codegen.layout.model import KvLayout
 from codegen.model.tables import embedding
+from codegen.spec import NormPlace, Traits
 from codegen.step.arguments import Layouts
-from codegen.step.elementwise import argmax_of_shares, argmax_share, rms_norm, rope_and_cache
+from codegen.step.elementwise import (
+    add_normed,
+    argmax_of_shares,
+    argmax_share,
+    rms_norm,
+    rope_and_cache,
+)
 from codegen.step.embedding import embed
 from codegen.step.program import run
 from codegen.step.step import LogitBlock, Step
@@ -124,6 +131,35 @@ def test_rows_are_normed_by_their_root_mean_square(
         np.testing.assert_allclose(actual[:, :hidden], expected, rtol=step)
         assert not actual[:, hidden:].any()
         assert is_poison(kernel[name][len(rows) :])
+
+
+@pytest.mark.parametrize("num_vectors", [1, 3])
+@each_target
+def test_normed_products_are_added_to_the_residual_stream(
+    compile_body: Compile, isa: str, dtype: str, num_vectors: int
+) -> None:
+    hidden = num_vectors * isa_row(isa).lanes - 1
+    spec = make_spec(
+        isa, dtype, num_cores=NUM_CORES, hidden_size=hidden, traits=Traits(norms=NormPlace.AROUND)
+    )
+
+    def body(step: Step) -> None:
+        def weight(at: object) -> object:
+            return step.kit.load(step.b["post_mlp_norm"], T.int32(LAYER), at)
+
+        run(step, "post_mlp_norm", lambda core: add_normed(step, core, "product", weight))
+
+    kernel = compile_body(spec, body)
+    kernel["x"][:9] = kernel["product"][:9] = 0.0
+    before = kernel["x"][:9, :hidden] = normal(9, hidden, seed=1)
+    kernel["product"][:8, :hidden] = normal(8, hidden) * 10.0 ** np.arange(-4, 4)[:, None]
+    weight = kernel["post_mlp_norm"][LAYER, :hidden] = normal(1, hidden, seed=2)[0]
+    kernel(num_tokens=9)
+    products = kernel["product"][:9, :hidden]
+    expected = before + reference.rms_norm(products, weight, spec.shape.rms_norm_eps)
+    np.testing.assert_allclose(kernel["x"][:9, :hidden], expected, rtol=1e-5, atol=1e-6)
+    assert not kernel["x"][:9, hidden:].any()
+    assert is_poison(kernel["x"][9:])
 
 
 # (block, offset) of each token, by sequence: they begin and end at even and odd offsets, one goes
