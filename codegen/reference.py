@@ -23,7 +23,7 @@ from codegen.layout.model import KvLayout
 from codegen.layout.operands import LARGEST, MOST_INVERSE
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.layout.quantize import QuantizedRows
-from codegen.spec import MAX_TOP, WeightFormat
+from codegen.spec import MAX_TOP, Activation, WeightFormat
 
 Ints = npt.NDArray[np.int32]
 
@@ -107,6 +107,21 @@ def silu_mul(gate: Floats, up: Floats) -> Floats:
     with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the result is then -0.0
         sigmoid: Floats = np.reciprocal(np.float32(1) + np.exp(-gate))
     return gate * sigmoid * up
+
+
+def gelu_tanh_mul(gate: Floats, up: Floats) -> Floats:
+    """GELU(gate) * up, with the approximation by tanh (arXiv 1606.08415)."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
+    return np.float32(0.5) * gate * (np.float32(1) + np.tanh(inner)) * up
+
+
+def gated(gate: Floats, up: Floats, activation: Activation) -> Floats:
+    """The gate through the activation, times up."""
+    match activation:
+        case Activation.SILU:
+            return silu_mul(gate, up)
+        case Activation.GELU_TANH:
+            return gelu_tanh_mul(gate, up)
 
 
 def _values_of(words: Array, kv: KvLayout) -> Array:

@@ -64,6 +64,13 @@ class NormPlace(StrEnum):
     AROUND = "around"
 
 
+class Activation(StrEnum):
+    """What the gate of an MLP goes through."""
+
+    SILU = "silu"  # x * sigmoid(x)
+    GELU_TANH = "gelu_tanh"  # GELU (arXiv 1606.08415) by its approximation with tanh
+
+
 @dataclass(frozen=True)
 class LayerKind:
     """What sets some layers of a model apart from others.
@@ -84,6 +91,7 @@ class Traits:
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
     head_norm: HeadNorm = HeadNorm.NONE
     norms: NormPlace = NormPlace.BEFORE
+    activation: Activation = Activation.SILU
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,14 @@ def silu_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     return (gate / (1.0 + np.exp(-gate.astype(np.float64))) * up).astype(np.float32)
 
 
+def gelu_tanh_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """gate * sigmoid(2 * sqrt(2 / pi) * (gate + 0.044715 * gate**3)) * up"""
+    wide = gate.astype(np.float64)
+    inner = np.sqrt(8 / np.pi) * (wide + 0.044715 * wide**3)
+    with np.errstate(over="ignore"):
+        return (wide / (1.0 + np.exp(-inner)) * up).astype(np.float32)
+
+
 def exp2(x: np.ndarray) -> np.ndarray:
     """2**x, zero below -126, 2**126 above 126"""
     wide = np.exp2(np.minimum(x.astype(np.float64), 126))
@@ -83,6 +91,25 @@ define <$L x float> @sw_silu_mul(<$L x float> %g, <$L x float> %u) alwaysinline 
   ret <$L x float> %r
 }""",
     silu_mul,
+)
+
+# (1 + tanh(z)) / 2 is sigmoid(2 z), so GELU's approximation is a SiLU with another sigmoid. The
+# constants are -2 * sqrt(2 / pi) * log2(e) and that times 0.044715.
+GELU_TANH_MUL = Intrinsic(
+    "sw_gelu_tanh_mul",
+    "float32x$L",
+    """
+define <$L x float> @sw_gelu_tanh_mul(<$L x float> %g, <$L x float> %u) alwaysinline {
+  %q = fmul <$L x float> %g, %g
+  %c = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %q, <$L x float> splat (float 0xBFBA5A7D00000000), <$L x float> splat (float 0xC0026AEC20000000))
+  %a = fmul <$L x float> %g, %c
+  %e = call <$L x float> @sw_exp2(<$L x float> %a)
+  %d = fadd <$L x float> %e, splat (float 1.000000e+00)
+  %s = fdiv <$L x float> %g, %d
+  %r = fmul <$L x float> %s, %u
+  ret <$L x float> %r
+}""",
+    gelu_tanh_mul,
 )
 
 # Horizontal reductions run once per row, never in a hot loop; `reassoc` lets LLVM build the tree.
@@ -157,4 +184,13 @@ define i32 @sw_any_above(<$L x float> %x, float %t) alwaysinline {
     any_above,
 )
 
-PORTABLE: tuple[Intrinsic, ...] = (EXP2, SILU_MUL, HMAX, HSUM, MASK_FROM, MASK_BELOW, ANY_ABOVE)
+PORTABLE: tuple[Intrinsic, ...] = (
+    EXP2,
+    SILU_MUL,
+    GELU_TANH_MUL,
+    HMAX,
+    HSUM,
+    MASK_FROM,
+    MASK_BELOW,
+    ANY_ABOVE,
+)

@@ -55,7 +55,7 @@ class Operations(Protocol[V]):
         """
 
     def gate(self, gate_up: V) -> V:
-        """SiLU of the first half times the second (SwiGLU, arXiv 2002.05202)."""
+        """The first half through the activation, times the second (GLU, arXiv 2002.05202)."""
 
     def add(self, x: V, y: V) -> V:
         """The sum of the residual stream `x` and a product."""

@@ -1,4 +1,4 @@
-"""What becomes of the sums of a model's GEMMs: biases, the residual stream, SwiGLU, int8.
+"""What becomes of the sums of a model's GEMMs: biases, the residual stream, gates, int8.
 
 Each function makes an Epilogue of codegen.gemm.nest.
 """
@@ -6,13 +6,20 @@ Each function makes an Epilogue of codegen.gemm.nest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from codegen.gemm.nest import Epilogue
 from codegen.gemm.register_tile import Place
 from codegen.kit import Expr, T
 from codegen.layout.panels import PanelLayout
+from codegen.spec import Activation
 from codegen.step.arguments import UNFINISHED
 from codegen.step.step import Step
+
+_PRODUCTS: Final = {
+    Activation.SILU: "sw_silu_mul",
+    Activation.GELU_TANH: "sw_gelu_tanh_mul",
+}
 
 
 def _biased(
@@ -58,19 +65,20 @@ def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
     return epilogue
 
 
-def silu_gate(step: Step, role: str, out: str, layer: Expr, core: Expr) -> Epilogue:
-    """out = silu(gate) * up, of panels that hold half gate columns, half up columns (SwiGLU,
+def gate(step: Step, role: str, out: str, layer: Expr, core: Expr) -> Epilogue:
+    """out = activation(gate) * up, of panels that hold half gate columns, half up columns (GLU,
     arXiv 2002.05202)
     """
     layout = step.model.panels(role)
+    product_of = _PRODUCTS[step.spec.shape.traits.activation]
 
     def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, place)
         both = _biased(step, role, layer, at, vectors)
         half = len(both) // 2
         products = [
-            T.bind(step.kit.call("sw_silu_mul", gate, up))
-            for gate, up in zip(both[:half], both[half:], strict=True)
+            T.bind(step.kit.call(product_of, first, second))
+            for first, second in zip(both[:half], both[half:], strict=True)
         ]
         if step.group_of(out):
             _store_in_groups(step, layout, out, core, row, place, products)

@@ -30,7 +30,7 @@ from codegen.step.elementwise import (
     rope_and_cache,
 )
 from codegen.step.embedding import embed
-from codegen.step.epilogues import add_to_residual, silu_gate, store
+from codegen.step.epilogues import add_to_residual, gate, store
 from codegen.step.head_norm import norm_heads
 from codegen.step.operators import (
     AddNormed,
@@ -201,7 +201,7 @@ def _product(
         case End.ADD:
             epilogue = add_to_residual(step, op.name, layer)
         case End.GATE:
-            epilogue = silu_gate(step, op.name, op.out, layer, core)
+            epilogue = gate(step, op.name, op.out, layer, core)
     num_rows = step.num_tokens if rows is None else rows.count
     gemm = linear(step, op.name, op.a, epilogue, layer)
     gemm.emit(core, step.spec.cut, num_rows)

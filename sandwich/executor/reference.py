@@ -187,7 +187,7 @@ class _Step:
 
     def gate(self, gate_up: Floats) -> Floats:
         gate, up = np.split(gate_up, 2, axis=1)
-        return reference.silu_mul(gate, up)
+        return reference.gated(gate, up, self.shape.traits.activation)
 
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y

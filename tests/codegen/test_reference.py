@@ -59,6 +59,13 @@ def test_silu_mul_agrees_with_torch_also_where_exp_overflows() -> None:
     np.testing.assert_allclose(reference.silu_mul(gate, up), expected, rtol=1e-6)
 
 
+def test_gelu_tanh_mul_agrees_with_torch() -> None:
+    gate, up = np.array([-200, -3, -1, 0, 1, 200], np.float32), normal(6)
+    gelu = torch.nn.functional.gelu(torch.from_numpy(gate), approximate="tanh")
+    expected = gelu * torch.from_numpy(up)
+    np.testing.assert_allclose(reference.gelu_tanh_mul(gate, up), expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kv_words_hold_the_values_the_layout_says(dtype: str) -> None:
     kv = KvLayout(1, 2, head_dim=6, block_size=8, lanes=4, dtype=dtype, num_blocks=3)

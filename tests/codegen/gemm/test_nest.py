@@ -10,9 +10,10 @@ import pytest
 
 from codegen.gemm.nest import Gemm
 from codegen.kit import Expr, T
-from codegen.reference import silu_mul
-from codegen.spec import GemmTile
-from codegen.step.epilogues import add_to_residual, silu_gate, store
+from codegen.reference import gated as gated_by
+from codegen.spec import Activation, GemmTile, Traits
+from codegen.step.epilogues import add_to_residual, store
+from codegen.step.epilogues import gate as gate_epilogue
 from codegen.step.program import linear, run
 from codegen.step.step import Step
 from platforms.isa import isa_row
@@ -246,21 +247,35 @@ def test_down_is_added_to_the_residual_stream(
 def test_gate_and_up_leave_as_their_silu_product(
     compile_body: Compile, isa: str, dtype: str, has_bias: bool
 ) -> None:
+    check_gated(compile_body, isa, dtype, has_bias, Activation.SILU)
+
+
+@pytest.mark.parametrize(("isa", "dtype", "has_bias"), BIASED_OR_NOT)
+def test_gate_and_up_leave_as_their_gelu_product(
+    compile_body: Compile, isa: str, dtype: str, has_bias: bool
+) -> None:
+    check_gated(compile_body, isa, dtype, has_bias, Activation.GELU_TANH)
+
+
+def check_gated(
+    compile_body: Compile, isa: str, dtype: str, has_bias: bool, activation: Activation
+) -> None:
     kernel = epilogue_kernel(
         compile_body,
         isa,
         dtype,
         "gate_up",
         "normed",
-        lambda step, layer, core: silu_gate(step, "gate_up", "gated", layer, core),
+        lambda step, layer, core: gate_epilogue(step, "gate_up", "gated", layer, core),
         mlp_bias=has_bias,
+        traits=Traits(activation=activation),
     )
     kernel(num_tokens=8)
     both, bound = biased(kernel, "gate_up", "normed", 8)
     columns = [kernel.model.matrices["gate_up"].columns(half) for half in ("gate", "up")]
     gate, up = (both[:, at] for at in columns)
     error = sum(bound[:, at] for at in columns) * (1 + np.abs(gate) + np.abs(up))
-    expected = silu_mul(gate.astype(np.float32), up.astype(np.float32))
+    expected = gated_by(gate.astype(np.float32), up.astype(np.float32), activation)
     error += (BF16_STEP if kernel.kit.has_dot else 2e-6) * np.abs(expected)
     size = kernel.spec.shape.intermediate_size
     gated = kernel.acts("gated")
