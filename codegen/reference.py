@@ -161,6 +161,11 @@ def read_kv(
     return widen(found_keys[:, :num_tokens]), widen(found_values[:, :num_tokens, : kv.head_dim])
 
 
+def soft_cap(x: Floats, cap: float) -> Floats:
+    """cap * tanh(x / cap), x itself for a cap of 0."""
+    return x if not cap else np.float32(cap) * np.tanh(x / np.float32(cap))
+
+
 def softmax(scores: Floats) -> Floats:
     """exp(scores) over its sum along the last axis."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -177,17 +182,20 @@ def paged_attention(
     block_tables: Ints,
     kv: KvLayout,
     window: int = 0,
+    scale: float = 0.0,
+    cap: float = 0.0,
 ) -> Floats:
     """Causal attention of every token over its own sequence in the cache: (tokens, heads, dim).
 
     queries (tokens, heads, head_dim); keys, values: one layer of the cache, the new tokens already
     written; query_starts (seqs + 1,), context_lens (seqs,), block_tables (seqs, max_blocks). The
     queries of a sequence are its last tokens: a prefill chunk, or one token of decode. window: keys
-    that a query sees, its own and those just before it; 0 for all.
+    that a query sees, its own and those just before it; 0 for all. scale: of the products of
+    queries and keys, 0 for one over the root of head_dim; cap: their soft cap, 0 for none.
     """
     output = np.empty_like(queries)
     group = queries.shape[1] // kv.num_kv_heads
-    scale = np.float32(kv.head_dim**-0.5)
+    factor = np.float32(scale or kv.head_dim**-0.5)
     for seq, context_len in enumerate(context_lens):
         rows = slice(query_starts[seq], query_starts[seq + 1])
         num_queries = rows.stop - rows.start
@@ -197,7 +205,8 @@ def paged_attention(
         if window:
             is_hidden |= np.arange(context_len)[None, :] <= positions[:, None] - window
         for head in range(queries.shape[1]):
-            scores = queries[rows, head] @ seq_keys[head // group].T * scale
+            products = queries[rows, head] @ seq_keys[head // group].T
+            scores = soft_cap(products * factor, cap)
             scores[is_hidden] = -np.inf
             output[rows, head] = softmax(scores) @ seq_values[head // group]
     return output

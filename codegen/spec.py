@@ -85,13 +85,20 @@ class LayerKind:
 class Traits:
     """In what the text of a model differs from that of Llama; by default in nothing.
 
-    kinds: of the layers in order, from the first again where they are fewer.
+    kinds: of the layers in order, from the first again where they are fewer. embedding_scale: rows
+    of the embedding are times it. score_scale: products of queries and keys are times it; 0 for
+    one over the root of head_dim. score_cap, logit_cap: soft caps of these products and of logits,
+    which become cap * tanh(x / cap); 0 for none.
     """
 
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
     head_norm: HeadNorm = HeadNorm.NONE
     norms: NormPlace = NormPlace.BEFORE
     activation: Activation = Activation.SILU
+    embedding_scale: float = 1.0
+    score_scale: float = 0.0
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,11 @@ class ModelShape:
         """The kind of each layer."""
         given = self.traits.kinds
         return tuple(given[layer % len(given)] for layer in range(self.num_layers))
+
+    @property
+    def score_scale(self) -> float:
+        """What products of queries and keys are times."""
+        return self.traits.score_scale or 1 / self.head_dim**0.5
 
     @property
     def group_size(self) -> int:

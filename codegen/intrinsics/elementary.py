@@ -25,6 +25,11 @@ def gelu_tanh_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         return (wide / (1.0 + np.exp(-inner)) * up).astype(np.float32)
 
 
+def tanh(x: np.ndarray) -> np.ndarray:
+    """tanh(x)"""
+    return np.tanh(x.astype(np.float64)).astype(np.float32)
+
+
 def exp2(x: np.ndarray) -> np.ndarray:
     """2**x, zero below -126, 2**126 above 126"""
     wide = np.exp2(np.minimum(x.astype(np.float64), 126))
@@ -112,6 +117,36 @@ define <$L x float> @sw_gelu_tanh_mul(<$L x float> %g, <$L x float> %u) alwaysin
     gelu_tanh_mul,
 )
 
+# tanh(x): near zero the Taylor polynomial up to x**11, beyond that 1 - 2 / (exp(2 |x|) + 1) with the
+# sign of x; under 1e-6 relative.
+TANH = Intrinsic(
+    "sw_tanh",
+    "float32x$L",
+    """
+declare <$L x float> @llvm.fabs.v${L}f32(<$L x float>)
+declare <$L x float> @llvm.copysign.v${L}f32(<$L x float>, <$L x float>)
+define <$L x float> @sw_tanh(<$L x float> %x) alwaysinline {
+  %q = fmul <$L x float> %x, %x
+  %p4 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %q, <$L x float> splat (float 0xBF8226E360000000), <$L x float> splat (float 0x3F9664F480000000))
+  %p3 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %q, <$L x float> %p4, <$L x float> splat (float 0xBFABA1BA20000000))
+  %p2 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %q, <$L x float> %p3, <$L x float> splat (float 0x3FC1111120000000))
+  %p1 = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %q, <$L x float> %p2, <$L x float> splat (float 0xBFD5555560000000))
+  %xq = fmul <$L x float> %x, %q
+  %near = call <$L x float> @llvm.fmuladd.v${L}f32(<$L x float> %xq, <$L x float> %p1, <$L x float> %x)
+  %m = call <$L x float> @llvm.fabs.v${L}f32(<$L x float> %x)
+  %a = fmul <$L x float> %m, splat (float 0x4007154760000000)
+  %e = call <$L x float> @sw_exp2(<$L x float> %a)
+  %d = fadd <$L x float> %e, splat (float 1.000000e+00)
+  %h = fdiv <$L x float> splat (float 2.000000e+00), %d
+  %t = fsub <$L x float> splat (float 1.000000e+00), %h
+  %far = call <$L x float> @llvm.copysign.v${L}f32(<$L x float> %t, <$L x float> %x)
+  %small = fcmp olt <$L x float> %m, splat (float 3.750000e-01)
+  %r = select <$L x i1> %small, <$L x float> %near, <$L x float> %far
+  ret <$L x float> %r
+}""",
+    tanh,
+)
+
 # Horizontal reductions run once per row, never in a hot loop; `reassoc` lets LLVM build the tree.
 HMAX = Intrinsic(
     "sw_hmax",
@@ -188,6 +223,7 @@ PORTABLE: tuple[Intrinsic, ...] = (
     EXP2,
     SILU_MUL,
     GELU_TANH_MUL,
+    TANH,
     HMAX,
     HSUM,
     MASK_FROM,

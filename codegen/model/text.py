@@ -27,7 +27,7 @@ class Operations(Protocol[V]):
     def shape(self) -> ModelShape: ...
 
     def embed(self, role: str) -> V:
-        """The rows of the step's tokens in an embedding."""
+        """The rows of the step's tokens in an embedding, times its scale."""
 
     def layers(self, x: V, layer: Callable[[LayerKind, V], V]) -> V:
         """`x` through every layer in turn."""
@@ -51,7 +51,8 @@ class Operations(Protocol[V]):
 
     def attend(self, kind: LayerKind, queries: V) -> V:
         """Causal attention of each query to the keys and values of its sequence in the cache, all
-        or those in the window of the layer (Longformer, arXiv 2004.05150).
+        or those in the window of the layer (Longformer, arXiv 2004.05150); of scores that go
+        through a soft cap if the model has one.
         """
 
     def gate(self, gate_up: V) -> V:
@@ -60,6 +61,9 @@ class Operations(Protocol[V]):
     def add(self, x: V, y: V) -> V:
         """The sum of the residual stream `x` and a product."""
 
+    def cap(self, logits: V) -> V:
+        """Logits through their soft cap (Gemma 2, arXiv 2408.00118)."""
+
     def read(self, logits: V) -> None:
         """The step ends with logits: the token with the largest of each row, and its scores."""
 
@@ -67,7 +71,8 @@ class Operations(Protocol[V]):
 def forward(m: Operations[V]) -> None:
     """A step from token ids to logits and what is read from them."""
     x = m.layers(m.embed(embedding(m.shape)), lambda kind, x: decoder_layer(m, kind, x))
-    m.read(m.linear("lm_head", m.norm("norm", m.wanted(x))))
+    logits = m.linear("lm_head", m.norm("norm", m.wanted(x)))
+    m.read(m.cap(logits) if m.shape.traits.logit_cap else logits)
 
 
 def decoder_layer(m: Operations[V], kind: LayerKind, x: V) -> V:

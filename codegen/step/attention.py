@@ -20,6 +20,7 @@ from codegen.kit import CACHE_LINE_BYTES, Expr, T
 from codegen.layout.arrays import round_up
 from codegen.spec import Phase
 from codegen.step.arguments import TILE_FIELDS
+from codegen.step.elementwise import LOG2_E
 from codegen.step.step import Step
 
 _Product = Callable[[Expr, int, int, int], None]  # (first row, rows, first vector, vectors)
@@ -149,6 +150,7 @@ class _QueryTile:
         """
         step, kit, lanes = self.step, self.step.kv_kit, self.step.kv_kit.lanes
         group, words = step.spec.shape.group_size, kit.act_words(step.kv.head_dim_padded)
+        cap = step.spec.shape.traits.score_cap
 
         def product(row: Expr, rows: int, column: int, columns: int) -> None:
             acc = Accumulators(kit, rows, columns)
@@ -175,6 +177,8 @@ class _QueryTile:
                 limit = T.bind(num_valid + (row + i) // group)
                 for j, vector in enumerate(acc.row(i)):
                     at = (column + j) * lanes
+                    if cap:
+                        vector = kit.call("sw_tanh", vector) * kit.splat(cap * LOG2_E)
                     masked = kit.call("sw_mask_from", vector, limit - at)
                     if self.window:
                         masked = kit.call("sw_mask_below", masked, limit - self.window - at)

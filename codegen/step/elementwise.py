@@ -12,6 +12,7 @@ from collections.abc import Callable
 from codegen.cores.parallel import split
 from codegen.gemm.register_tile import Accumulators
 from codegen.kit import Expr, Kit, T
+from codegen.spec import ModelShape
 from codegen.step.arguments import FLOAT_ROWS
 from codegen.step.step import LogitBlock, Step
 
@@ -99,9 +100,8 @@ def rope_and_cache(step: Step, core: Expr, layer: Expr) -> None:
     """Rotate queries and keys by position (RoPE, arXiv 2104.09864, halves rotated) and put K and V
     into the cache.
 
-    Queries leave scaled by log2(e) / sqrt(head_dim), ready for a softmax in powers of two. One item
-    of work is one token of one KV head with the query heads that share it; a core owns a range of
-    heads before a range of tokens.
+    Queries leave times `query_scale`. One item of work is one token of one KV head with the query
+    heads that share it; a core owns a range of heads before a range of tokens.
     """
     shape = step.spec.shape
     begin, end = split(core, step.spec.num_shares, step.num_tokens * shape.num_kv_heads)
@@ -131,9 +131,17 @@ def _rotate(step: Step, token: Expr, column_head: Expr, rotated: Expr) -> None:
         T.buffer_store(rotated, high * cos + low * sin, [half + d])
 
 
+def query_scale(shape: ModelShape) -> float:
+    """What queries are scaled by before they are stored: their products with keys are ready for a
+    softmax in powers of two, or for the tanh of their soft cap.
+    """
+    cap = shape.traits.score_cap
+    return shape.score_scale * (1 / cap if cap else LOG2_E)
+
+
 def _store_query(step: Step, token: Expr, head: Expr, rotated: Expr) -> None:
     kit, padded = step.kv_kit, step.kv.head_dim_padded
-    scale = kit.splat(LOG2_E / step.spec.shape.head_dim**0.5)
+    scale = kit.splat(query_scale(step.spec.shape))
     with T.serial(0, padded // kit.lanes) as i:
         vector = kit.load(rotated, i * kit.lanes) * scale
         kit.store_act(step.b["queries"], token, head * padded + i * kit.lanes, vector)

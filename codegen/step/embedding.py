@@ -16,8 +16,8 @@ from codegen.step.step import Step
 
 
 def embed(step: Step, core: Expr, role: str) -> None:
-    """x[t, :] = the embedding of token t, from the row-major table `role` or, if that is a matrix,
-    out of its panels.
+    """x[t, :] = the embedding of token t times its scale, from the row-major table `role` or, if
+    that is a matrix, out of its panels.
     """
     begin, end = split(core, step.spec.num_shares, step.num_tokens)
     if role not in step.model.matrices:
@@ -29,24 +29,32 @@ def embed(step: Step, core: Expr, role: str) -> None:
         read_row(step, role, T.bind(step.b["token_ids"][token]), token)
 
 
+def _store(step: Step, token: Expr, column: Expr, value: Expr) -> None:
+    """x = value times the embedding's scale"""
+    scale = step.spec.shape.traits.embedding_scale
+    T.buffer_store(
+        step.b["x"], value if scale == 1.0 else value * T.float32(scale), [token, column]
+    )
+
+
 def _row_of_table(step: Step, role: str, token_id: Expr, token: Expr) -> None:
     with T.serial(0, step.spec.shape.hidden_size) as d:
         value = step.b[role][token_id, d]
         if step.kit.kr == 2:
             value = T.reinterpret("float32", T.cast(value, "int32") << 16)
-        T.buffer_store(step.b["x"], value, [token, d])
+        _store(step, token, d, value)
 
 
 def _row_of_panels(step: Step, role: str, token_id: Expr, token: Expr) -> None:
-    layout, x = step.model.panels(role), step.b["x"]
+    layout = step.model.panels(role)
     word_at = _column(layout, token_id, layout.k_words)
     with T.serial(0, layout.k_words) as k_word:
         word = T.bind(step.b[role][word_at(k_word)])
         if layout.kr == 1:
-            T.buffer_store(x, word, [token, k_word])
+            _store(step, token, k_word, word)
         else:
-            T.buffer_store(x, T.reinterpret("float32", word << 16), [token, k_word * 2])
-            T.buffer_store(x, T.reinterpret("float32", word & -65536), [token, k_word * 2 + 1])
+            _store(step, token, k_word * 2, T.reinterpret("float32", word << 16))
+            _store(step, token, k_word * 2 + 1, T.reinterpret("float32", word & -65536))
 
 
 def _row_of_codes(step: Step, role: str, token_id: Expr, token: Expr) -> None:
@@ -70,7 +78,7 @@ def _row_of_codes(step: Step, role: str, token_id: Expr, token: Expr) -> None:
                 value = T.cast(_code(layout.format, word, i) - zero, "float32") * scale
                 if minimum is not None:
                     value = value + minimum
-                T.buffer_store(b["x"], value, [token, k_word * layout.kr + i])
+                _store(step, token, k_word * layout.kr + i, value)
 
         whole, rest = divmod(layout.k, layout.kr)
         begin = T.bind(group * layout.group_words)

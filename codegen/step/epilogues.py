@@ -40,14 +40,17 @@ def _first_columns(layout: PanelLayout, place: Place) -> list[Expr]:
     return [place.panel * layout.panel + j * layout.lanes for j in place.vectors]
 
 
-def store(step: Step, role: str, out: str, layer: Expr | None = None) -> Epilogue:
-    """out = C + bias"""
-    layout = step.model.panels(role)
+def store(step: Step, role: str, out: str, layer: Expr | None = None, cap: float = 0.0) -> Epilogue:
+    """out = C + bias, through a soft cap if it is not 0"""
+    kit, layout = step.kit, step.model.panels(role)
 
     def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, place)
         for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
-            step.kit.store(step.b[out], (row, column), vector)
+            if cap:
+                inner = vector * kit.splat(1 / cap)
+                vector = kit.call("sw_tanh", inner) * kit.splat(cap)
+            kit.store(step.b[out], (row, column), vector)
 
     return epilogue
 

@@ -71,11 +71,15 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class Linear(Operator):
-    """The rows `a` times the matrix `name`: stored in `out`, added to it, or gated into it."""
+    """The rows `a` times the matrix `name`: stored in `out`, added to it, or gated into it.
+
+    cap: the soft cap of what is stored, 0 for none.
+    """
 
     a: str
     end: End
     out: str
+    cap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,13 +197,14 @@ def step_operators(layout: ModelLayout) -> StepOperators:
 class _Rows:
     """A value of the text: rows in the array `name`, or their product with `role` to be made.
 
-    norm: their norm, to be made where they are added. together: columns that one core computes
-    together; 0 for whole rows.
+    norm: their norm, to be made where they are added. cap: their soft cap, to be made where they
+    are stored; 0 for none. together: columns that one core computes together; 0 for whole rows.
     """
 
     name: str
     role: str = ""
     norm: str = ""
+    cap: float = 0.0
     together: int = 0
     is_wanted: bool = False
 
@@ -278,6 +283,9 @@ class _Recorder:
             self._product(y, End.ADD, x.name)
         return x
 
+    def cap(self, logits: _Rows) -> _Rows:
+        return replace(logits, cap=self.shape.traits.logit_cap)
+
     def read(self, logits: _Rows) -> None:
         self._stored(logits, "logits")
         self._operators += Argmax("argmax"), Scores("scores")
@@ -289,4 +297,4 @@ class _Recorder:
         return _Rows(out)
 
     def _product(self, rows: _Rows, end: End, out: str) -> None:
-        self._operators.append(Linear(rows.role, rows.name, end, out))
+        self._operators.append(Linear(rows.role, rows.name, end, out, rows.cap))

@@ -197,7 +197,7 @@ def _product(
 ) -> None:
     match op.end:
         case End.STORE:
-            epilogue = store(step, op.name, op.out, layer)
+            epilogue = store(step, op.name, op.out, layer, op.cap)
         case End.ADD:
             epilogue = add_to_residual(step, op.name, layer)
         case End.GATE:

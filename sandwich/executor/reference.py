@@ -126,10 +126,11 @@ class _Step:
 
     def embed(self, role: str) -> Floats:
         layout, tensors = self._model.layout, self._model.tensors
+        scale = np.float32(self.shape.traits.embedding_scale)
         if role not in layout.matrices:
-            return reference.embedding(tensors[role], self._token_ids)
-        packed = layout.matrix(tensors, role)
-        return reference.embedding_from_panels(packed, self._token_ids, layout.panels(role))
+            return reference.embedding(tensors[role], self._token_ids) * scale
+        packed, panels = layout.matrix(tensors, role), layout.panels(role)
+        return reference.embedding_from_panels(packed, self._token_ids, panels) * scale
 
     def layers(self, x: Floats, layer: Callable[[LayerKind, Floats], Floats]) -> Floats:
         for index, kind in enumerate(self.shape.kinds):
@@ -182,6 +183,8 @@ class _Step:
             self._block_tables,
             model.kv,
             kind.window,
+            self.shape.score_scale,
+            self.shape.traits.score_cap,
         )
         return attended.reshape(len(queries), -1)
 
@@ -191,6 +194,9 @@ class _Step:
 
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y
+
+    def cap(self, logits: Floats) -> Floats:
+        return reference.soft_cap(logits, self.shape.traits.logit_cap)
 
     def read(self, logits: Floats) -> None:
         self.logits = logits

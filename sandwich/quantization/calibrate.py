@@ -63,7 +63,8 @@ class Calibration:
     def embed(self, role: str) -> Floats:
         (tensor,) = self._tensors[role, None]
         ids, places = np.unique(self._windows, return_inverse=True)
-        return self._read(tensor, ids.tolist())[places.ravel()]
+        rows = self._read(tensor, ids.tolist())[places.ravel()]
+        return rows * np.float32(self.shape.traits.embedding_scale)
 
     def layers(self, x: Floats, layer: Callable[[LayerKind, Floats], Floats]) -> Floats:
         for index, kind in enumerate(self.shape.kinds):
@@ -119,7 +120,7 @@ class Calibration:
 
     def attend(self, kind: LayerKind, queries: Floats) -> Floats:
         shape, (count, length) = self.shape, self._windows.shape
-        scale = np.float32(shape.head_dim**-0.5)
+        scale = np.float32(shape.score_scale)
         is_hidden = np.triu(np.ones((length, length), bool), 1)
         if kind.window:
             is_hidden |= np.tri(length, k=-kind.window, dtype=bool)
@@ -128,7 +129,8 @@ class Calibration:
             rows = slice(window * length, (window + 1) * length)
             for head in range(shape.num_heads):
                 group = head // shape.group_size
-                scores = queries[rows, head] @ self._cache["keys"][rows, group].T * scale
+                products = queries[rows, head] @ self._cache["keys"][rows, group].T
+                scores = reference.soft_cap(products * scale, shape.traits.score_cap)
                 scores[is_hidden] = -np.inf
                 values = self._cache["values"][rows, group]
                 attended[rows, head] = reference.softmax(scores) @ values
@@ -140,6 +142,9 @@ class Calibration:
 
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y
+
+    def cap(self, logits: Floats) -> Floats:
+        return logits
 
     def read(self, logits: Floats) -> None:
         """They are of no use here."""

@@ -71,6 +71,7 @@ CASES: dict[str, tuple[Callable[[int], Operands], Check]] = {
     "sw_exp2": (exponents, within(3e-7)),
     "sw_silu_mul": (gates, within(1e-5, 1e-33)),
     "sw_gelu_tanh_mul": (gates, within(1e-5, 1e-33)),
+    "sw_tanh": (exponents, within(1e-6, 1e-38)),
     "sw_hmax": (numbers, equal),
     "sw_hsum": (summands, within(1e-6, 1e-5)),
     "sw_mask_from": (masks, equal_bits),

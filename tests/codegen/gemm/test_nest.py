@@ -11,6 +11,7 @@ import pytest
 from codegen.gemm.nest import Gemm
 from codegen.kit import Expr, T
 from codegen.reference import gated as gated_by
+from codegen.reference import soft_cap
 from codegen.spec import Activation, GemmTile, Traits
 from codegen.step.epilogues import add_to_residual, store
 from codegen.step.epilogues import gate as gate_epilogue
@@ -19,6 +20,7 @@ from codegen.step.step import Step
 from platforms.isa import isa_row
 from tests.codegen.conftest import (
     BEST,
+    ISAS,
     TARGETS,
     Array,
     Compile,
@@ -214,6 +216,20 @@ def test_qkv_is_stored_with_its_bias(
     assert (np.abs(kernel["qkv_out"][:8, :n] - expected) <= bound).all()
     assert not kernel["qkv_out"][:8, n:].any()
     assert is_poison(kernel["qkv_out"][8:])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_stored_goes_through_a_soft_cap(compile_body: Compile, isa: str) -> None:
+    kernel = epilogue_kernel(
+        *(compile_body, isa, "float32", "qkv", "normed"),
+        lambda step, layer, core: store(step, "qkv", "qkv_out", layer, cap=0.8),
+    )
+    kernel(num_tokens=8)
+    sums, bound = biased(kernel, "qkv", "normed", 8)
+    n = kernel.model.panels("qkv").n
+    expected = soft_cap(sums, 0.8)
+    assert (np.abs(kernel["qkv_out"][:8, :n] - expected) <= bound + 1e-6).all()
+    assert not kernel["qkv_out"][:8, n:].any()
 
 
 @pytest.mark.parametrize(("isa", "dtype", "has_bias"), BIASED_OR_NOT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from codegen import reference
 from codegen.kit import T
 from codegen.layout.model import KvLayout
-from codegen.spec import Phase
+from codegen.spec import Phase, Traits
 from codegen.step.arguments import Layouts
 from codegen.step.attention import attention
+from codegen.step.elementwise import query_scale
 from codegen.step.program import run
 from sandwich.executor.inputs import query_tiles
 from tests.codegen.conftest import (
@@ -94,6 +96,7 @@ def make_kernel(
     phase: Phase = Phase.PREFILL,
     kv_dtype: str | None = None,
     num_cores: int = 2,
+    **traits: Any,
 ) -> Kernel:
     spec = make_spec(
         isa,
@@ -108,6 +111,7 @@ def make_kernel(
         num_heads=heads.group * heads.kv_heads,
         num_kv_heads=heads.kv_heads,
         head_dim=heads.head_dim,
+        traits=Traits(**traits),
     )
     return compile_body(
         spec,
@@ -159,7 +163,7 @@ def queries_of(kernel: Kernel, chunks: Sequence[Chunk]) -> Array:
 def set_queries(kernel: Kernel, queries: Array) -> Array:
     """Store them scaled and padded; what they are after rounding."""
     kv, kit = kv_of(kernel), kernel.kv_kit
-    scale = np.float32(np.log2(np.e) / kv.head_dim**0.5)
+    scale = np.float32(query_scale(kernel.spec.shape))
     wide = np.zeros((*queries.shape[:2], kv.head_dim_padded), np.float32)
     wide[..., : kv.head_dim] = queries * scale
     write_acts(kit, kernel["queries"], wide.reshape(len(wide), -1))
@@ -188,7 +192,15 @@ def attend(kernel: Kernel, chunks: Sequence[Chunk]) -> tuple[Array, Array]:
     wide = wide[:, : queries.shape[1] * kv.head_dim_padded].reshape(*queries.shape[:2], -1)
     assert not wide[..., kv.head_dim :].any()
     expected = reference.paged_attention(
-        queries, kernel["keys"][LAYER], kernel["values"][LAYER], starts, contexts, tables, kv
+        queries,
+        kernel["keys"][LAYER],
+        kernel["values"][LAYER],
+        starts,
+        contexts,
+        tables,
+        kv,
+        scale=kernel.spec.shape.score_scale,
+        cap=kernel.spec.shape.traits.score_cap,
     )
     return wide[..., : kv.head_dim].copy(), expected
 
@@ -244,6 +256,15 @@ def test_decode_attends_like_prefill_to_the_last_bit(
     assert same_bits(together, expected[np.array(ends) - 1])
     for row, chunk in enumerate(batch):
         assert same_bits(attend(decode, [chunk])[0][0], together[row])
+
+
+@each_target_with_heads(PAIRS)
+def test_scores_have_a_scale_and_a_soft_cap(
+    compile_body: Compile, isa: str, dtype: str, heads: Heads
+) -> None:
+    kernel = make_kernel(compile_body, isa, dtype, heads, score_scale=0.7, score_cap=1.5)
+    capped, expected = attend(kernel, CHUNKS)
+    assert_close(kernel, capped, expected)
 
 
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])

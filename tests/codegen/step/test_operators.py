@@ -83,10 +83,16 @@ def test_a_token_becomes_its_row_of_the_table(compile_body: Compile, isa: str, d
 def test_a_token_becomes_its_row_of_the_lm_head(
     compile_body: Compile, isa: str, dtype: str
 ) -> None:
-    kernel = embed_kernel(compile_body, isa, dtype, hidden_size=37, tied_embeddings=True)
-    rows = kernel.set_weight("lm_head", normal(kernel.spec.shape.vocab_size, 37))
-    x = embed_all(kernel)
-    assert_rows(x, rows[kernel["token_ids"][: len(x)]])
+    for scale in (1.0, 6.0625):
+        kernel = embed_kernel(
+            *(compile_body, isa, dtype),
+            hidden_size=37,
+            tied_embeddings=True,
+            traits=Traits(embedding_scale=scale),
+        )
+        rows = kernel.set_weight("lm_head", normal(kernel.spec.shape.vocab_size, 37))
+        x = embed_all(kernel)
+        assert_rows(x, rows[kernel["token_ids"][: len(x)]] * np.float32(scale))
 
 
 @pytest.mark.parametrize("num_vectors", [1, 6])  # fewer and more than there are running sums
