@@ -111,8 +111,11 @@ def silu_mul(gate: Floats, up: Floats) -> Floats:
 
 def gelu_tanh_mul(gate: Floats, up: Floats) -> Floats:
     """GELU(gate) * up, with the approximation by tanh (arXiv 1606.08415)."""
-    inner = np.float32(np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
-    return np.float32(0.5) * gate * (np.float32(1) + np.tanh(inner)) * up
+    inner: Floats = np.float32((2 / np.pi) ** 0.5) * (
+        gate + np.float32(0.044715) * gate * gate * gate
+    )
+    share: Floats = (np.float32(1) + np.tanh(inner)).astype(np.float32)
+    return np.float32(0.5) * gate * share * up
 
 
 def gated(gate: Floats, up: Floats, activation: Activation) -> Floats:

@@ -75,10 +75,12 @@ class Activation(StrEnum):
 class LayerKind:
     """What sets some layers of a model apart from others.
 
-    window: keys that a token sees, its own and those just before it; 0 for all.
+    window: keys that a token sees, its own and those just before it; 0 for all. rotation: which of
+    the model's tables of rotations queries and keys are rotated by.
     """
 
     window: int = 0
+    rotation: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ class Traits:
     score_scale: float = 0.0
     score_cap: float = 0.0
     logit_cap: float = 0.0
+
+    @property
+    def num_rotations(self) -> int:
+        """Tables of rotations that the layers need."""
+        return 1 + max(kind.rotation for kind in self.kinds)
 
 
 @dataclass(frozen=True)

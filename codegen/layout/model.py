@@ -15,7 +15,7 @@ import numpy as np
 from codegen.layout.arrays import DTYPES, Array, TensorSpec, round_up, storage_dtype
 from codegen.layout.matrices import MatrixLayout
 from codegen.layout.panels import PackedMatrix, PanelLayout
-from codegen.model.tables import embedding, matrices, norms
+from codegen.model.tables import embedding, matrices, norms, rotation
 from codegen.spec import ModelShape, WeightFormat
 
 DEFAULT_BLOCK_SIZE = 32  # tokens in one KV block
@@ -133,7 +133,8 @@ class ModelLayout:
             spec = TensorSpec((*layers, round_up(norm.size, self.lanes)), float32)
             place({norm.role: spec}, None, 1)
         angles = TensorSpec((shape.max_model_len, shape.head_dim // 2), float32)
-        place({"rope_cos": angles, "rope_sin": angles}, None, 1)
+        for index in range(shape.traits.num_rotations):
+            place(dict.fromkeys(rotation(index), angles), None, 1)
         return tuple(placed)
 
     def placed_tensors(self) -> tuple[PlacedTensor, ...]:

@@ -80,6 +80,7 @@ def head_norms(shape: ModelShape) -> tuple[HeadNorms, ...]:
 def norms(shape: ModelShape) -> tuple[Norm, ...]:
     """The norms of a model."""
     hidden = shape.hidden_size
+    roles: tuple[str, ...]
     match shape.traits.norms:
         case NormPlace.BEFORE:
             roles = ("input_norm", "post_attention_norm")
@@ -92,6 +93,12 @@ def norms(shape: ModelShape) -> tuple[Norm, ...]:
         *(Norm(norm.role, norm.size) for norm in head_norms(shape)),
         Norm("norm", hidden, in_layers=False),
     )
+
+
+def rotation(index: int) -> tuple[str, str]:
+    """The names of a model's table of rotations number `index`: cosines and sines."""
+    suffix = f"_{index}" if index else ""
+    return f"rope_cos{suffix}", f"rope_sin{suffix}"
 
 
 def embedding(shape: ModelShape) -> str:

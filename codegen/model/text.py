@@ -44,9 +44,9 @@ class Operations(Protocol[V]):
     def norm_heads(self, qkv: V) -> V:
         """Queries and keys through norms of their own, values as they are."""
 
-    def rotate_and_cache(self, qkv: V) -> V:
-        """Queries by their positions (RoPE, arXiv 2104.09864); keys, rotated too, and values go
-        into the KV cache.
+    def rotate_and_cache(self, kind: LayerKind, qkv: V) -> V:
+        """Queries by their positions (RoPE, arXiv 2104.09864), as the layer rotates; keys, rotated
+        too, and values go into the KV cache.
         """
 
     def attend(self, kind: LayerKind, queries: V) -> V:
@@ -95,7 +95,7 @@ def attention(m: Operations[V], kind: LayerKind, x: V) -> V:
     qkv = m.linear("qkv", x)
     if head_norms(m.shape):
         qkv = m.norm_heads(qkv)
-    return m.linear("o", m.attend(kind, m.rotate_and_cache(qkv)))
+    return m.linear("o", m.attend(kind, m.rotate_and_cache(kind, qkv)))
 
 
 def mlp(m: Operations[V], x: V) -> V:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from codegen.cores.parallel import split
 from codegen.gemm.register_tile import Accumulators
 from codegen.kit import Expr, Kit, T
+from codegen.model.tables import rotation
 from codegen.spec import ModelShape
 from codegen.step.arguments import FLOAT_ROWS
 from codegen.step.step import LogitBlock, Step
@@ -96,9 +97,9 @@ def _sum_of_squares(kit: Kit, x: Expr, row: Expr, num_vectors: int) -> Expr:
     return kit.call("sw_hsum", total[0])
 
 
-def rope_and_cache(step: Step, core: Expr, layer: Expr) -> None:
-    """Rotate queries and keys by position (RoPE, arXiv 2104.09864, halves rotated) and put K and V
-    into the cache.
+def rope_and_cache(step: Step, core: Expr, layer: Expr, table: int = 0) -> None:
+    """Rotate queries and keys by position (RoPE, arXiv 2104.09864, halves rotated), as table number
+    `table` says, and put K and V into the cache.
 
     Queries leave times `query_scale`. One item of work is one token of one KV head with the query
     heads that share it; a core owns a range of heads before a range of tokens.
@@ -112,20 +113,20 @@ def rope_and_cache(step: Step, core: Expr, layer: Expr) -> None:
         head = T.bind(item // step.num_tokens)
         token = T.bind(item % step.num_tokens)
         with T.serial(0, shape.group_size) as member:
-            _rotate(step, token, head * shape.group_size + member, rotated)
+            _rotate(step, table, token, head * shape.group_size + member, rotated)
             _store_query(step, token, head * shape.group_size + member, rotated)
-        _rotate(step, token, shape.num_heads + head, rotated)
+        _rotate(step, table, token, shape.num_heads + head, rotated)
         _store_key(step, layer, head, token, rotated)
         _store_value(step, layer, head, token)
 
 
-def _rotate(step: Step, token: Expr, column_head: Expr, rotated: Expr) -> None:
+def _rotate(step: Step, table: int, token: Expr, column_head: Expr, rotated: Expr) -> None:
     """rotated[:head_dim] = RoPE of head `column_head` of the fused QKV row."""
     source, dim = step.b["qkv_out"], step.spec.shape.head_dim
     half, base = dim // 2, T.bind(column_head * dim)
     position = T.bind(step.b["positions"][token])
     with T.serial(0, half) as d:
-        cos, sin = T.bind(step.b["rope_cos"][position, d]), T.bind(step.b["rope_sin"][position, d])
+        cos, sin = (T.bind(step.b[name][position, d]) for name in rotation(table))
         low, high = T.bind(source[token, base + d]), T.bind(source[token, base + half + d])
         T.buffer_store(rotated, low * cos - high * sin, [d])
         T.buffer_store(rotated, high * cos + low * sin, [half + d])

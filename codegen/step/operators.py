@@ -92,9 +92,13 @@ class NormHeads(Operator):
 
 @dataclass(frozen=True)
 class RotateAndCache(Operator):
-    """queries = the rotated queries of `source`; its keys and values go into the cache."""
+    """queries = the rotated queries of `source`; its keys and values go into the cache.
+
+    rotation: number of the table of rotations.
+    """
 
     source: str
+    rotation: int
 
 
 @dataclass(frozen=True)
@@ -263,9 +267,9 @@ class _Recorder:
         self._operators.append(NormHeads("head_norm", qkv.name, head_norms(self.shape)))
         return qkv
 
-    def rotate_and_cache(self, qkv: _Rows) -> _Rows:
+    def rotate_and_cache(self, kind: LayerKind, qkv: _Rows) -> _Rows:
         qkv = self._stored(qkv, "qkv_out")
-        self._operators.append(RotateAndCache("rope_and_cache", qkv.name))
+        self._operators.append(RotateAndCache("rope_and_cache", qkv.name, kind.rotation))
         return _Rows("queries")
 
     def attend(self, kind: LayerKind, queries: _Rows) -> _Rows:

@@ -145,7 +145,7 @@ def emit(
         case NormHeads():
             each(lambda core: norm_heads(step, core, operator, layer))
         case RotateAndCache():
-            each(lambda core: rope_and_cache(step, core, layer))
+            each(lambda core: rope_and_cache(step, core, layer, operator.rotation))
         case Attention():
             each(lambda core: attention(step, core, layer, operator.window))
         case Quantize(rows=name):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from codegen import reference
 from codegen.layout.arrays import Floats, widen
 from codegen.layout.model import KvLayout, ModelLayout
-from codegen.model.tables import Matrix, head_norms
+from codegen.model.tables import Matrix, head_norms, rotation
 from codegen.model.text import forward
 from codegen.spec import LayerKind, ModelShape, WeightFormat
 from sandwich.executor.base import (
@@ -161,11 +161,11 @@ class _Step:
             first = stop
         return normed
 
-    def rotate_and_cache(self, qkv: Floats) -> Floats:
+    def rotate_and_cache(self, kind: LayerKind, qkv: Floats) -> Floats:
         model, shape = self._model, self.shape
         heads = qkv.reshape(len(qkv), -1, shape.head_dim)  # q heads, k heads, v heads
         first_key, first_value = shape.num_heads, shape.num_heads + shape.num_kv_heads
-        cos, sin = (model.tensors[name][self._positions] for name in ("rope_cos", "rope_sin"))
+        cos, sin = (model.tensors[name][self._positions] for name in rotation(kind.rotation))
         new_keys = reference.rope(heads[:, first_key:first_value], cos, sin)
         keys, values = model.keys[self._layer], model.values[self._layer]
         new_values = heads[:, first_value:]

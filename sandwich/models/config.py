@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from codegen.spec import ModelShape
+from codegen.spec import Activation, ModelShape
 from sandwich.checkpoint.codes import read_formats
 from sandwich.checkpoint.fields import Fields
 from sandwich.checkpoint.source import ModelSource
 from sandwich.models import llama
 from sandwich.models.families import family_of
-from sandwich.models.family import Switches
-from sandwich.models.rope import RopeConfig, read_rope
+from sandwich.models.family import ACTIVATIONS, Switches
+from sandwich.models.rope import RopeConfig, read_ropes
 from sandwich.models.stored import FLOATS, StoredFormats, stored_formats
 from sandwich.models.tensors import TensorNames
 from sandwich.models.tied import has_own_head
@@ -40,6 +40,7 @@ class ModelConfig:
     switches: Switches = field(default_factory=Switches)
     tie_word_embeddings: bool = False
     rope: RopeConfig = field(default_factory=RopeConfig)
+    more_ropes: tuple[RopeConfig, ...] = ()  # of layers that rotate by other tables
     names: TensorNames = llama.NAMES  # what the checkpoint calls its tensors
     dtype: str | None = None  # what the checkpoint says it is stored in
     stored: StoredFormats = FLOATS  # of matrices that are quantised in the checkpoint
@@ -49,8 +50,14 @@ class ModelConfig:
     @property
     def max_context_len(self) -> int:
         """The longest sequence the model was made for, in tokens."""
-        stretched = self.rope.factor if self.rope.rope_type == "linear" else 1.0
+        is_stretched = self.rope.rope_type == "linear" and not self.more_ropes
+        stretched = self.rope.factor if is_stretched else 1.0
         return int(self.max_position_embeddings * stretched)
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """The parameters of every table of rotations."""
+        return (self.rope, *self.more_ropes)
 
     def shape(self, max_model_len: int) -> ModelShape:
         """What the kernels need to know, for sequences of up to `max_model_len` tokens."""
@@ -96,11 +103,13 @@ class ModelConfig:
 
 def _read_config(fields: Fields, name: str) -> ModelConfig:
     family = family_of(fields)
-    _refuse_unsupported(fields)
+    switches = family.read(fields)
+    _refuse_unsupported(fields, switches.traits.activation)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     max_positions = fields.integer("max_position_embeddings", default=2048)
     bos_ids = fields.token_ids("bos_token_id")
+    ropes = read_ropes(fields, max_positions, switches.traits.num_rotations)
     return ModelConfig(
         name=name,
         num_layers=fields.integer("num_hidden_layers"),
@@ -112,18 +121,20 @@ def _read_config(fields: Fields, name: str) -> ModelConfig:
         vocab_size=fields.integer("vocab_size"),
         max_position_embeddings=max_positions,
         rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
-        switches=family.read(fields),
+        switches=switches,
         names=family.names,
-        tie_word_embeddings=fields.flag("tie_word_embeddings"),
-        rope=read_rope(fields, max_positions),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", default=family.is_tied),
+        rope=ropes[0],
+        more_ropes=ropes[1:],
         dtype=_read_dtype(fields),
         bos_token_id=bos_ids[0] if bos_ids else None,
         eos_token_ids=fields.token_ids("eos_token_id"),
     )
 
 
-def _refuse_unsupported(fields: Fields) -> None:
-    fields.choice("hidden_act", ("silu", "swish"), default="silu")
+def _refuse_unsupported(fields: Fields, activation: Activation) -> None:
+    names = ACTIVATIONS[activation]
+    fields.choice("hidden_act", names, default=names[0])
     read_formats(fields)  # refuses those of other programs
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
-from codegen.spec import LayerKind, Traits
+from codegen.spec import Activation, LayerKind, Traits
 from sandwich.checkpoint.fields import Fields
 from sandwich.models.tensors import TensorNames
 
@@ -20,23 +21,33 @@ class Switches:
     traits: Traits = field(default_factory=Traits)
 
 
+# How config.json spells what the gate of an MLP goes through.
+ACTIVATIONS: Final = {
+    Activation.SILU: ("silu", "swish"),
+    Activation.GELU_TANH: ("gelu_pytorch_tanh",),
+}
+
+
 def refuse_windows(fields: Fields) -> None:
     """ModelError if a config.json of a family without windows asks for them."""
     if fields.has("sliding_window") and fields.get("use_sliding_window") is not False:
         raise fields.error("sliding_window", "only full attention is supported (null)")
 
 
-def window_kinds(fields: Fields, switch: str = "") -> tuple[LayerKind, ...]:
+def window_kinds(
+    fields: Fields, switch: str = "", period: int = 0, rotation: int = 0
+) -> tuple[LayerKind, ...]:
     """The kinds of layers by `sliding_window` and, where only some layers have the window, by
-    `layer_types`. switch: the key that must be true for any window. Raises ModelError for types
-    that are not supported.
+    `layer_types`. switch: the key that must be true for any window. period: without `layer_types`,
+    the last layer of so many has no window; 0 for windows in all. rotation: the table of rotations
+    of layers with windows. Raises ModelError for types that are not supported.
     """
     if not fields.has("sliding_window") or (switch and not fields.flag(switch)):
         return (LayerKind(),)
-    window = LayerKind(fields.integer("sliding_window"))
+    window = LayerKind(fields.integer("sliding_window"), rotation)
     types = fields.get("layer_types")
     if types is None:
-        return (window,)
+        return (*[window] * (period - 1), LayerKind()) if period else (window,)
     by_type = {"sliding_attention": window, "full_attention": LayerKind()}
     count = fields.integer("num_hidden_layers")
     if not isinstance(types, list) or len(types) != count or not by_type.keys() >= set(types):
@@ -50,10 +61,12 @@ class Family:
     """A family of models.
 
     architecture, model_type: as config.json spells them. names: of a checkpoint's tensors. read:
-    the switches out of config.json; raises ModelError for what is not supported.
+    the switches out of config.json; raises ModelError for what is not supported. is_tied: the LM
+    head is the embedding where config.json does not say.
     """
 
     architecture: str
     model_type: str
     names: TensorNames
     read: Callable[[Fields], Switches]
+    is_tied: bool = False

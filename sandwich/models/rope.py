@@ -1,7 +1,6 @@
 """Rotary position embedding: its parameters, how config.json spells them, its cos and sin tables.
 
-Source: RoFormer (arXiv 2104.09864); Llama 3.1's scaling as transformers computes it. It must not
-know where the tables are kept or how they are applied.
+Source: RoFormer (arXiv 2104.09864); Llama 3.1's scaling as transformers computes it.
 """
 
 from __future__ import annotations
@@ -42,6 +41,29 @@ def read_rope(fields: Fields, max_positions: int) -> RopeConfig:
     rope = fields.object(key)
     if any(isinstance(rope.get(name), dict) for name in rope):
         raise fields.error(key, "position embeddings that differ between layers are not supported")
+    return _read_parameters(fields, rope, max_positions)
+
+
+def read_ropes(fields: Fields, max_positions: int, count: int) -> tuple[RopeConfig, ...]:
+    """The parameters of each of `count` tables of rotations: that of layers with full attention,
+    and the other one of layers with windows if the model has two.
+
+    transformers 5 writes an object for each type of layer in `rope_parameters`; 4 has the base of
+    the second in `rope_local_base_freq`, which is not scaled. Raises ModelError as `read_rope`.
+    """
+    rope = fields.object("rope_parameters")
+    types = ("full_attention", "sliding_attention")
+    if count == 1:
+        return (read_rope(fields, max_positions),)
+    if not rope.has(types[0]):
+        local = fields.number("rope_local_base_freq", default=10000.0)
+        return read_rope(fields, max_positions), RopeConfig(local)
+    first, second = (_read_parameters(fields, rope.object(name), max_positions) for name in types)
+    return first, second
+
+
+def _read_parameters(fields: Fields, rope: Fields, max_positions: int) -> RopeConfig:
+    """Those in `rope`, an object of `fields`."""
     type_key = "rope_type" if rope.has("rope_type") else "type"
     rope_type = rope.choice(type_key, ROPE_TYPES, default="default")
     for place in (fields, rope):
@@ -49,7 +71,7 @@ def read_rope(fields: Fields, max_positions: int) -> RopeConfig:
             raise place.error("partial_rotary_factor", "supported: 1.0")
     if not rope.has(type_key) and set(rope) - {"rope_theta", "partial_rotary_factor"}:
         raise rope.error(
-            type_key, f"the other keys of {key} need a type; write one of {', '.join(ROPE_TYPES)}"
+            type_key, f"the other keys need a type; write one of {', '.join(ROPE_TYPES)}"
         )
     theta = rope.number("rope_theta", default=fields.number("rope_theta", default=10000.0))
     if rope_type == "default":

@@ -22,7 +22,8 @@ class TensorNames:
 
     layer: what stands before the names inside a layer, with its number as {}. inside: by those
     names, the parts that a tensor holds, one after the other. A norm is its own part; parts that a
-    model does not have are left out of it.
+    model does not have are left out of it. norm_offset: what is added to the stored weights of
+    every norm.
     """
 
     embedding: str
@@ -30,6 +31,7 @@ class TensorNames:
     lm_head: str
     layer: str
     inside: dict[str, tuple[str, ...]]
+    norm_offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,17 @@ class Part:
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """One tensor of a checkpoint: its name there, shape (out, in) or (n,), and what it holds."""
+    """One tensor of a checkpoint: its name there, shape (out, in) or (n,), and what it holds.
+
+    offset: what is added to its stored values.
+    """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
     layer: int | None = None  # None outside the layers
     is_norm: bool = False
+    offset: float = 0.0
 
     @property
     def num_columns(self) -> int:
@@ -79,7 +85,8 @@ def checkpoint_tensors(shape: ModelShape, names: TensorNames) -> Iterator[Checkp
     (head,) = (matrix for matrix in matrices(shape) if not matrix.in_layers)
     size = (norm.size,)
     part = Part(norm.role, norm.role, norm.size)
-    yield CheckpointTensor(f"{names.norm}.weight", size, (part,), is_norm=True)
+    offset = names.norm_offset
+    yield CheckpointTensor(f"{names.norm}.weight", size, (part,), is_norm=True, offset=offset)
     if not shape.tied_embeddings:
         part = Part(head.role, head.role, shape.vocab_size)
         yield CheckpointTensor(f"{names.lm_head}.weight", table, (part,))
@@ -93,7 +100,9 @@ def _layer_tensors(shape: ModelShape, names: TensorNames, layer: int) -> Iterato
         if parts[0] in of_norm:
             norm = of_norm[parts[0]]
             part = Part(norm.role, norm.role, norm.size)
-            yield CheckpointTensor(f"{full}.weight", (norm.size,), (part,), layer, is_norm=True)
+            yield CheckpointTensor(
+                f"{full}.weight", (norm.size,), (part,), layer, True, names.norm_offset
+            )
         elif parts[0] in of_part:
             matrix = of_part[parts[0]]
             rows = dict(matrix.parts)

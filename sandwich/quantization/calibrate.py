@@ -36,7 +36,7 @@ class Calibration:
     def __init__(
         self,
         shape: ModelShape,
-        rope: RopeConfig,
+        ropes: Sequence[RopeConfig],
         tensors: Sequence[CheckpointTensor],
         read: ReadTensor,
         weights: WeightFormat,
@@ -48,9 +48,10 @@ class Calibration:
         for tensor in tensors:
             for role in dict.fromkeys(part.role for part in tensor.parts):
                 self._tensors.setdefault((role, tensor.layer), []).append(tensor)
-        tables = np.empty((2, shape.max_model_len, shape.head_dim // 2), np.float32)
-        fill_tables(rope, shape.head_dim, *tables)
-        self._rotation = tables
+        sizes = (len(ropes), 2, shape.max_model_len, shape.head_dim // 2)
+        self._rotations = np.empty(sizes, np.float32)
+        for rope, tables in zip(ropes, self._rotations, strict=True):
+            fill_tables(rope, shape.head_dim, *tables)
         self._layer: int | None = None
         self._windows: Ints = np.empty((0, 0), np.int32)
         self._cache: Mapping[str, Floats] = {}
@@ -78,7 +79,8 @@ class Calibration:
 
     def norm(self, role: str, x: Floats) -> Floats:
         (tensor,) = self._tensors[role, self._layer]
-        return reference.rms_norm(x, self._read(tensor, None), self.shape.rms_norm_eps)
+        weight = self._read(tensor, None) + np.float32(tensor.offset)
+        return reference.rms_norm(x, weight, self.shape.rms_norm_eps)
 
     def linear(self, role: str, x: Floats) -> Floats:
         if self._layer is None:
@@ -108,12 +110,12 @@ class Calibration:
             first = stop
         return normed
 
-    def rotate_and_cache(self, qkv: Floats) -> Floats:
+    def rotate_and_cache(self, kind: LayerKind, qkv: Floats) -> Floats:
         shape, length = self.shape, self._windows.shape[1]
         heads = qkv.reshape(len(qkv), -1, shape.head_dim)  # q heads, k heads, v heads
         first_key, first_value = shape.num_heads, shape.num_heads + shape.num_kv_heads
         positions = np.arange(len(qkv)) % length
-        cos, sin = self._rotation[:, positions]
+        cos, sin = self._rotations[kind.rotation][:, positions]
         keys = reference.rope(heads[:, first_key:first_value], cos, sin)
         self._cache = {"keys": keys, "values": heads[:, first_value:]}
         return reference.rope(heads[:, :first_key], cos, sin)

@@ -62,7 +62,7 @@ def quantize_folder(
     with source.checkpoint() as checkpoint:
         writer = _Writer(checkpoint, formats, done)
         if windows is not None:
-            Calibration(shape, config.rope, tensors, writer.read, formats.layers, writer.keep).run(
+            Calibration(shape, config.ropes, tensors, writer.read, formats.layers, writer.keep).run(
                 windows
             )
         for tensor in tensors:

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from codegen.layout.arrays import bf16_from_float32, widen
 from codegen.layout.model import ModelLayout
 from codegen.layout.quantize import QuantizedRows
+from codegen.model.tables import rotation
 from codegen.spec import ModelShape
 from platforms.memory import Arena
 from sandwich.checkpoint.source import Checkpoint
@@ -146,7 +147,7 @@ def random_weights(
 
     def read_rows(chunk: Chunk, buffer: Buffer) -> Array:
         if chunk.tensor.is_norm:
-            return np.ones(chunk.stop - chunk.start, np.float32)
+            return np.full(chunk.stop - chunk.start, 1 - chunk.tensor.offset, np.float32)
         at = zlib.crc32(f"{chunk.tensor.name}[{chunk.start}]".encode()) % CHUNK_VALUES
         rows = block[at : at + chunk.num_values]
         return rows.reshape(chunk.stop - chunk.start, *chunk.tensor.shape[1:])
@@ -222,7 +223,8 @@ def _pack(
     tensors = {
         name: arena.array(spec.shape, spec.dtype) for name, spec in layout.tensor_specs().items()
     }
-    fill_tables(config.rope, config.head_dim, tensors["rope_cos"], tensors["rope_sin"])
+    for index, rope in enumerate(config.ropes):
+        fill_tables(rope, config.head_dim, *(tensors[name] for name in rotation(index)))
     packer = WeightPacker(layout, tensors)
     per_thread = threading.local()
 

@@ -45,13 +45,13 @@ class WeightPacker:
             return
         assert not isinstance(rows, QuantizedRows), tensor
         if len(tensor.shape) == 1:
-            self._pack_vector(part, tensor.layer, start, widen(rows))
+            self._pack_vector(part, tensor.layer, start, widen(rows) + np.float32(tensor.offset))
         else:
             table = tensors[part.role]
             table[start : start + len(rows)] = _as_dtype(rows, table.dtype)
 
     def _pack_vector(self, part: Part, layer: int | None, start: int, values: Array) -> None:
-        """Norm weights as they are; biases in the order of their matrix's packed columns."""
+        """Norm weights in their order; biases in the order of their matrix's packed columns."""
         name = part.role
         columns: slice | Array = slice(start, start + len(values))
         if name in self._layout.matrices:

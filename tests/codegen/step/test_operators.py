@@ -11,8 +11,8 @@ from codegen import reference
 from codegen.kit import T
 from codegen.layout.arrays import widen
 from codegen.layout.model import KvLayout
-from codegen.model.tables import embedding
-from codegen.spec import NormPlace, Traits
+from codegen.model.tables import embedding, rotation
+from codegen.spec import LayerKind, NormPlace, Traits
 from codegen.step.arguments import Layouts
 from codegen.step.elementwise import (
     add_normed,
@@ -181,23 +181,33 @@ SLOTS = np.array([block * BLOCK_SIZE + at for run in RUNS for block, at in run],
 NEIGHBOURS = np.array([7 * BLOCK_SIZE + 9, 7, 9 * BLOCK_SIZE + 1], np.int32)  # never written
 
 
-def rope_kernel(compile_body: Compile, isa: str, dtype: str, kv_dtype: str) -> Kernel:
-    """Ready to run on SLOTS, with random bits in the cache."""
+def rope_kernel(
+    compile_body: Compile, isa: str, dtype: str, kv_dtype: str, table: int = 0
+) -> Kernel:
+    """Ready to run on SLOTS, with random bits in the cache and table number `table` in use."""
     spec = make_spec(
-        isa, dtype, kv_dtype=kv_dtype, num_cores=NUM_CORES, num_heads=4, num_kv_heads=2, head_dim=20
+        *(isa, dtype),
+        kv_dtype=kv_dtype,
+        num_cores=NUM_CORES,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=20,
+        traits=Traits((LayerKind(rotation=table),)),
     )
     kernel = compile_body(
         spec,
         lambda step: run(
-            step, "rope_and_cache", lambda core: rope_and_cache(step, core, T.int32(LAYER))
+            step, "rope_and_cache", lambda core: rope_and_cache(step, core, T.int32(LAYER), table)
         ),
     )
     rng = np.random.default_rng(0)
     for name in ("keys", "values"):
         words = kernel[name].view(np.int32)
         words[:] = rng.integers(-(1 << 31), 1 << 31, words.shape, np.int32)
-    angles = rng.uniform(0, 7, kernel["rope_cos"].shape)
-    kernel["rope_cos"][:], kernel["rope_sin"][:] = np.cos(angles), np.sin(angles)
+    for index in range(table + 1):
+        cos, sin = rotation(index)
+        angles = rng.uniform(0, 7, kernel[cos].shape)
+        kernel[cos][:], kernel[sin][:] = np.cos(angles), np.sin(angles)
     kernel["qkv_out"][: len(SLOTS)] = normal(len(SLOTS), kernel["qkv_out"].shape[1])
     kernel["slots"][: len(SLOTS)] = SLOTS
     kernel["positions"][: len(SLOTS)] = rng.integers(0, spec.shape.max_model_len, len(SLOTS))
@@ -210,7 +220,8 @@ def rotated_heads(kernel: Kernel) -> tuple[Array, Array, Array]:
     columns = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     heads = kernel["qkv_out"][:num_tokens, :columns].reshape(num_tokens, -1, shape.head_dim)
     queries, keys, values = np.split(heads, [shape.num_heads, -shape.num_kv_heads], axis=1)
-    cos, sin = (kernel[name][kernel["positions"][:num_tokens]] for name in ("rope_cos", "rope_sin"))
+    names = rotation(shape.traits.num_rotations - 1)
+    cos, sin = (kernel[name][kernel["positions"][:num_tokens]] for name in names)
     return reference.rope(queries, cos, sin), reference.rope(keys, cos, sin), values
 
 
@@ -278,11 +289,12 @@ def test_two_tokens_in_one_word_may_belong_to_two_cores(compile_body: Compile) -
         assert same_bits(kernel["values"][LAYER], expected)
 
 
+@pytest.mark.parametrize("table", [0, 1])
 @each_target
 def test_queries_leave_rotated_scaled_and_padded(
-    compile_body: Compile, isa: str, dtype: str
+    compile_body: Compile, isa: str, dtype: str, table: int
 ) -> None:
-    kernel = rope_kernel(compile_body, isa, dtype, dtype)
+    kernel = rope_kernel(compile_body, isa, dtype, dtype, table)
     queries, _, _ = rotated_heads(kernel)
     kernel(num_tokens=len(SLOTS))
     head_dim = kernel.spec.shape.head_dim

@@ -226,7 +226,7 @@ def test_what_is_not_supported_is_refused_by_file_key_and_value(
 def test_another_model_type_without_architectures_is_refused(tmp_path: Path) -> None:
     config = {**LLAMA_2_7B, "architectures": None}
     assert read(tmp_path, config).num_layers == 32
-    with pytest.raises(ModelError, match="model_type is 'gpt2'; supported: llama"):
+    with pytest.raises(ModelError, match=r"model_type is 'gpt2'; supported: .*llama"):
         read(tmp_path, {**config, "model_type": "gpt2"})
 
 

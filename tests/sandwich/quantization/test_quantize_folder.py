@@ -97,7 +97,7 @@ def test_the_text_goes_through_the_layers_as_through_transformers(tiny: TinyMode
         tensors = list(checkpoint_tensors(shape, config.names))
         weights = WeightFormat("int8", "int8", 32, has_minima=True)
         watched = _Watched(
-            shape, config.rope, tensors, read, weights, lambda tensor, _: kept.append(tensor.name)
+            shape, config.ropes, tensors, read, weights, lambda tensor, _: kept.append(tensor.name)
         )
         watched.run(windows)
     assert len(kept) == len(set(kept)) == 7 * config.num_layers
