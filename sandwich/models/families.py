@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.models import llama, mistral, olmo2, qwen2, qwen3
+from sandwich.models import gemma, llama, mistral, olmo2, qwen2, qwen3
 from sandwich.models.family import Family
 
 FAMILIES: Final[tuple[Family, ...]] = (
+    *gemma.FAMILIES,
     llama.FAMILY,
     mistral.FAMILY,
     olmo2.FAMILY,

@@ -184,6 +184,31 @@ CASES = [
         ),
         "qwen2",
     ),
+    Case(
+        "gemma2",
+        sizes(
+            *(60, 3, 1, 20),
+            num_hidden_layers=3,
+            sliding_window=7,
+            query_pre_attn_scalar=11,
+            attn_logit_softcapping=3.0,
+            final_logit_softcapping=4.0,
+        ),
+        "gemma2",
+    ),
+    Case(
+        "gemma3",
+        sizes(
+            *(64, 4, 2, 16),
+            num_hidden_layers=7,
+            sliding_window=33,
+            rope_parameters={
+                "full_attention": LINEAR_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        ),
+        "gemma3_text",
+    ),
     Case("olmo2", sizes(60, 3, 1, 20), "olmo2"),
     Case("qwen2", sizes(64, 4, 2, 16, rms_norm_eps=1e-6), "qwen2"),
     Case("qwen3", sizes(60, 3, 1, 20, rms_norm_eps=1e-6), "qwen3"),
