@@ -279,8 +279,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         title += f" without their first {result['skip']}"
     if result["against"] != result["model"]:
         title += f", against {result['against']}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("weights", no_wrap=True)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+    table.add_column("weights", overflow="fold")  # the figures beside it are never cut
     for column in ("bits", "perplexity", "above", "KL", "top 1", "decode", "prefill"):
         table.add_column(column, justify="right", no_wrap=True)
     for index, row in enumerate(rows):
