@@ -1,14 +1,9 @@
-"""In which formats the matrices of a quantised checkpoint are kept when nobody says otherwise.
-
-Inputs of the layers' matrices are rounded to int8, with a scale for each group, whose products are
-several times as fast as those of floats; inputs of the LM head stay floats, as in every other
-quantisation (sandwich.startup.quantization).
-"""
+"""In which formats the matrices of a quantised checkpoint are kept when nobody says otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from codegen.model.tables import matrices
@@ -46,13 +41,16 @@ def stored_formats(checkpoint: Checkpoint, shape: ModelShape, names: TensorNames
         if roles and len(tensor.shape) == 2 and tensor.name in checkpoint.tensors:
             found = layers if in_layers[min(roles)] else heads
             found.append(checkpoint.tensors[tensor.name])
-    of_layers, one = _format(layers, "int8")
-    of_head, other = _format(heads, "float")
+    of_layers, one = _format(layers)
+    of_head, other = _format(heads)
     return StoredFormats(of_layers, of_head, "; ".join(filter(None, (one, other))))
 
 
-def _format(tensors: Sequence[StoredTensor], activations: str) -> tuple[WeightFormat | None, str]:
-    """The one format that holds all codes, or 8 bits and why; None for floats."""
+def _format(tensors: Sequence[StoredTensor]) -> tuple[WeightFormat | None, str]:
+    """The one format that holds all codes, or 8 bits and why.
+
+    Inputs stay floats: SmolLM2 in Q4_1 forgets the capital of France if they are rounded too.
+    """
     values = sum(tensor.num_values for tensor in tensors)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     if 8 * nbytes >= _FLOAT_BITS * values:
@@ -60,11 +58,10 @@ def _format(tensors: Sequence[StoredTensor], activations: str) -> tuple[WeightFo
     forms = {tensor.codes for tensor in tensors}
     form = forms.pop()
     if form is not None and not forms:
-        return replace(form, activations=activations), ""
+        return form, ""
     types = ", ".join(sorted({tensor.dtype for tensor in tensors}))
     bits = ROUNDED.bits + 16 / ROUNDED.group
-    rounded = replace(ROUNDED, activations=activations)
-    return rounded, (
-        f"{types} are rounded to {rounded.name}, which takes {bits * values / 2**23:.1f} MiB in "
+    return ROUNDED, (
+        f"{types} are rounded to {ROUNDED.name}, which takes {bits * values / 2**23:.1f} MiB in "
         f"the place of {nbytes / 2**20:.1f}"
     )

@@ -113,14 +113,6 @@ def test_greedy_tokens_are_those_of_transformers(truth: LlamaForCausalLM, cache_
         assert result.outputs[0].token_ids == expected[0, ids.shape[1] :].tolist()
 
 
-def test_a_question_is_answered_from_the_codes_of_the_file(cache_dir: Path) -> None:
-    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
-    message = {"role": "user", "content": "What is the capital of France?"}
-    with LLM(max_model_len=128, max_num_seqs=1, cache_dir=cache_dir) as llm:
-        (result,) = llm.chat([message], params, use_tqdm=False)
-    assert "Paris" in result.outputs[0].text
-
-
 def test_token_ids_of_awkward_texts_are_those_of_transformers(file: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     ours = Tokenizer(open_source(file).tokenizer())

@@ -132,12 +132,12 @@ def test_a_matrix_with_room_inside_its_heads_is_rounded_anew(
 @pytest.mark.parametrize(
     ("kinds", "head", "layers", "lm_head"),
     [
-        (("Q4_0",), "Q8_0", ("int4", "int8", "float16"), ROUNDED),
-        (("Q4_1",), "Q8_0", ("int4", "int8", "float16"), ROUNDED),
-        (("Q8_0",), "F16", ("int8", "int8", "float16"), None),
-        (("Q4_K",), "Q6_K", ("int4", "int8", "float32"), ROUNDED),
-        (("Q4_K", "Q6_K"), "Q4_0", ("int8", "int8", "float16"), None),
-        (("Q6_K",), "Q8_0", ("int8", "int8", "float16"), ROUNDED),
+        (("Q4_0",), "Q8_0", ("int4", "float", "float16"), ROUNDED),
+        (("Q4_1",), "Q8_0", ("int4", "float", "float16"), ROUNDED),
+        (("Q8_0",), "F16", ("int8", "float", "float16"), None),
+        (("Q4_K",), "Q6_K", ("int4", "float", "float32"), ROUNDED),
+        (("Q4_K", "Q6_K"), "Q4_0", ("int8", "float", "float16"), None),
+        (("Q6_K",), "Q8_0", ("int8", "float", "float16"), ROUNDED),
         (("F16",), "BF16", None, None),
     ],
 )
@@ -169,7 +169,7 @@ def test_what_is_rounded_anew_is_said_with_the_memory_it_takes(
     file, _ = write_quantized(tmp_path / "m.gguf", vocab_size, ("Q6_K", "Q4_K"))
     caplog.set_level(logging.WARNING)
     Model.of(EngineConfig(model=str(file)))
-    assert "Q4_K, Q6_K are rounded to int8-g32 x int8, which takes 1.2 MiB" in caplog.text
+    assert "Q4_K, Q6_K are rounded to int8-g32 x float, which takes 1.2 MiB" in caplog.text
     caplog.clear()
     Model.of(EngineConfig(model=str(file), quantization="none"))
     assert caplog.text == ""
@@ -180,8 +180,7 @@ def test_none_widens_and_other_names_win(tmp_path: Path, vocab_size: int) -> Non
     model = ModelConfig.from_source(GgufModel(file))
     assert layout_of(model, "none").weights == WeightFormat("bfloat16")
     assert layout_of(model, "int8-w8a8").weights.dtype == "int8"
-    kept = WeightFormat("int4", activations="int8", group=32, scale_dtype="float16")
-    assert layout_of(model).weights == kept
+    assert layout_of(model).weights == WeightFormat("int4", group=32, scale_dtype="float16")
 
 
 def test_scales_that_are_no_numbers_are_refused(tmp_path: Path, vocab_size: int) -> None:
