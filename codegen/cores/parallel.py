@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from codegen.cores.barrier import barrier_text, meeting_lines
 from codegen.cores.claims import claims_text
-from codegen.cores.shares import share
 from codegen.kit import Expr, T
 from codegen.spec import Groups, num_cores
 from platforms.isa import IsaRow
@@ -31,9 +30,16 @@ class Team:
 
 
 def split(core: Expr, num_cores: int, count: Expr) -> tuple[Expr, Expr]:
-    """The contiguous share [begin, end) of `count` items that `core` of `num_cores` owns."""
-    begin, end = share(core, num_cores, count)
-    return T.bind(begin), T.bind(end)
+    """The contiguous share [begin, end) of `count` items that `core` of `num_cores` owns, as
+    codegen.cores.shares.share deals them.
+    """
+
+    # No `//`: TVM makes a shift of it where num_cores is a power of two, and its simplifier raises
+    # on products of shifted 64-bit addresses.
+    def bound(number: Expr) -> Expr:
+        return T.bind(T.truncdiv(number * count, num_cores))
+
+    return bound(core), bound(core + 1)
 
 
 def each_core(team: Team, body: Callable[[Expr], None]) -> None:

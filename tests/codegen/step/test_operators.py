@@ -139,7 +139,7 @@ def test_rows_are_normed_by_their_root_mean_square(
         assert is_poison(kernel[name][len(rows) :])
 
 
-@pytest.mark.parametrize("num_vectors", [1, 3])
+@pytest.mark.parametrize("num_vectors", [1, 3, 6])
 @each_target
 def test_normed_products_are_added_to_the_residual_stream(
     compile_body: Compile, isa: str, dtype: str, num_vectors: int
