@@ -87,7 +87,13 @@ def _read_parameters(fields: Fields, rope: Fields, max_positions: int) -> RopeCo
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Floats:
-    """Radians per position of each pair of dims, (head_dim / 2,), rounded as transformers does."""
+    """Radians per position of each pair of dims, (head_dim / 2,).
+
+    Rounded to float32 where transformers rounds: the exponent, the power, its reciprocal. Here each
+    rounding is correct. torch's power is one unit in the last place off for some exponents, and for
+    which ones depends on the instruction set it runs on; the angle at position 2000 is then some
+    1e-4 radians away.
+    """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     wavelengths = np.power(rope.theta, exponents, dtype=np.float64).astype(np.float32)
     frequencies: Floats = np.reciprocal(wavelengths)

@@ -1,7 +1,8 @@
-"""The cos and sin tables equal transformers' to the rounding of float32."""
+"""Inverse frequencies and the cos and sin tables, which equal transformers' to float32 rounding."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_tables_equal_those_of_transformers(
         # one float32 rounding of the angle at the last position, and one of the result
         difference = np.abs(table - truth[0, :, : head_dim // 2].numpy())
         assert difference.max() <= NUM_POSITIONS * 2.0**-23 + 2.0**-24
+
+
+@pytest.mark.parametrize("theta", [10000.0, 100000.0, 130000.0, 500000.0, 1000000.0])
+def test_frequencies_are_rounded_correctly_for_every_head_dim(theta: float) -> None:
+    for head_dim in range(2, 257, 2):
+        actual = inverse_frequencies(RopeConfig(theta), head_dim)
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        exact = [Decimal(theta) ** Decimal(float(exponent)) for exponent in exponents]
+        wavelengths = np.array([float(power) for power in exact]).astype(np.float32)
+        np.testing.assert_array_equal(actual, (1 / wavelengths.astype(np.float64)).astype("f4"))
+        # torch's power is one unit off in places, which is up to two after the reciprocal
+        torchs = 1 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        np.testing.assert_array_max_ulp(actual, torchs.numpy(), maxulp=2)
 
 
 def test_a_table_may_be_shorter_than_one_round() -> None:
