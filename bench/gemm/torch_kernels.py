@@ -27,8 +27,7 @@ class TorchPeer(Peer):
         torch.set_num_threads(len(cpus))
         self._x = torch.from_numpy(random_activations(self.problem))
         self._prepare()
-        a = torch.ones((512, 2048), dtype=torch.bfloat16)
-        b = torch.ones((2048, 2048), dtype=torch.bfloat16)
+        a, b = torch.ones((512, 2048)), torch.ones((2048, 2048))
         return pin_workers(cpus, lambda: a @ b)
 
     @abstractmethod
