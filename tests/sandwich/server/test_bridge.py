@@ -212,7 +212,7 @@ async def test_a_stopped_bridge_fails_whoever_waits(
             late.submit([request("s")])
         executor.allow()
         await stopping
-    assert executor.is_closed
+    await executor.closed()
     with pytest.raises(UnavailableError):
         bridge.open(1)
 

@@ -173,7 +173,7 @@ async def test_what_does_not_finish_in_time_ends_with_an_error(start: StartRig) 
         [chunk async for chunk in streamed]
     rig.executor.allow()
     await rig.server.stop()
-    assert rig.executor.is_closed
+    await rig.executor.closed()
     assert rig.engine.stats.num_finished.total() <= 2
 
 
@@ -256,7 +256,7 @@ async def test_sigterm_drains_and_ends(
     executor.allow()
     assert (await call).choices[0].text == "678"
     await asyncio.wait_for(serving, PATIENCE_S)
-    assert executor.is_closed
+    await executor.closed()
     await client.close()
 
 
