@@ -262,24 +262,27 @@ def test_a_long_prefill_takes_all_cores(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "factor"),
+    ("weights", "factor", "factor_of_avx2"),
     [
-        (WeightFormat("float32"), 1),
-        (WeightFormat("bfloat16"), 2),
-        (WeightFormat("int8"), 2),  # widened to bf16
-        (WeightFormat("int8", activations="int8"), 4),
-        (WeightFormat("int4", activations="int8", group=32), 4),
+        (WeightFormat("float32"), 1, 1),
+        (WeightFormat("bfloat16"), 2, 1),
+        (WeightFormat("int8"), 2, 1),  # widened to bf16, or to float32
+        (WeightFormat("int8", activations="int8"), 4, 2),  # AVX2 multiplies pairs of 16 bits
+        (WeightFormat("int4", activations="int8", group=32), 4, 2),
     ],
 )
 def test_dot_products_multiply_the_arithmetic_where_there_are_any(
-    weights: WeightFormat, factor: int
+    weights: WeightFormat, factor: int, factor_of_avx2: int
 ) -> None:
     turin, rome = load_machine("epyc-9655"), load_machine("epyc-7h12-2s")
     base = estimated_rates(turin, WeightFormat("float32")).prefill.gemm_gflops.most
     found = estimated_rates(turin, weights).prefill
     assert found.gemm_gflops.most == factor * base
     assert found.attention_gflops <= base  # keys and values stay floats
-    assert estimated_rates(rome, weights) == estimated_rates(rome, WeightFormat("float32"))
+    plain = estimated_rates(rome, WeightFormat("float32")).prefill
+    on_avx2 = estimated_rates(rome, weights).prefill
+    assert on_avx2.gemm_gflops.most == factor_of_avx2 * plain.gemm_gflops.most
+    assert replace(on_avx2, gemm_gflops=plain.gemm_gflops) == plain
 
 
 def test_tiles_do_eight_times_as_much_as_dot_products() -> None:
