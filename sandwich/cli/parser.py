@@ -107,7 +107,7 @@ VERBS = (
     Verb(
         "quantize",
         "sandwich.cli.quantize",
-        "round a model's weights once, for a text if one is given, and write them to a folder",
+        "round a model's weights once and write them to a folder",
         "MODEL OUT",
     ),
     Verb("bench", None, "measure speed", verbs=BENCHMARKS),
