@@ -30,7 +30,7 @@ def rehearsal(
     requests = []
     for index, (before, count) in enumerate(sequences):
         tokens = np.arange(before + count, dtype=np.int32) * 97 % vocab_size
-        request = Request(f"rehearsal-{index}", tokens, SamplingParams())
+        request = Request(f"rehearsal-{index}", tokens, SamplingParams(temperature=0.0))
         first = first_block + index * num_blocks
         request.block_table.ids += range(first, first + num_blocks)
         requests.append(request)

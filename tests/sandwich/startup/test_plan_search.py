@@ -123,7 +123,7 @@ def test_named_cpus_that_would_slow_each_other_down_are_warned_about(
 
 def test_a_model_that_is_not_there_is_refused_with_the_shapes_that_are(run: Run) -> None:
     _, err = run("plan", "llama-3.2-2b", code=2)
-    assert "neither a folder nor a hub id" in err
+    assert "is no file, folder or hub id" in err
     assert "llama-3.2-1b" in err
 
 
