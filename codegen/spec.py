@@ -291,6 +291,9 @@ def check_ranges(ranges: TileRanges) -> None:
 ANY_TOKEN = -1  # the sum of the distribution and the likeliest tokens, no token in particular
 NOT_SCORED = -2  # nothing
 MAX_TOP = 20  # likeliest tokens of a scored row
+# Parts of the vocabulary whose probabilities are summed apart, whatever the number of cores, so
+# that programs of one core and of many give the same bits.
+SCORE_PARTS = 32
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from codegen.layout.arrays import TensorSpec, round_up
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.operands import Int8Rows, Operands
 from codegen.layout.panels import PanelLayout
-from codegen.spec import MAX_TOP, ProgramSpec
+from codegen.spec import MAX_TOP, SCORE_PARTS, ProgramSpec
 from codegen.step.operators import End, Linear, StepOperators, step_operators
 from platforms.isa import IsaRow, isa_row
 
@@ -146,10 +146,10 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             "partial": rows(tokens, _scratch_columns(spec, model), float32),
             "best_values": rows(spec.num_shares, logits, float32),
             "best_ids": rows(spec.num_shares, logits, int32),
-            "share_totals": rows(spec.num_shares, logits, float32),
-            "share_before": rows(spec.num_shares, logits, int32),
-            "share_top_logits": TensorSpec((spec.num_shares, logits, MAX_TOP), float32),
-            "share_top_ids": TensorSpec((spec.num_shares, logits, MAX_TOP), int32),
+            "share_totals": rows(SCORE_PARTS, logits, float32),
+            "share_before": rows(SCORE_PARTS, logits, int32),
+            "share_top_logits": TensorSpec((SCORE_PARTS, logits, MAX_TOP), float32),
+            "share_top_ids": TensorSpec((SCORE_PARTS, logits, MAX_TOP), int32),
             "argmax": TensorSpec((tokens,), int32),
             "peaks": TensorSpec((tokens,), float32),
             "totals": TensorSpec((tokens,), float32),

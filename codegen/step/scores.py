@@ -1,7 +1,7 @@
 """What is read of logits beside their argmax: a token's probability and rank, the likeliest ones.
 
-Each core goes over the columns that it has just computed, then the cores' shares become one result
-for each row, so that no row of logits has to leave the program. A probability is
+Each core goes over some of the fixed parts of the vocabulary, then the parts become one result for
+each row, so that no row of logits has to leave the program. A probability is
 exp(logit - peak) / total, where the peak of the whole row is known before the sum is begun.
 """
 
@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from codegen.cores.parallel import split
-from codegen.cores.shares import share
 from codegen.gemm.register_tile import Accumulators
 from codegen.kit import Expr, Kit, T
-from codegen.spec import NOT_SCORED
+from codegen.spec import NOT_SCORED, SCORE_PARTS
 from codegen.step.elementwise import LOG2_E
 from codegen.step.step import LogitBlock, Step
 
@@ -21,34 +20,36 @@ SUM_CHAINS = 4  # independent accumulators of the sum of a row's share
 
 
 def score_share(step: Step, core: Expr, rows: LogitBlock) -> None:
-    """share_*[core, r]: of the columns of this core, the sum of exp(logit - peak), the number of
-    tokens that come before the target, and the likeliest tokens, best first.
+    """share_*[part, r]: of each of this core's parts of the columns, the sum of exp(logit - peak),
+    the number of tokens that come before the target, and the likeliest tokens, best first.
     """
-    begin, end = split(core, step.spec.num_shares, _num_vectors(step))
+    first, last = split(core, step.spec.num_shares, T.int32(SCORE_PARTS))
 
     def score(row: Expr, at: Expr) -> None:
-        _sum_share(step, [core, row], at, begin, end)
-        num_top = T.bind(step.b["num_tops"][at])
-        with T.If(num_top > 0), T.Then():
-            best = BestFirst(
-                step.b["share_top_logits"], step.b["share_top_ids"], [core, row], num_top
-            )
-            _collect(step, best, row, begin, end)
+        with T.serial(first, last) as part:
+            begin, end = split(part, SCORE_PARTS, _num_vectors(step))
+            _sum_share(step, [part, row], at, begin, end)
+            num_top = T.bind(step.b["num_tops"][at])
+            with T.If(num_top > 0), T.Then():
+                best = BestFirst(
+                    step.b["share_top_logits"], step.b["share_top_ids"], [part, row], num_top
+                )
+                _collect(step, best, row, begin, end)
 
     _each_scored(step, rows, (0, rows.count), score)
 
 
 def scores_of_shares(step: Step, core: Expr, rows: LogitBlock) -> None:
-    """totals, chosen, ranks and top_*[r] from the cores' shares.
+    """totals, chosen, ranks and top_*[r] from the parts.
 
     chosen is the target's logit; ranks count from 1, the lower id first among equals.
     """
-    b, num_cores = step.b, step.spec.num_shares
+    b = step.b
 
     def join(row: Expr, at: Expr) -> None:
         T.buffer_store(b["totals"], T.float32(0), [at])
         T.buffer_store(b["ranks"], T.int32(1), [at])
-        with T.serial(0, num_cores) as other:
+        with T.serial(0, SCORE_PARTS) as other:
             T.buffer_store(b["totals"], b["totals"][at] + b["share_totals"][other, row], [at])
             T.buffer_store(b["ranks"], b["ranks"][at] + b["share_before"][other, row], [at])
         T.buffer_store(b["chosen"], b["logits"][row, _target(step, at)], [at])
@@ -56,7 +57,7 @@ def scores_of_shares(step: Step, core: Expr, rows: LogitBlock) -> None:
         with T.If(num_top > 0), T.Then():
             _join_tops(step, BestFirst(b["top_logits"], b["top_ids"], [at], num_top), row)
 
-    _each_scored(step, rows, split(core, num_cores, rows.count), join)
+    _each_scored(step, rows, split(core, step.spec.num_shares, rows.count), join)
 
 
 class BestFirst:
@@ -174,11 +175,11 @@ def _collect(step: Step, best: BestFirst, row: Expr, begin: Expr, end: Expr) -> 
 
 
 def _join_tops(step: Step, best: BestFirst, row: Expr) -> None:
-    """Insert the likeliest tokens of every core."""
-    b, num_cores, vocab = step.b, step.spec.num_shares, step.spec.shape.vocab_size
-    with T.serial(0, num_cores) as core:
-        begin, end = share(core, num_cores, _num_vectors(step))
+    """Insert the likeliest tokens of every part."""
+    b, vocab = step.b, step.spec.shape.vocab_size
+    with T.serial(0, SCORE_PARTS) as part:
+        begin, end = split(part, SCORE_PARTS, _num_vectors(step))
         width = T.min(end * step.kit.lanes, vocab) - T.min(begin * step.kit.lanes, vocab)
         with T.serial(0, T.min(best.most, width)) as i:
-            at = core, row, i
+            at = part, row, i
             best.insert(b["share_top_logits"][at], b["share_top_ids"][at])
