@@ -6,7 +6,7 @@ Functions take and return float32; where a kernel reads packed memory, the layou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ from codegen.layout.model import KvLayout
 from codegen.layout.operands import LARGEST, MOST_INVERSE
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.layout.quantize import QuantizedRows
-from codegen.spec import MAX_TOP, Activation, WeightFormat
+from codegen.model.tables import head_norms
+from codegen.spec import MAX_TOP, Activation, ModelShape, WeightFormat
 
 Ints = npt.NDArray[np.int32]
 
@@ -89,6 +90,19 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """x (m, k) over its root mean square, times weight (k,)."""
     mean_square: Floats = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
     return x / np.sqrt(mean_square + np.float32(eps)) * weight
+
+
+def norm_heads(shape: ModelShape, qkv: Floats, norm: Callable[[str, Floats], Floats]) -> Floats:
+    """qkv (tokens, columns of q, k and v heads) with its queries and keys normed as `shape` says;
+    norm(role, x) norms the last axis of x with the weight of that role.
+    """
+    normed, first = qkv.copy(), 0
+    for each in head_norms(shape):
+        stop = first + each.count * each.size
+        columns = qkv[:, first:stop].reshape(len(qkv), each.count, each.size)
+        normed[:, first:stop] = norm(each.role, columns).reshape(len(qkv), -1)
+        first = stop
+    return normed
 
 
 def rope(x: Floats, cos: Floats, sin: Floats) -> Floats:

@@ -204,7 +204,7 @@ def _counted(
         case text.Argmax():
             num_units, values = shape.vocab_size // layout.lanes, step.num_logits * layout.lanes
             return Operator(op.name, Kind.ARGMAX, repeats, num_units, values=values)
-    raise NotImplementedError(op)
+    raise AssertionError(op)
 
 
 def _product(role: str, repeats: int, layout: ModelLayout, step: Step) -> Operator:

@@ -164,7 +164,7 @@ def emit(
                     lambda core: scores_of_shares(step, core, rows),
                 )
         case _:
-            raise NotImplementedError(operator)
+            raise AssertionError(operator)
 
 
 def _weight(step: Step, role: str, layer: Expr | None) -> Callable[[Expr], Expr]:

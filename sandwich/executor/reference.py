@@ -16,7 +16,7 @@ import numpy.typing as npt
 from codegen import reference
 from codegen.layout.arrays import Floats, widen
 from codegen.layout.model import KvLayout, ModelLayout
-from codegen.model.tables import Matrix, head_norms, rotation
+from codegen.model.tables import Matrix, rotation
 from codegen.model.text import forward
 from codegen.spec import LayerKind, ModelShape, WeightFormat
 from sandwich.executor.base import (
@@ -153,13 +153,7 @@ class _Step:
         return self._model.matrices[role, self._layer](widen(room))
 
     def norm_heads(self, qkv: Floats) -> Floats:
-        normed, first = qkv.copy(), 0
-        for norm in head_norms(self.shape):
-            stop = first + norm.count * norm.size
-            columns = qkv[:, first:stop].reshape(len(qkv), norm.count, norm.size)
-            normed[:, first:stop] = self.norm(norm.role, columns).reshape(len(qkv), -1)
-            first = stop
-        return normed
+        return reference.norm_heads(self.shape, qkv, self.norm)
 
     def rotate_and_cache(self, kind: LayerKind, qkv: Floats) -> Floats:
         model, shape = self._model, self.shape

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from codegen import reference
 from codegen.layout.arrays import Floats
 from codegen.layout.quantize import QuantizedRows
-from codegen.model.tables import head_norms, matrices
+from codegen.model.tables import matrices
 from codegen.model.text import forward
 from codegen.spec import LayerKind, ModelShape, WeightFormat
 from sandwich.models.rope import RopeConfig, fill_tables
@@ -102,13 +102,7 @@ class Calibration:
         return np.concatenate([outputs[name] for name, _ in order], axis=1)
 
     def norm_heads(self, qkv: Floats) -> Floats:
-        normed, first = qkv.copy(), 0
-        for norm in head_norms(self.shape):
-            stop = first + norm.count * norm.size
-            columns = qkv[:, first:stop].reshape(len(qkv), norm.count, norm.size)
-            normed[:, first:stop] = self.norm(norm.role, columns).reshape(len(qkv), -1)
-            first = stop
-        return normed
+        return reference.norm_heads(self.shape, qkv, self.norm)
 
     def rotate_and_cache(self, kind: LayerKind, qkv: Floats) -> Floats:
         shape, length = self.shape, self._windows.shape[1]
