@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import msgspec
@@ -17,13 +16,15 @@ from msgspec import UNSET, Struct, UnsetType
 
 from sandwich.errors import InvalidRequestError
 from sandwich.server.anthropic_format import MessageFormat
-from sandwich.server.call import Call, EncodedPrompt
+from sandwich.server.call import Call
 from sandwich.server.protocol import Body, ChatBody, Message
+from sandwich.server.talk import Talk
 from sandwich.server.tools import tool_use
-from sandwich.server.validation import chat_params, conversation
+from sandwich.server.validation import conversation
 from sandwich.server.wire import json_response, new_id, read_body, service_of
 
 _ROLES = ("user", "assistant", "system")
+_THINKING = ("enabled", "adaptive", "disabled")
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -40,9 +41,9 @@ class CountBody(Body, kw_only=True):
     system: str | list[dict[str, Any]] | UnsetType = UNSET
     tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
     tool_choice: dict[str, Any] | UnsetType = UNSET
+    thinking: dict[str, Any] | UnsetType = UNSET
     ignored = frozenset({"metadata", "service_tier", "cache_control"})
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "thinking": ({"type": "disabled"},),
         "container": (),
         "mcp_servers": ([],),
     }
@@ -73,17 +74,17 @@ async def messages(request: web.Request) -> web.StreamResponse:
     for name in ("max_tokens", "temperature", "top_p", "top_k", "stream"):
         setattr(chat, name, getattr(body, name))
     chat.stop = body.stop_sequences or UNSET
-    params = chat_params(chat, service.backend.generation_defaults, service.limits)
-    tools = tool_use(chat, service.tokenizer)
-    if tools is not None and tools.grammar is not None:
-        params = replace(params, grammar=tools.grammar)
-    form = MessageFormat(new_id("msg"), service.backend.model_name, tools)
-    talk = conversation(chat, None if tools is None else tools.tools)
-
-    async def encode() -> list[EncodedPrompt]:
-        return [EncodedPrompt(await service.encode_chat(talk))]
-
-    return await Call(service, chat, params, form, arrival_time).answer(request, 1, encode)
+    talk = Talk.of(service, chat)
+    if body.thinking is not UNSET and _thinks(body.thinking) and not talk.has_reasoning:
+        raise InvalidRequestError(
+            "thinking asks for reasoning, which this model's chat template does not have; leave it "
+            "out",
+            "thinking",
+            "unsupported_parameter",
+        )
+    form = MessageFormat(new_id("msg"), service.backend.model_name, talk)
+    call = Call(service, chat, talk.params, form, arrival_time)
+    return await call.answer(request, 1, talk.encode)
 
 
 async def count_tokens(request: web.Request) -> web.Response:
@@ -93,10 +94,10 @@ async def count_tokens(request: web.Request) -> web.Response:
     chat = chat_body(body)
     tools = tool_use(chat, service.tokenizer)
     with service.bridge.open(num_places=1):  # the work is bounded as that of messages is
-        tokens = await service.encode_chat(
+        prompt = await service.encode_chat(
             conversation(chat, None if tools is None else tools.tools)
         )
-    return json_response(TokenCount(len(tokens)))
+    return json_response(TokenCount(len(prompt.token_ids)))
 
 
 def chat_body(body: CountBody) -> ChatBody:
@@ -109,11 +110,24 @@ def chat_body(body: CountBody) -> ChatBody:
     chat = ChatBody(
         messages=listed, tools=[_tool(t, f"tools[{i}]") for i, t in enumerate(body.tools)]
     )
+    if body.thinking is not UNSET:
+        chat.chat_template_kwargs = {"enable_thinking": _thinks(body.thinking)}
     if body.tool_choice is not UNSET:
         chat.tool_choice = _tool_choice(body.tool_choice)
         if body.tool_choice.get("disable_parallel_tool_use") is True:
             chat.parallel_tool_calls = False
     return chat
+
+
+def _thinks(thinking: Mapping[str, Any]) -> bool:
+    """Whether the model may reason first, where its template can say so. No budget is kept."""
+    kind = thinking.get("type")
+    if kind not in _THINKING:
+        raise InvalidRequestError(
+            f"thinking.type is {str(kind)[:50]!r} but must be one of {', '.join(_THINKING)}",
+            "thinking.type",
+        )
+    return bool(kind != "disabled")
 
 
 def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from sandwich.server.generation import Choice, Generation
-from sandwich.server.tools import ToolUse
-from sandwich.text.output import OutputDelta
-from sandwich.text.tool_calls import CallDelta, ToolCallParser
+from sandwich.server.call import EncodedPrompt
+from sandwich.server.generation import Generation, Piece
+from sandwich.server.talk import Talk
+from sandwich.text.reasoning import Thought
+from sandwich.text.reply import Part, Reply
+from sandwich.text.tool_calls import CallDelta
 
 
 class Usage(Struct):
@@ -23,16 +25,18 @@ class Usage(Struct):
 
 
 class Block(Struct, kw_only=True):
-    """Text, or a call of a tool."""
+    """Reasoning, text, or a call of a tool."""
 
     type: str
+    thinking: str | UnsetType = UNSET
+    signature: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     id: str | UnsetType = UNSET
     name: str | UnsetType = UNSET
     input: Any = UNSET
 
 
-class Reply(Struct, kw_only=True):
+class Answer(Struct, kw_only=True):
     id: str
     type: str = "message"
     role: str = "assistant"
@@ -47,11 +51,17 @@ class Event(Struct, kw_only=True):
     """Any event of a stream; `type` is its name too."""
 
     type: str
-    message: Reply | UnsetType = UNSET
+    message: Answer | UnsetType = UNSET
     index: int | UnsetType = UNSET
     content_block: Block | UnsetType = UNSET
     delta: dict[str, Any] | UnsetType = UNSET
     usage: Usage | UnsetType = UNSET
+
+
+_EMPTY: Final = {
+    "text": Block(type="text", text=""),
+    "thinking": Block(type="thinking", thinking="", signature=""),
+}
 
 
 @dataclass
@@ -62,33 +72,27 @@ class MessageFormat:
 
     id: str
     model: str
-    tools: ToolUse | None = None
+    talk: Talk
     _has_begun: bool = False
     _num_blocks: int = 0
     _open: str | None = None  # type of the block that is open
-    _parser: ToolCallParser | None = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._parser = None if self.tools is None else self.tools.parser()
+    def reply(self, prompt: EncodedPrompt) -> Reply:
+        return self.talk.reply(prompt)
 
-    def whole(self, generation: Generation) -> Reply:
+    def whole(self, generation: Generation) -> Answer:
         [choice] = generation.choices
-        result = choice.output.result()
+        reply, result = choice.reply, choice.output.result()
         blocks: list[Block] = []
-        arguments: list[str] = []
-        for part in self._parts(result.text, is_last=True):
-            if isinstance(part, str):
-                blocks.append(Block(type="text", text=part))
-            elif part.id is not None and part.name is not None:
-                blocks.append(Block(type="tool_use", id=part.id, name=part.name, input={}))
-                arguments.append(part.arguments)
-            else:
-                arguments[part.index] += part.arguments
-        calls = [block for block in blocks if block.type == "tool_use"]
-        for block, text in zip(calls, arguments, strict=True):
-            block.input = _input(text)
-        reason, sequence = self._end(result.finish_reason, result.stop_reason)
-        return Reply(
+        if reply.reasoning:
+            blocks.append(Block(type="thinking", thinking=reply.reasoning, signature=""))
+        if reply.text or not (reply.reasoning or reply.calls):
+            blocks.append(Block(type="text", text=reply.text))
+        for call in reply.calls:
+            arguments = _input(call.arguments)
+            blocks.append(Block(type="tool_use", id=call.id, name=call.name, input=arguments))
+        reason, sequence = _end(reply, result.finish_reason, result.stop_reason)
+        return Answer(
             id=self.id,
             model=self.model,
             content=blocks,
@@ -97,18 +101,19 @@ class MessageFormat:
             usage=_usage(generation),
         )
 
-    def chunks(self, generation: Generation, choice: Choice, delta: OutputDelta) -> Iterator[Event]:
+    def chunks(self, generation: Generation, piece: Piece) -> Iterator[Event]:
         """As generation.ChunkFormat."""
+        choice, delta, parts = piece
         if not self._has_begun:
             self._has_begun = True
             usage = _usage(generation)
-            reply = Reply(id=self.id, model=self.model, content=[], usage=usage)
-            yield Event(type="message_start", message=reply)
-        for part in self._parts(delta.text, delta.finish_reason is not None):
-            yield from self._text(part) if isinstance(part, str) else self._call(part)
+            answer = Answer(id=self.id, model=self.model, content=[], usage=usage)
+            yield Event(type="message_start", message=answer)
+        for part in parts:
+            yield from self._part(part)
         if delta.finish_reason is not None:
             yield from self._close()
-            reason, sequence = self._end(delta.finish_reason, delta.stop_reason)
+            reason, sequence = _end(choice.reply, delta.finish_reason, delta.stop_reason)
             yield Event(
                 type="message_delta",
                 delta={"stop_reason": reason, "stop_sequence": sequence},
@@ -118,15 +123,21 @@ class MessageFormat:
     def closing(self, generation: Generation) -> Iterator[Event]:
         yield Event(type="message_stop")
 
-    def _parts(self, text: str, is_last: bool) -> list[str | CallDelta]:
-        if self._parser is None:
-            return [text] if text else []
-        return self._parser.push(text) + (self._parser.flush() if is_last else [])
+    def _part(self, part: Part) -> Iterator[Event]:
+        match part:
+            case str():
+                yield from self._more("text", {"type": "text_delta", "text": part})
+            case Thought():
+                delta = {"type": "thinking_delta", "thinking": part.text}
+                yield from self._more("thinking", delta)
+            case CallDelta():
+                yield from self._call(part)
 
-    def _text(self, text: str) -> Iterator[Event]:
-        if self._open != "text":
-            yield from self._begin(Block(type="text", text=""))
-        yield self._delta({"type": "text_delta", "text": text})
+    def _more(self, kind: str, delta: dict[str, Any]) -> Iterator[Event]:
+        """More of a block of that kind, which begins if another one is open."""
+        if self._open != kind:
+            yield from self._begin(_EMPTY[kind])
+        yield self._delta(delta)
 
     def _call(self, call: CallDelta) -> Iterator[Event]:
         if call.id is not None and call.name is not None:
@@ -149,17 +160,16 @@ class MessageFormat:
             self._open = None
             yield Event(type="content_block_stop", index=self._num_blocks - 1)
 
-    def _end(
-        self, finish_reason: str | None, stop_reason: int | str | None
-    ) -> tuple[str, str | None]:
-        """stop_reason and stop_sequence in Anthropic's words."""
-        if finish_reason == "length":
-            return "max_tokens", None
-        if self._parser is not None and self._parser.num_calls:
-            return "tool_use", None
-        return (
-            ("stop_sequence", stop_reason) if isinstance(stop_reason, str) else ("end_turn", None)
-        )
+
+def _end(
+    reply: Reply, finish_reason: str | None, stop_reason: int | str | None
+) -> tuple[str, str | None]:
+    """stop_reason and stop_sequence in Anthropic's words."""
+    if finish_reason == "length":
+        return "max_tokens", None
+    if reply.calls:
+        return "tool_use", None
+    return ("stop_sequence", stop_reason) if isinstance(stop_reason, str) else ("end_turn", None)
 
 
 def _usage(generation: Generation) -> Usage:

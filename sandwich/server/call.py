@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import msgspec
@@ -19,14 +19,18 @@ from sandwich.server.service import Service
 from sandwich.server.wire import json_response
 from sandwich.text.guided import CompiledGrammar
 from sandwich.text.output import OutputStream
+from sandwich.text.reply import Reply
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt that can run. `echo`: its text, if the answer shows it."""
+    """A prompt that can run. `echo`: its text, if the answer shows it. `opens_reasoning`: the reply
+    begins inside the model's reasoning.
+    """
 
     token_ids: list[int]
     echo: str = ""
+    opens_reasoning: bool = False
 
 
 class AnswerFormat(ChunkFormat, Protocol):
@@ -36,6 +40,9 @@ class AnswerFormat(ChunkFormat, Protocol):
     def id(self) -> str:
         """Of the answer, and of its requests."""
         ...
+
+    def reply(self, prompt: EncodedPrompt) -> Reply:
+        """Reads one choice."""
 
     def whole(self, generation: Generation) -> msgspec.Struct: ...
 
@@ -88,7 +95,7 @@ class Call:
                 "truncate_prompt_tokens",
             )
         most = self.service.backend.max_model_len - 1 if most == -1 else most
-        return EncodedPrompt(prompt.token_ids[-most:], prompt.echo)
+        return replace(prompt, token_ids=prompt.token_ids[-most:])
 
     def _choice(
         self, prompt: EncodedPrompt, first_index: int, sample: int, grammar: CompiledGrammar | None
@@ -110,4 +117,11 @@ class Call:
         asked = self.body.asked_max_tokens
         output = OutputStream(self.service.tokenizer, self.params, prompt.token_ids, index)
         is_clamped = asked is not UNSET and asked > room
-        return Choice(index, request, output, prompt.echo, room if is_clamped else None)
+        return Choice(
+            index,
+            request,
+            output,
+            self.form.reply(prompt),
+            prompt.echo,
+            room if is_clamped else None,
+        )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from sandwich.server.call import Call, EncodedPrompt
-from sandwich.server.generation import Choice, Generation
+from sandwich.server.generation import Choice, Generation, Piece
 from sandwich.server.protocol import ChatBody
 from sandwich.server.responses import (
     ChatChoice,
@@ -29,11 +29,12 @@ from sandwich.server.responses import (
     TopLogprob,
     Usage,
 )
-from sandwich.server.tools import ToolUse, tool_use
-from sandwich.server.validation import chat_params, conversation
+from sandwich.server.talk import Talk
 from sandwich.server.wire import new_id, read_body, service_of
 from sandwich.text.output import Logprob, OutputDelta, TokenLogprobs
-from sandwich.text.tool_calls import CallDelta, ToolCallParser
+from sandwich.text.reasoning import Thought
+from sandwich.text.reply import Part, Reply
+from sandwich.text.tool_calls import CallDelta
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -41,17 +42,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     service = service_of(request)
     body = await read_body(request, ChatBody)
     service.check_model(body.model)
-    params = chat_params(body, service.backend.generation_defaults, service.limits)
-    tools = tool_use(body, service.tokenizer)
-    if tools is not None and tools.grammar is not None:
-        params = replace(params, grammar=tools.grammar)
-    form = ChatFormat(new_id("chatcmpl"), int(time.time()), body, service.backend.model_name, tools)
-    chat = conversation(body, None if tools is None else tools.tools)
-
-    async def encode() -> list[EncodedPrompt]:
-        return [EncodedPrompt(await service.encode_chat(chat))]
-
-    return await Call(service, body, params, form, arrival_time).answer(request, 1, encode)
+    talk = Talk.of(service, body)
+    form = ChatFormat(new_id("chatcmpl"), int(time.time()), body, service.backend.model_name, talk)
+    call = Call(service, body, talk.params, form, arrival_time)
+    return await call.answer(request, 1, talk.encode)
 
 
 @dataclass(frozen=True)
@@ -64,22 +58,23 @@ class ChatFormat:
     created: int
     body: ChatBody
     model: str
-    tools: ToolUse | None = None
+    talk: Talk
     _begun: set[int] = field(default_factory=set)  # choices whose first chunk is out
-    _parsers: dict[int, ToolCallParser] = field(default_factory=dict)  # of choices in a stream
+
+    def reply(self, prompt: EncodedPrompt) -> Reply:
+        return self.talk.reply(prompt)
 
     def whole(self, generation: Generation) -> ChatCompletion:
         choices = []
         for choice in generation.choices:
             result = choice.output.result()
             assert result.finish_reason is not None
-            message = self._message(result.text)
             choices.append(
                 ChatChoice(
                     choice.index,
-                    message,
+                    _message(choice.reply),
                     self._logprobs(result.logprobs or ()),
-                    _reason(result.finish_reason, message.tool_calls is not UNSET),
+                    _reason(result.finish_reason, choice.reply),
                     result.stop_reason,
                 )
             )
@@ -92,56 +87,32 @@ class ChatFormat:
             timings=generation.timings(),
         )
 
-    def chunks(
-        self, generation: Generation, choice: Choice, delta: OutputDelta
-    ) -> Iterator[ChatCompletionChunk]:
+    def chunks(self, generation: Generation, piece: Piece) -> Iterator[ChatCompletionChunk]:
         """As generation.ChunkFormat: a role chunk first, an empty delta with the reason last."""
         usage = generation.usage() if self.body.has_continuous_usage else None
-        for entry in self._entries(choice, delta):
+        for entry in self._entries(*piece):
             yield self._chunk([entry], usage)
 
-    def _entries(self, choice: Choice, delta: OutputDelta) -> Iterator[ChunkChoice]:
+    def _entries(
+        self, choice: Choice, delta: OutputDelta, parts: Sequence[Part]
+    ) -> Iterator[ChunkChoice]:
         if choice.index not in self._begun:
             self._begun.add(choice.index)
             yield ChunkChoice(choice.index, Delta("assistant", ""))
-        parts, has_calls = self._parts(choice, delta)
+        deltas = [_delta(part) for part in parts]
         logprobs = self._logprobs(delta.logprobs)
-        if delta.logprobs and not parts:
-            parts = [Delta(content="")]
-        for part in parts:
-            yield ChunkChoice(choice.index, part, logprobs)
-            logprobs = None  # they came with the first part
+        if delta.logprobs and not deltas:
+            deltas = [Delta(content="")]
+        for each in deltas:
+            yield ChunkChoice(choice.index, each, logprobs)
+            logprobs = None  # they came with the first
         if delta.finish_reason is not None:
             yield ChunkChoice(
                 choice.index,
                 Delta(),
-                finish_reason=_reason(delta.finish_reason, has_calls),
+                finish_reason=_reason(delta.finish_reason, choice.reply),
                 stop_reason=delta.stop_reason,
             )
-
-    def _parts(self, choice: Choice, delta: OutputDelta) -> tuple[list[Delta], bool]:
-        """What the delta's text adds to the message, and whether that has calls of tools."""
-        if self.tools is None:
-            return ([Delta(content=delta.text)] if delta.text else []), False
-        parser = self._parsers.setdefault(choice.index, self.tools.parser())
-        found = parser.push(delta.text)
-        if delta.finish_reason is not None:
-            found += parser.flush()
-        return [_part(each) for each in found], parser.num_calls > 0
-
-    def _message(self, text: str) -> ChatMessage:
-        if self.tools is None:
-            return ChatMessage(text)
-        parser = self.tools.parser()
-        content, calls = "", list[ToolCall]()
-        for delta in [*parser.push(text), *parser.flush()]:
-            if isinstance(delta, str):
-                content += delta
-            elif delta.id is not None and delta.name is not None:
-                calls.append(ToolCall(delta.id, Function(delta.arguments, delta.name)))
-            else:
-                calls[delta.index].function.arguments += delta.arguments
-        return ChatMessage(content or None, tool_calls=calls) if calls else ChatMessage(content)
 
     def closing(self, generation: Generation) -> Iterator[ChatCompletionChunk]:
         if self.body.includes_usage:
@@ -168,17 +139,30 @@ class ChatFormat:
         return ChatLogprobs([_token_logprob(entry) for entry in entries])
 
 
-def _reason(finish_reason: str, has_calls: bool) -> str:
-    return "tool_calls" if has_calls and finish_reason == "stop" else finish_reason
+def _message(reply: Reply) -> ChatMessage:
+    has_more = bool(reply.calls or reply.reasoning)
+    calls = [ToolCall(call.id, Function(call.arguments, call.name)) for call in reply.calls]
+    return ChatMessage(
+        None if has_more and not reply.text else reply.text,
+        reasoning_content=reply.reasoning or UNSET,
+        tool_calls=calls or UNSET,
+    )
 
 
-def _part(delta: str | CallDelta) -> Delta:
-    if isinstance(delta, str):
-        return Delta(content=delta)
-    if delta.id is None or delta.name is None:
-        return Delta(tool_calls=[ToolCallPart(delta.index, Function(delta.arguments))])
-    function = Function(delta.arguments, delta.name)
-    return Delta(tool_calls=[ToolCallPart(delta.index, function, delta.id, "function")])
+def _reason(finish_reason: str, reply: Reply) -> str:
+    return "tool_calls" if reply.calls and finish_reason == "stop" else finish_reason
+
+
+def _delta(part: Part) -> Delta:
+    match part:
+        case str():
+            return Delta(content=part)
+        case Thought():
+            return Delta(reasoning_content=part.text)
+        case CallDelta(id=str(id_), name=str(name)):
+            function = Function(part.arguments, name)
+            return Delta(tool_calls=[ToolCallPart(part.index, function, id_, "function")])
+    return Delta(tool_calls=[ToolCallPart(part.index, Function(part.arguments))])
 
 
 def _token_logprob(entry: TokenLogprobs) -> TokenLogprob:

@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from sandwich.server.call import Call, EncodedPrompt
-from sandwich.server.generation import Choice, Generation
+from sandwich.server.generation import Choice, Generation, Piece
 from sandwich.server.protocol import CompletionBody
 from sandwich.server.responses import (
     Completion,
@@ -23,7 +23,8 @@ from sandwich.server.responses import (
 from sandwich.server.service import Service
 from sandwich.server.validation import Prompt, completion_params, split_prompts
 from sandwich.server.wire import new_id, read_body, service_of
-from sandwich.text.output import OutputDelta, PromptLogprobs, TokenLogprobs
+from sandwich.text.output import PromptLogprobs, TokenLogprobs
+from sandwich.text.reply import Reply
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -80,10 +81,13 @@ class CompletionFormat:
             )
         return self._completion(choices, generation.usage(), generation.timings())
 
-    def chunks(
-        self, generation: Generation, choice: Choice, delta: OutputDelta
-    ) -> Iterator[Completion]:
+    def reply(self, prompt: EncodedPrompt) -> Reply:
+        """All is text."""
+        return Reply()
+
+    def chunks(self, generation: Generation, piece: Piece) -> Iterator[Completion]:
         """As generation.ChunkFormat. The first chunk of a choice has the echoed prompt."""
+        choice, delta, _ = piece
         is_first = choice.index not in self._begun
         self._begun.add(choice.index)
         text = (choice.prompt_text if is_first else "") + delta.text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import msgspec
 from aiohttp import web
@@ -19,9 +19,10 @@ from sandwich.requests.request import Request, RequestTimings, TokenEvent
 from sandwich.server.errors import REQUEST_ID, RequestFailedError, describe
 from sandwich.server.limits import ServerLimits
 from sandwich.server.request_stream import RequestStream
-from sandwich.server.responses import PromptTokensDetails, Timings, Usage
+from sandwich.server.responses import CompletionTokensDetails, PromptTokensDetails, Timings, Usage
 from sandwich.server.sse import EventStream
 from sandwich.text.output import OutputDelta, OutputStream
+from sandwich.text.reply import Part, Reply
 
 _MAX_INLINE_LOGPROBS = 256  # more prompt logprobs than these become text off the event loop
 
@@ -33,8 +34,17 @@ class Choice:
     index: int
     request: Request
     output: OutputStream
+    reply: Reply
     prompt_text: str = ""  # shown in front of the text, with `echo`
     clamped_max_tokens: int | None = None  # what fits, if the client asked for more
+
+
+class Piece(NamedTuple):
+    """What one event adds to a choice: tokens and text, and the parts of the reply in that."""
+
+    choice: Choice
+    delta: OutputDelta
+    parts: list[Part]
 
 
 class Generation:
@@ -55,13 +65,13 @@ class Generation:
         """Whether every choice has had its last event."""
         return self._num_open == 0 and self._failure is None
 
-    async def advance(self, timeout_s: float | None = None) -> list[tuple[Choice, OutputDelta]]:
-        """What came in since the last call, at least one delta; [] after `timeout_s`.
+    async def advance(self, timeout_s: float | None = None) -> list[Piece]:
+        """What came in since the last call, at least one piece; [] after `timeout_s`.
 
         Raises RequestFailedError if the engine ended a choice with an error, and what ended the
         stream.
         """
-        deltas = []
+        pieces = []
         events = [] if self._failure else await self._stream.next(timeout_s)
         for event in events:
             choice = self._by_id[event.request_id]
@@ -69,15 +79,15 @@ class Generation:
             if delta.finish_reason == "error":
                 self._failure = RequestFailedError(choice.output.error or "the engine failed")
             else:
-                deltas.append((choice, delta))
+                pieces.append(Piece(choice, delta, choice.reply.feed(delta)))
             if choice.output.needs_abort:
                 self._stream.abort(event.request_id)
             if event.finish_reason is not None:
                 self._num_open -= 1
                 self._stream.settle(event.request_id, choice.output.finish_reason or "error")
-        if self._failure is not None and not deltas:
+        if self._failure is not None and not pieces:
             raise self._failure
-        return deltas
+        return pieces
 
     async def finish(self) -> None:
         """Run to the end."""
@@ -91,12 +101,14 @@ class Generation:
         timings = [choice.output.timings for choice in first_choices]
         num_cached = sum(each.num_cached_tokens for each in timings if each)
         num_output = sum(len(choice.output.token_ids) for choice in self.choices)
+        num_reasoning = sum(choice.reply.num_reasoning_tokens for choice in self.choices)
         clamped = [c.clamped_max_tokens for c in self.choices if c.clamped_max_tokens is not None]
         return Usage(
             num_prompt,
             num_output,
             num_prompt + num_output,
             PromptTokensDetails(num_cached),
+            CompletionTokensDetails(num_reasoning) if num_reasoning else UNSET,
             min(clamped) if clamped else UNSET,
         )
 
@@ -147,9 +159,7 @@ class ChunkFormat(Protocol):
 
     has_named_events: ClassVar[bool]
 
-    def chunks(
-        self, generation: Generation, choice: Choice, delta: OutputDelta
-    ) -> Iterable[msgspec.Struct]: ...
+    def chunks(self, generation: Generation, piece: Piece) -> Iterable[msgspec.Struct]: ...
 
     def closing(self, generation: Generation) -> Iterable[msgspec.Struct]: ...
 
@@ -157,7 +167,7 @@ class ChunkFormat(Protocol):
 async def stream_answer(
     request: web.Request, generation: Generation, chunk_format: ChunkFormat, limits: ServerLimits
 ) -> web.StreamResponse:
-    """Write the deltas as they come, comments while none come, and the closing chunks.
+    """Write the pieces as they come, comments while none come, and the closing chunks.
 
     The status line is out before the first token, so a later failure becomes an error event.
     """
@@ -165,12 +175,10 @@ async def stream_answer(
     await events.open()
     try:
         while not generation.is_over:
-            deltas = await generation.advance(limits.keep_alive_s)
-            if deltas:
+            pieces = await generation.advance(limits.keep_alive_s)
+            if pieces:
                 await events.send(
-                    chunk
-                    for choice, delta in deltas
-                    for chunk in chunk_format.chunks(generation, choice, delta)
+                    chunk for piece in pieces for chunk in chunk_format.chunks(generation, piece)
                 )
             else:
                 await events.keep_alive()

@@ -62,7 +62,7 @@ async def tokenize(request: web.Request) -> web.Response:
         raise InvalidRequestError("give either prompt or messages", "prompt")
     with service.bridge.open(num_places=1):  # the work is bounded as completions are
         if body.messages is not UNSET:
-            tokens = await service.encode_chat(conversation(body))
+            tokens = (await service.encode_chat(conversation(body))).token_ids
         else:
             assert body.prompt is not UNSET
             [tokens] = await service.encode([body.prompt], body.add_special_tokens is not False)

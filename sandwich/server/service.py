@@ -18,6 +18,7 @@ from sandwich.server.errors import ModelNotFoundError
 from sandwich.server.limits import ServerLimits
 from sandwich.text.guided import CompiledGrammar, GrammarCompiler
 from sandwich.text.messages import Chat
+from sandwich.text.tokenizer import ChatPrompt
 
 ResultT = TypeVar("ResultT")
 
@@ -58,12 +59,12 @@ class Service:
 
         return await self._off_the_loop(encode, sum(map(len, texts)))
 
-    async def encode_chat(self, chat: Chat) -> list[int]:
-        """Token ids of a conversation's prompt."""
+    async def encode_chat(self, chat: Chat) -> ChatPrompt:
+        """A conversation's prompt."""
 
-        def encode() -> list[int]:
+        def encode() -> ChatPrompt:
             [prompt] = self.tokenizer.encode_chats([chat])
-            return prompt.token_ids
+            return prompt
 
         num_chars = sum(len(str(message.get("content", ""))) for message in chat.messages)
         return await self._off_the_loop(encode, num_chars)
