@@ -8,7 +8,7 @@ from typing import Any
 from platforms.caches import Cache
 from platforms.hugepages import HugePages
 from platforms.isa import IsaRow, isa_row
-from platforms.limits import Limits
+from platforms.process_limits import Limits
 from platforms.record import RecordError, from_record, to_record
 from platforms.sysfs import CpuList
 from platforms.topology import Topology

@@ -5,8 +5,8 @@ from platforms.caches import read_caches
 from platforms.cpuinfo import read_cpu_info
 from platforms.hugepages import read_huge_pages
 from platforms.isa import select_isa
-from platforms.limits import read_limits
 from platforms.machine import Machine
+from platforms.process_limits import read_limits
 from platforms.sysfs import Tree
 from platforms.topology import read_online, read_topology
 

@@ -5,8 +5,8 @@ from textwrap import wrap
 
 from platforms.caches import Cache
 from platforms.isa import runnable_isas
-from platforms.limits import Limits
 from platforms.machine import Machine
+from platforms.process_limits import Limits
 from platforms.sysfs import format_cpu_list
 from platforms.topology import LlcGroup, NumaNode, Topology
 

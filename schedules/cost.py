@@ -32,7 +32,7 @@ CACHE_FRACTION = 0.75
 
 
 @dataclass(frozen=True)
-class Step:
+class StepSize:
     """The tokens of a step.
 
     num_tiles: units of attention per KV head. num_keys: keys that all tokens attend to, summed.
@@ -47,16 +47,16 @@ class Step:
     phase: Phase = Phase.PREFILL
 
     @staticmethod
-    def prefill(num_tokens: int, query_tile: int) -> Step:
+    def prefill(num_tokens: int, query_tile: int) -> StepSize:
         """A whole prompt, whose last token alone wants logits."""
         num_keys = num_tokens * (num_tokens + 1) // 2
-        return Step(num_tokens, 1, -(-num_tokens // query_tile), num_keys, num_tokens)
+        return StepSize(num_tokens, 1, -(-num_tokens // query_tile), num_keys, num_tokens)
 
     @staticmethod
-    def decode(contexts: Sequence[int]) -> Step:
+    def decode(contexts: Sequence[int]) -> StepSize:
         """One token of each sequence; `contexts` counts its keys, the new one included."""
         num_seqs, num_keys = len(contexts), sum(contexts)
-        return Step(num_seqs, num_seqs, num_seqs, num_keys, num_keys, Phase.DECODE)
+        return StepSize(num_seqs, num_seqs, num_seqs, num_keys, num_keys, Phase.DECODE)
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class StepCase:
         """Tokens in the cache after the step."""
         return self.num_tokens * (self.context or 1)
 
-    def step(self, query_tile: int) -> Step:
+    def step(self, query_tile: int) -> StepSize:
         """What the cost model needs to know; query_tile is prefill's."""
         if self.phase is Phase.PREFILL:
-            return Step.prefill(self.num_tokens, query_tile)
-        return Step.decode([self.context] * self.num_tokens)
+            return StepSize.prefill(self.num_tokens, query_tile)
+        return StepSize.decode([self.context] * self.num_tokens)
 
 
 class Kind(Enum):
@@ -149,7 +149,7 @@ class StepOperators:
         return sum(op.repeats * op.num_units * op.flops for op in self.operators)
 
 
-def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> StepOperators:
+def operators(layout: ModelLayout, kv_dtype: str, step: StepSize) -> StepOperators:
     """The operators of a step of a model, as its text has them."""
     record = text.step_operators(layout)
     counted = tuple(
@@ -161,7 +161,7 @@ def operators(layout: ModelLayout, kv_dtype: str, step: Step) -> StepOperators:
 
 
 def _counted(
-    op: text.Operator, repeats: int, layout: ModelLayout, kv_dtype: str, step: Step
+    op: text.Operator, repeats: int, layout: ModelLayout, kv_dtype: str, step: StepSize
 ) -> Operator:
     """The units of an operator, and what each of them computes and reads."""
     shape, tokens = layout.shape, step.num_tokens
@@ -207,7 +207,7 @@ def _counted(
     raise AssertionError(op)
 
 
-def _product(role: str, repeats: int, layout: ModelLayout, step: Step) -> Operator:
+def _product(role: str, repeats: int, layout: ModelLayout, step: StepSize) -> Operator:
     matrix = layout.matrices[role]
     panels = matrix.panels
     rows = step.num_tokens if matrix.matrix.in_layers else step.num_logits

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from codegen.spec import Phase
-from schedules.cost import Step
+from schedules.cost import StepSize
 
 LEARNING_RATE: Final = 0.25  # weight of the newest step among those of its size
 MOST_WRONG: Final = 10.0  # the cost model is not off by more; a step that was stopped may be
@@ -109,8 +109,8 @@ def chunk_keys(start: int, count: int) -> int:
 
 
 def step_costs(
-    prefill_us: Callable[[Step], float],
-    decode_us: Callable[[Step], float],
+    prefill_us: Callable[[StepSize], float],
+    decode_us: Callable[[StepSize], float],
     query_tile: int,
     most_rows: int,
     most_seqs: int,
@@ -123,10 +123,10 @@ def step_costs(
 
     def prefill(rows: int, keys: int) -> float:
         tiles = -(-rows // query_tile)
-        return 1e-6 * prefill_us(Step(rows, 1, tiles, rows * keys, max(rows, keys)))
+        return 1e-6 * prefill_us(StepSize(rows, 1, tiles, rows * keys, max(rows, keys)))
 
     def decode(rows: int, keys: int) -> float:
-        return 1e-6 * decode_us(Step.decode([keys] * rows))
+        return 1e-6 * decode_us(StepSize.decode([keys] * rows))
 
     return StepCosts(
         PhaseCosts.of(_sizes(most_rows), context, prefill),

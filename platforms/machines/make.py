@@ -14,9 +14,9 @@ from platforms.caches import Cache
 from platforms.cgroup import CgroupLimits
 from platforms.hugepages import HugePagePool, HugePages
 from platforms.isa import select_isa
-from platforms.limits import Limits, select_cpus
 from platforms.machine import Machine
 from platforms.machines import machine_file
+from platforms.process_limits import Limits, select_cpus
 from platforms.sysfs import CpuList, parse_cpu_list
 from platforms.topology import Core, LlcGroup, NumaNode, Socket, Topology
 

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 from rich.console import Console
 
-from sandwich.cli.generation import (
+from sandwich.cli.local_model import (
     add_generation_arguments,
     open_llm,
     print_reply,

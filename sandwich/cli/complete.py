@@ -6,7 +6,7 @@ import argparse
 import sys
 from contextlib import closing
 
-from sandwich.cli.generation import (
+from sandwich.cli.local_model import (
     add_generation_arguments,
     open_llm,
     print_reply,

@@ -27,7 +27,7 @@ from sandwich.server.errors import (
     Handler,
     error_middleware,
 )
-from sandwich.server.limits import ServerLimits
+from sandwich.server.server_limits import ServerLimits
 from sandwich.server.service import Service
 from sandwich.server.state import STATE, ServerState
 

@@ -17,9 +17,9 @@ from msgspec import UNSET
 from sandwich.errors import SandwichError
 from sandwich.requests.request import Request, RequestTimings, TokenEvent
 from sandwich.server.errors import REQUEST_ID, RequestFailedError, describe
-from sandwich.server.limits import ServerLimits
 from sandwich.server.request_stream import RequestStream
 from sandwich.server.responses import CompletionTokensDetails, PromptTokensDetails, Timings, Usage
+from sandwich.server.server_limits import ServerLimits
 from sandwich.server.sse import EventStream
 from sandwich.text.output import OutputDelta, OutputStream
 from sandwich.text.reply import Part, Reply

@@ -15,7 +15,7 @@ from sandwich.requests.grammar import Grammar
 from sandwich.server.backend import Backend
 from sandwich.server.bridge import AsyncEngine, Observer
 from sandwich.server.errors import ModelNotFoundError
-from sandwich.server.limits import ServerLimits
+from sandwich.server.server_limits import ServerLimits
 from sandwich.text.guided import CompiledGrammar, GrammarCompiler
 from sandwich.text.messages import Chat
 from sandwich.text.tokenizer import ChatPrompt

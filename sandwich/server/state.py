@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from sandwich.config import ServerConfig
-from sandwich.server.limits import ServerLimits
 from sandwich.server.metrics import Metrics
+from sandwich.server.server_limits import ServerLimits
 from sandwich.server.service import Service
 
 

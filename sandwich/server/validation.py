@@ -14,8 +14,8 @@ from msgspec import UNSET
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.sampling_params import MAX_LOGPROBS, SamplingParams
 from sandwich.server.guided import asked_grammar
-from sandwich.server.limits import ServerLimits
 from sandwich.server.protocol import ChatBody, CompletionBody, SamplingBody, TokenizeBody
+from sandwich.server.server_limits import ServerLimits
 from sandwich.text.messages import Chat
 
 Prompt = str | list[int]

@@ -11,7 +11,7 @@ from typing import Final
 import psutil  # type: ignore[import-untyped]
 
 from codegen.layout.model import DEFAULT_BLOCK_SIZE, KvLayout, ModelLayout
-from platforms.limits import Limits
+from platforms.process_limits import Limits
 from sandwich.config import EngineConfig
 from sandwich.errors import MemoryLimitError, ModelError
 from sandwich.models.config import ModelConfig

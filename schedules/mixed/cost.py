@@ -15,7 +15,7 @@ from typing import Any, Final
 from codegen.layout.model import ModelLayout
 from platforms.machine import Machine
 from schedules.choice import milliseconds
-from schedules.cost import Seats, Step, operators, step_cost
+from schedules.cost import Seats, StepSize, operators, step_cost
 from schedules.mixed.plan import MixedMode, MixedPlan
 from schedules.rates import MachineRates
 from schedules.step_costs import StepCosts, step_costs
@@ -159,10 +159,10 @@ class MixedSpace:
         )
         return _ChunkTimes(num_chunks * (first + last) / 2, last)
 
-    def _chunk_step(self, start: int, length: int, num_riders: int) -> Step:
+    def _chunk_step(self, start: int, length: int, num_riders: int) -> StepSize:
         """`length` tokens of a prompt behind `start` others, and one of each rider."""
         context = num_riders * self.load.context
-        return Step(
+        return StepSize(
             num_tokens=length + num_riders,
             num_logits=1 + num_riders,
             num_tiles=-(-length // self.query_tile) + num_riders,
@@ -171,8 +171,8 @@ class MixedSpace:
         )
 
     @cached_property
-    def _decode_step(self) -> Step:
-        return Step.decode([self.load.context] * self.load.batch)
+    def _decode_step(self) -> StepSize:
+        return StepSize.decode([self.load.context] * self.load.batch)
 
     @cached_property
     def _alone_us(self) -> float:
@@ -186,21 +186,21 @@ class MixedSpace:
     def costs(self, most_seqs: int, context: int) -> StepCosts:
         """What steps take, each phase on its own plan, for a batch of up to `most_seqs`."""
 
-        def prefill_us(step: Step) -> float:
+        def prefill_us(step: StepSize) -> float:
             return self._step_us(step, self.prefill.groups)
 
-        def decode_us(step: Step) -> float:
+        def decode_us(step: StepSize) -> float:
             return self._step_us(step, self.decode.groups)
 
         sizes = (self.query_tile, self.max_step_tokens, most_seqs, context)
         return step_costs(prefill_us, decode_us, *sizes)
 
-    def _step_us(self, step: Step, groups: Groups) -> float:
+    def _step_us(self, step: StepSize, groups: Groups) -> float:
         seats = Seats.of(self.machine, groups)
         ops = operators(self.layout, self.kv_dtype, step)
         return step_cost(ops, seats, self.rates, self._home).total_us
 
-    def _nbytes(self, step: Step) -> float:
+    def _nbytes(self, step: StepSize) -> float:
         ops = operators(self.layout, self.kv_dtype, step)
         return ops.nbytes
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from platforms.limits import select_cpus
 from platforms.machines import load_machine, machine_file, recorded_machines
 from platforms.machines.make import DESCRIPTIONS, Description
+from platforms.process_limits import select_cpus
 from platforms.record import RecordError
 from platforms.render import render
 

@@ -19,10 +19,10 @@ from schedules.cost import (
     Kind,
     Operator,
     Seats,
-    Step,
     StepCase,
     StepCost,
     StepOperators,
+    StepSize,
     operators,
     step_cost,
 )
@@ -45,7 +45,7 @@ SHAPE = ModelShape(
     max_model_len=4096,
 )
 LAYOUT = ModelLayout.build(SHAPE, "bfloat16", lanes=16, panel=64)
-PREFILL, DECODE = Step.prefill(512, 4), Step.decode([1024])
+PREFILL, DECODE = StepSize.prefill(512, 4), StepSize.decode([1024])
 KERNELS = KernelRates(
     gemm_gflops=Curve(((1, 50.0), (2, 100.0))),
     attention_gflops=10.0,
@@ -90,7 +90,7 @@ def seats_of(num_groups: int, cores_per_group: int, num_nodes: int = 1) -> Seats
 
 
 def test_the_bytes_of_a_decode_step_are_weights_and_cache_read_once() -> None:
-    step = operators(LAYOUT, "bfloat16", Step.decode([1000, 24]))
+    step = operators(LAYOUT, "bfloat16", StepSize.decode([1000, 24]))
     hidden, layers = SHAPE.hidden_size, SHAPE.num_layers
     values = layers * hidden * (3072 + 2048 + 3 * 8192) + SHAPE.vocab_size * hidden
     assert step.nbytes == 2 * values + layers * 1024 * 2 * 8 * 64 * 2
@@ -104,7 +104,7 @@ def test_quantised_weights_count_with_their_scales() -> None:
 
 
 def test_the_operations_of_a_prefill_are_those_of_its_tokens_and_one_row_of_logits() -> None:
-    step = operators(LAYOUT, "bfloat16", Step.prefill(7, 4))
+    step = operators(LAYOUT, "bfloat16", StepSize.prefill(7, 4))
     hidden, layers = SHAPE.hidden_size, SHAPE.num_layers
     gemms = 2 * 7 * layers * hidden * (3072 + 2048 + 3 * 8192) + 2 * SHAPE.vocab_size * hidden
     assert step.flops == gemms + 4 * layers * 32 * 64 * 28
@@ -158,8 +158,8 @@ def test_a_model_that_fits_in_the_last_level_caches_is_not_read_from_memory(
 
 
 def test_cases_name_themselves_and_know_their_steps() -> None:
-    assert StepCase(Phase.PREFILL, 32).step(4) == Step.prefill(32, 4)
-    assert StepCase(Phase.DECODE, 2, 9).step(4) == Step.decode([9, 9])
+    assert StepCase(Phase.PREFILL, 32).step(4) == StepSize.prefill(32, 4)
+    assert StepCase(Phase.DECODE, 2, 9).step(4) == StepSize.decode([9, 9])
     assert StepCase(Phase.PREFILL, 32).name == "prefill of 32 tokens"
     assert StepCase(Phase.DECODE, 1, 9).name == "decode of one sequence of 9 tokens"
     assert StepCase(Phase.DECODE, 2, 9).num_cached == 18
@@ -219,11 +219,11 @@ def test_more_tokens_longer_contexts_and_slower_parts_never_take_less_time(
     seats = Seats.of(machine, candidate.groups)
     rates = estimated_rates(machine, WeightFormat("bfloat16"))
 
-    def total(step: Step, with_rates: MachineRates = rates) -> float:
+    def total(step: StepSize, with_rates: MachineRates = rates) -> float:
         return cost(operators(LAYOUT, "bfloat16", step), seats, with_rates).total_us
 
-    assert total(Step.prefill(128, 4)) <= total(PREFILL)
-    assert total(Step.decode([64])) <= total(DECODE) <= total(Step.decode([1024] * 2))
+    assert total(StepSize.prefill(128, 4)) <= total(PREFILL)
+    assert total(StepSize.decode([64])) <= total(DECODE) <= total(StepSize.decode([1024] * 2))
     assert total(DECODE) <= total(DECODE, rates.as_sampled(len(candidate.cpus), 0.5, 1.0))
     assert total(DECODE) <= total(DECODE, rates.as_sampled(len(candidate.cpus), 1.0, 0.5))
     for price in ("group_line_ns", "node_line_ns", "far_line_ns", "launch_us"):
@@ -231,7 +231,7 @@ def test_more_tokens_longer_contexts_and_slower_parts_never_take_less_time(
         assert total(DECODE) <= total(DECODE, dearer)
 
 
-def best(name: str, step: Step, **changes: Any) -> Candidate:
+def best(name: str, step: StepSize, **changes: Any) -> Candidate:
     machine = load_machine(name)
     rates = replace(estimated_rates(machine, WeightFormat("bfloat16")), **changes)
     ops = operators(LAYOUT, "bfloat16", step)

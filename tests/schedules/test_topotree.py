@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from platforms.limits import select_cpus
 from platforms.machine import Machine
 from platforms.machines import load_machine, recorded_machines
+from platforms.process_limits import select_cpus
 from platforms.topology import Core, LlcGroup, NumaNode, Socket, Topology
 from schedules.topotree import Level, TopoTree, candidates, group, remove, render
 

@@ -25,8 +25,8 @@ from sandwich.requests.request import Request
 from sandwich.server.app import Server
 from sandwich.server.backend import About, Backend
 from sandwich.server.bridge import AsyncEngine
-from sandwich.server.limits import ServerLimits
 from sandwich.server.request_stream import RequestStream
+from sandwich.server.server_limits import ServerLimits
 from sandwich.text.tokenizer import Tokenizer
 
 MODEL = "null"

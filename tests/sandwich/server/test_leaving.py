@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from codegen.spec import Phase
-from sandwich.server.limits import ServerLimits
+from sandwich.server.server_limits import ServerLimits
 from tests.sandwich.server.conftest import LIMITS, MODEL, PATIENCE_S, Rig, StartRig
 
 ENDPOINTS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from sandwich.config import ServerConfig
-from sandwich.server.limits import ServerLimits
+from sandwich.server.server_limits import ServerLimits
 from tests.sandwich.server.conftest import EOS, MODEL, VOCAB_SIZE, Rig, StartRig
 
 COMPLETIONS = "/v1/completions"

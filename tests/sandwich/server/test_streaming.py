@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from sandwich.server.limits import ServerLimits
+from sandwich.server.server_limits import ServerLimits
 from tests.sandwich.server.conftest import LIMITS, MODEL, PATIENCE_S, Rig, StartRig, digits
 
 USER: Any = [{"role": "user", "content": "hi"}]

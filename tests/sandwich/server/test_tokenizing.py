@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sandwich.server.limits import ServerLimits
+from sandwich.server.server_limits import ServerLimits
 from sandwich.server.service import Service
 from sandwich.text.messages import Chat
 from sandwich.text.tokenizer import ChatPrompt, Tokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from codegen.layout.model import ModelLayout
 from platforms.cgroup import CgroupLimits
-from platforms.limits import Limits
+from platforms.process_limits import Limits
 from sandwich.config import EngineConfig
 from sandwich.errors import MemoryLimitError, ModelError
 from sandwich.models.presets import preset

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sandwich.cli.generation import Reply, print_reply
+from sandwich.cli.local_model import Reply, print_reply
 from sandwich.config import EngineConfig
 from sandwich.errors import SandwichError
 from sandwich.text.messages import Chat

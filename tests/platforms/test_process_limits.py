@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from platforms.cgroup import read_cgroup_limits
-from platforms.limits import Limits, select_cpus
 from platforms.machines import load_machine
 from platforms.probe import probe
+from platforms.process_limits import Limits, select_cpus
 from platforms.sysfs import Tree
 
 if TYPE_CHECKING:
