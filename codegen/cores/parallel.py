@@ -29,15 +29,20 @@ class Team:
         return num_cores(self.groups)
 
 
-def split(core: Expr, num_cores: int, count: Expr) -> tuple[Expr, Expr]:
+def split(
+    core: Expr, num_cores: int, count: Expr, turn: Expr = 0, turns: Expr = 1
+) -> tuple[Expr, Expr]:
     """The contiguous share [begin, end) of `count` items that `core` of `num_cores` owns, as
-    codegen.cores.shares.share deals them.
+    codegen.cores.shares.share deals them, also by turns.
     """
 
     # No `//`: TVM makes a shift of it where num_cores is a power of two, and its simplifier raises
     # on products of shifted 64-bit addresses.
     def bound(number: Expr) -> Expr:
-        return T.bind(T.truncdiv(number * count, num_cores))
+        if isinstance(turns, int) and turns == 1:
+            return T.bind(T.truncdiv(number * count, num_cores))
+        dealt = T.truncdiv(number * count * turns, num_cores)
+        return T.bind(T.truncdiv(dealt + (turns - 1) - turn, turns))
 
     return bound(core), bound(core + 1)
 

@@ -68,7 +68,7 @@ class FloatTile(RegisterTile):
         for i in range(self.place.rows):
             self._totals.add_products(i, self._sums.row(i), scales)
             if minima:
-                total = self.kit.splat(T.bind(self.a.sums[self.place.row + i, group]))
+                total = self.kit.splat(T.bind(self.a.sum_of(self.place.row + i, group)))
                 self._totals.add_products(i, total, minima)
 
     def _add(self, k_block: Expr, k_word: Expr) -> None:
@@ -97,5 +97,5 @@ def with_sums(
         for word in range(0, num_words, kit.lanes):
             vector = kit.load(a.words, row, group * num_words + word)
             total = kit.call(add, total, one, vector)
-        T.buffer_store(sums, kit.call("sw_hsum", total), [row, group])
-    return replace(a, sums=sums)
+        T.buffer_store(sums, kit.call("sw_hsum", total), [i, group])
+    return replace(a, sums=sums, summed_from=first)

@@ -186,5 +186,5 @@ class GroupTile(IntegerTile):
         for i in range(self.place.rows):
             self._totals.add_products(i, self._scaled(i, group), scales)
             if minima:
-                total = self.kit.splat(T.bind(self.a.sums[self.place.row + i, group]))
+                total = self.kit.splat(T.bind(self.a.sum_of(self.place.row + i, group)))
                 self._totals.add_products(i, total, minima)

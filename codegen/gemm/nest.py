@@ -32,13 +32,27 @@ Epilogue = Callable[[Expr, Place, Sequence[Expr]], None]
 
 
 @dataclass(frozen=True)
+class Slice:
+    """The rows of A that meet a matrix: from `first` on, at most `most` of them.
+
+    turn, turns: of products with matrices of one shape that follow each other. Their panels are
+    dealt to the cores together, so that a core has work though each of them has few panels.
+    """
+
+    most: int
+    first: Expr = 0
+    turn: Expr = 0
+    turns: Expr = 1
+
+
+@dataclass(frozen=True)
 class Gemm:
     """One GEMM of a program.
 
-    tiles: by number of rows; the binary chooses. partial: float32 (num_rows, n_padded) scratch,
+    tiles: by number of rows; the binary chooses. partial: float32 (rows of A, n_padded) scratch,
     used where a tile cuts K in blocks. in_halves: the left and the right half of a panel belong
     together, so every register tile has the same vectors of both. stop: int32 (1,); once it is not
-    zero, no more panels are computed.
+    zero, no more panels are computed. rows: None for all rows of A.
     """
 
     kit: Kit
@@ -50,14 +64,20 @@ class Gemm:
     epilogue: Epilogue
     in_halves: bool = False
     stop: Expr | None = None
+    rows: Slice | None = None
+
+    @property
+    def extent(self) -> Slice:
+        """The rows of A that it may have."""
+        return self.rows or Slice(int(self.a.words.shape[0]))
 
     def emit(self, share: Expr, cut: Cut, num_rows: Expr) -> None:
-        """A share: its panels, for the first `num_rows` rows of A.
+        """A share: its panels, for the first `num_rows` rows of its slice of A.
 
         A Python number of rows gets no code for any other.
         """
         is_fixed = isinstance(num_rows, int)
-        most = num_rows if is_fixed else int(self.a.words.shape[0])
+        most = num_rows if is_fixed else self.extent.most
         numbers = rows_of_tiles(self.tiles, range(num_rows if is_fixed else 1, most + 1))
         nests = [_Nest(self, tile, mine) for tile, mine in numbers.items()]
         self._emit_one_of(nests, share, cut, num_rows)
@@ -140,7 +160,9 @@ class _Nest:
         layout, parts = self.gemm.layout, row_parts(self.tile, cut.num_cores)
         core, piece = index // cut.per_core, index % cut.per_core
         group = core // parts * cut.per_core + piece
-        begin, end = split(group, cut.num_shares // parts, layout.num_panels)
+        rows = self.gemm.extent
+        num_groups = cut.num_shares // parts
+        begin, end = split(group, num_groups, layout.num_panels, rows.turn, rows.turns)
         share = Share(begin, end, *self._rows(core, parts, num_rows))
         # every part and block of rows but the last is of whole register tiles
         unpacked = alloc_unpacked(self.gemm.kit, layout, self.tile)
@@ -157,11 +179,12 @@ class _Nest:
 
     def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
         """First row and number of rows of `core`: whole register tiles, but for the last part."""
+        top = self.gemm.extent.first
         if parts == 1:
-            return 0, num_rows
+            return top, num_rows
         begin, end = split(core % parts, parts, (num_rows + self.height - 1) // self.height)
         first = T.bind(begin * self.height)
-        return first, T.bind(T.min(end * self.height, num_rows) - first)
+        return T.bind(top + first), T.bind(T.min(end * self.height, num_rows) - first)
 
 
 @dataclass(frozen=True)
@@ -219,6 +242,7 @@ class _Cell:
                         *(panel, num_vectors, columns, first, mr),
                         shift=turn * step,
                         before=before + turn * len(columns),
+                        first_row=first,
                     )
                     self._tiles_of_columns(place, num_rows, k_block)
                 before += number * len(columns)

@@ -132,7 +132,7 @@ def gemm_function(spec: GemmSpec) -> Any:
 
         a = Activations(*(b.get(part) for part in ("a", "a_scales", "a_bias", "a_sums")))
         extras = (b.get("w" + part) for part in ("_scales", "_zero_points", "_minima"))
-        w = Weights(b["w"], copy, *extras)
+        w = Weights(b["w"], (copy,), *extras)
         gemm = Gemm(kit, layout, spec.tiles, a, w, b["partial"], store)
         with kit.imports(), T.parallel(0, spec.num_cores) as core:
             rows = spec.max_rows if spec.has_fixed_rows else num_rows

@@ -21,35 +21,42 @@ class Activations:
 
     Only for int8: scales float32, bias int32 and sums float32, (num_rows, num_groups of the
     weights). What is in them, and which there are, is what codegen.layout.operands.Int8Rows says.
-    Floats that meet minima have sums, too: of the values of a group.
+    Floats that meet minima have sums, too: of the values of groups, of rows from `summed_from` on.
     """
 
     words: Expr
     scales: Expr = None
     bias: Expr = None
     sums: Expr = None
+    summed_from: Expr = 0
+
+    def sum_of(self, row: Expr, group: Expr) -> Expr:
+        """The sum of a group of a row."""
+        return self.sums[row - self.summed_from, group]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Packed matrices in memory: of all layers, read at `layer`, or of one if it is None."""
+    """Packed matrices in memory, of which the one with the indices `which` is read: its layer, or
+    none where there is but one.
+    """
 
     words: Expr
-    layer: Expr | None = None
+    which: tuple[Expr, ...] = ()
     scales: Expr = None
     zero_points: Expr = None
     minima: Expr = None
 
     def at(self, index: Expr) -> tuple[Expr, ...]:
         """The indices of element `index` of the matrix."""
-        return (index,) if self.layer is None else (self.layer, index)
+        return (*self.which, index)
 
 
 @dataclass(frozen=True)
 class Place:
     """Which part of the product a register tile is: `rows` rows from `row` on, and the vectors
     `columns` of a panel of `num_vectors`, or those that lie `shift` vectors behind them. before:
-    vectors of the panel's tiles that come before it.
+    vectors of the panel's tiles that come before it. first_row: of the tiles above and below it.
     """
 
     panel: Expr
@@ -59,6 +66,7 @@ class Place:
     rows: int
     shift: Expr = 0
     before: Expr = 0
+    first_row: Expr = 0
 
     @property
     def vectors(self) -> list[Expr]:
@@ -106,7 +114,8 @@ class PanelReader:
             return
         per_tile = -(-len(offsets) // tile.block_prefetch)
         block_bytes = self.layout.block_words(tile.kc) * self._width * word_bytes
-        mine = T.min(self.place.row // tile.mr, tile.block_prefetch - 1) * per_tile
+        above = (self.place.row - self.place.first_row) // tile.mr
+        mine = T.min(above, tile.block_prefetch - 1) * per_tile
         for line in range(per_tile):
             ahead = block_bytes + offsets[0] + (mine + line) * CACHE_LINE_BYTES
             kit.prefetch(self.w.words, *self.w.at(at), ahead_bytes=T.cast(ahead, "int64"), level=2)

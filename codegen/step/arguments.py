@@ -49,14 +49,14 @@ class Layouts:
         )
 
 
-def _scratch_columns(spec: ProgramSpec, model: ModelLayout) -> int:
-    """Columns of the partial sums of those roles whose tile cuts K; one if none does."""
-    columns = 1
+def _num_partial(spec: ProgramSpec, model: ModelLayout) -> int:
+    """Partial sums of a product of a role whose tile cuts K; one if there is none."""
+    most = 1
     for role, matrix in model.matrices.items():
         layout = matrix.panels
         if any(layout.num_k_blocks(tile.kc) > 1 for _, tile in spec.ranges(role)):
-            columns = max(columns, layout.n_padded)
-    return columns
+            most = max(most, num_rows(spec, model, role) * layout.n_padded)
+    return most
 
 
 def int8_rows(isa: IsaRow, panels: PanelLayout) -> Int8Rows | None:
@@ -64,7 +64,7 @@ def int8_rows(isa: IsaRow, panels: PanelLayout) -> Int8Rows | None:
     return Int8Rows(isa, panels) if panels.format.has_int8_activations else None
 
 
-def _num_rows(spec: ProgramSpec, model: ModelLayout, role: str) -> int:
+def num_rows(spec: ProgramSpec, model: ModelLayout, role: str) -> int:
     """The most rows that meet the matrix `role`."""
     in_layers = model.matrices[role].matrix.in_layers
     return spec.limits.max_num_tokens if in_layers else spec.limits.max_num_logits
@@ -81,7 +81,7 @@ def _activation_specs(
     gated = [op.out for op in operators.products if op.end is End.GATE]
     specs: dict[str, TensorSpec] = {}
     for name, role in operators.activations.items():
-        panels, count = model.panels(role), _num_rows(spec, model, role)
+        panels, count = model.panels(role), num_rows(spec, model, role)
         columns = round_up(panels.k, model.lanes)
         if form := int8_rows(isa, panels):
             specs |= form.specs(name, count)
@@ -103,7 +103,7 @@ def _product_specs(
     """The arrays of products that are stored as they are."""
     return {
         op.out: TensorSpec(
-            (_num_rows(spec, model, op.name), model.panels(op.name).n_padded), np.dtype(np.float32)
+            (num_rows(spec, model, op.name), model.panels(op.name).n_padded), np.dtype(np.float32)
         )
         for op in products
         if op.end is End.STORE
@@ -143,7 +143,7 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
             **_activation_specs(spec, model, operators),
             **_product_specs(spec, model, operators.products),
             "queries": rows(tokens, shape.num_heads * cache.act_words(kv.head_dim_padded), kv_act),
-            "partial": rows(tokens, _scratch_columns(spec, model), float32),
+            "partial": TensorSpec((_num_partial(spec, model),), float32),
             "best_values": rows(spec.num_shares, logits, float32),
             "best_ids": rows(spec.num_shares, logits, int32),
             "share_totals": rows(SCORE_PARTS, logits, float32),

@@ -16,6 +16,8 @@ from codegen.spec import Activation
 from codegen.step.arguments import UNFINISHED
 from codegen.step.step import Step
 
+Index = tuple[Expr, ...]  # of a matrix among those of its role
+
 _PRODUCTS: Final = {
     Activation.SILU: "sw_silu_mul",
     Activation.GELU_TANH: "sw_gelu_tanh_mul",
@@ -23,14 +25,14 @@ _PRODUCTS: Final = {
 
 
 def _biased(
-    step: Step, role: str, layer: Expr | None, at: Sequence[Expr], vectors: Sequence[Expr]
+    step: Step, role: str, which: Index, at: Sequence[Expr], vectors: Sequence[Expr]
 ) -> list[Expr]:
     """The vectors plus the bias of their first columns `at`, if there is one."""
     bias = role + "_bias"
     if not step.has(bias):
         return list(vectors)
     return [
-        vector + step.kit.load(step.b[bias], layer, column)
+        vector + step.kit.load(step.b[bias], *which, column)
         for column, vector in zip(at, vectors, strict=True)
     ]
 
@@ -40,13 +42,13 @@ def _first_columns(layout: PanelLayout, place: Place) -> list[Expr]:
     return [place.panel * layout.panel + j * layout.lanes for j in place.vectors]
 
 
-def store(step: Step, role: str, out: str, layer: Expr | None = None, cap: float = 0.0) -> Epilogue:
+def store(step: Step, role: str, out: str, which: Index = (), cap: float = 0.0) -> Epilogue:
     """out = C + bias, through a soft cap if it is not 0"""
     kit, layout = step.kit, step.model.panels(role)
 
     def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, place)
-        for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
+        for column, vector in zip(at, _biased(step, role, which, at, vectors), strict=True):
             if cap:
                 inner = vector * kit.splat(1 / cap)
                 vector = kit.call("sw_tanh", inner) * kit.splat(cap)
@@ -55,20 +57,20 @@ def store(step: Step, role: str, out: str, layer: Expr | None = None, cap: float
     return epilogue
 
 
-def add_to_residual(step: Step, role: str, layer: Expr) -> Epilogue:
+def add_to_residual(step: Step, role: str, which: Index) -> Epilogue:
     """x += C + bias"""
     layout = step.model.panels(role)
 
     def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, place)
-        for column, vector in zip(at, _biased(step, role, layer, at, vectors), strict=True):
+        for column, vector in zip(at, _biased(step, role, which, at, vectors), strict=True):
             before = step.kit.load(step.b["x"], row, column)
             step.kit.store(step.b["x"], (row, column), before + vector)
 
     return epilogue
 
 
-def gate(step: Step, role: str, out: str, layer: Expr, core: Expr) -> Epilogue:
+def gate(step: Step, role: str, out: str, which: Index, core: Expr) -> Epilogue:
     """out = activation(gate) * up, of panels that hold half gate columns, half up columns (GLU,
     arXiv 2002.05202)
     """
@@ -77,14 +79,15 @@ def gate(step: Step, role: str, out: str, layer: Expr, core: Expr) -> Epilogue:
 
     def epilogue(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
         at = _first_columns(layout, place)
-        both = _biased(step, role, layer, at, vectors)
+        both = _biased(step, role, which, at, vectors)
         half = len(both) // 2
         products = [
             T.bind(step.kit.call(product_of, first, second))
             for first, second in zip(both[:half], both[half:], strict=True)
         ]
         if step.group_of(out):
-            _store_in_groups(step, layout, out, core, row, place, products)
+            mine = T.bind(core * step.num_rows_of(role) + row)
+            _store_in_groups(step, layout, out, row, mine, place, products)
             return
         for j, product in zip(place.vectors, products, strict=False):
             column = place.panel * (layout.panel // 2) + j * layout.lanes
@@ -97,14 +100,14 @@ def _store_in_groups(
     step: Step,
     layout: PanelLayout,
     out: str,
-    core: Expr,
     row: Expr,
+    mine: Expr,
     place: Place,
     products: Sequence[Expr],
 ) -> None:
     """Store the vectors of `out` that a register tile has in whole groups: at once if it has
-    such. Else each waits for the last of its group, which the same core computes before it leaves
-    the panel.
+    such. Else each waits in row `mine` for the last of its group, which the same core computes
+    before it leaves the panel.
     """
     size = step.group_of(out)
     lanes, per_group, width = layout.lanes, size // layout.lanes, place.num_vectors // 2
@@ -115,7 +118,7 @@ def _store_in_groups(
             group = first_group + (first + i) // per_group
             step.store_group(out, row, group, products[i : i + per_group])
         return
-    waiting, mine = step.b[UNFINISHED], T.bind(core * step.spec.limits.max_num_tokens + row)
+    waiting = step.b[UNFINISHED]
 
     def finish(j: Expr, product: Expr, before: int) -> None:
         vectors = [T.bind(step.kit.load(waiting, mine, i * lanes)) for i in range(before)]

@@ -195,15 +195,16 @@ def _from_residual(
 def _product(
     step: Step, core: Expr, op: Linear, layer: Expr | None, rows: LogitBlock | None
 ) -> None:
+    which = () if layer is None else (layer,)
     match op.end:
         case End.STORE:
-            epilogue = store(step, op.name, op.out, layer, op.cap)
+            epilogue = store(step, op.name, op.out, which, op.cap)
         case End.ADD:
-            epilogue = add_to_residual(step, op.name, layer)
+            epilogue = add_to_residual(step, op.name, which)
         case End.GATE:
-            epilogue = gate(step, op.name, op.out, layer, core)
+            epilogue = gate(step, op.name, op.out, which, core)
     num_rows = step.num_tokens if rows is None else rows.count
-    gemm = linear(step, op.name, op.a, epilogue, layer)
+    gemm = linear(step, op.name, op.a, epilogue, which)
     gemm.emit(core, step.spec.cut, num_rows)
 
 
@@ -230,17 +231,18 @@ def _clock(step: Step, core: Expr, slot: int) -> None:
         switch_to(step.b["ticks"], slot)
 
 
-def linear(step: Step, role: str, a: str, epilogue: Epilogue, layer: Expr | None = None) -> Gemm:
-    """The GEMM of `role` on activations `a`; one outside the layers has no layer."""
+def linear(step: Step, role: str, a: str, epilogue: Epilogue, which: tuple[Expr, ...] = ()) -> Gemm:
+    """The GEMM of `role` on activations `a`, with the matrix that has the indices `which`."""
     extras = (step.b.get(role + suffix) for suffix in ("_scales", "_zero_points", "_minima"))
     matrix = step.model.matrices[role]
+    shape = step.num_rows_of(role), matrix.panels.n_padded
     return Gemm(
         kit=step.kit,
         layout=matrix.panels,
         tiles=step.spec.ranges(role),
         a=step.activations(a),
-        w=Weights(step.b[role], layer, *extras),
-        partial=step.b["partial"],
+        w=Weights(step.b[role], which, *extras),
+        partial=T.decl_buffer(shape, "float32", data=step.b["partial"].data),
         epilogue=epilogue,
         in_halves=matrix.matrix.in_halves,
         stop=step.b["stop"],

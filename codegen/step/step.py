@@ -12,7 +12,14 @@ from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.operands import Int8Rows
 from codegen.layout.panels import PanelLayout
 from codegen.spec import ProgramSpec
-from codegen.step.arguments import FLOAT_ROWS, SCALARS, Layouts, argument_specs, int8_rows
+from codegen.step.arguments import (
+    FLOAT_ROWS,
+    SCALARS,
+    Layouts,
+    argument_specs,
+    int8_rows,
+    num_rows,
+)
 from codegen.step.operators import StepOperators, step_operators
 from codegen.step.quantize_rows import quantize_group, quantize_row
 from platforms.isa import isa_row
@@ -71,6 +78,10 @@ class Step:
     def int8_rows(self, name: str) -> Int8Rows | None:
         """The form of the activations `name`, or None if they are floats."""
         return int8_rows(isa_row(self.spec.isa), self._panels(name))
+
+    def num_rows_of(self, role: str) -> int:
+        """The most rows that meet the matrix `role`."""
+        return num_rows(self.spec, self.model, role)
 
     def _panels(self, name: str) -> PanelLayout:
         """The panels that the activations `name` meet first."""
