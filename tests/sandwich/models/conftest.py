@@ -60,13 +60,13 @@ def load(folder: Path, dtype: str, lanes: int = 8, panel: int = 32) -> ModelWeig
     )
 
 
-def limits_of(config: ModelConfig) -> ExecutorLimits:
+def limits_of(config: ModelConfig, max_model_len: int = MAX_MODEL_LEN) -> ExecutorLimits:
     return ExecutorLimits(
         block_size=BLOCK_SIZE,
-        num_blocks=13,
+        num_blocks=max(13, 4 * max_model_len // BLOCK_SIZE),
         max_num_seqs=4,
         max_num_batched_tokens=MAX_MODEL_LEN,
-        max_model_len=MAX_MODEL_LEN,
+        max_model_len=max_model_len,
         vocab_size=config.vocab_size,
     )
 
@@ -93,10 +93,10 @@ def make_reference(folder: Path, dtype: str) -> Executor:
     return ReferenceExecutor(weights, kv_layout(shape, 8, dtype, limits), limits)
 
 
-def make_compiled(folder: Path, dtype: str) -> Executor:
+def make_compiled(folder: Path, dtype: str, max_model_len: int = MAX_MODEL_LEN) -> Executor:
     """The model of `folder` in the compiled executor of the best ISA of this machine."""
     isa, config = select_isa(), read_config(folder)
-    limits, shape = limits_of(config), config.shape(MAX_MODEL_LEN)
+    limits, shape = limits_of(config, max_model_len), config.shape(max_model_len)
     plans = default_plans(isa, (0,), shape)
     layout = ModelLayout.build(shape, dtype, isa.lanes, plans.panel)
     return compiled_executor(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from sandwich.models.rope import POSITIONS_AT_ONCE, RopeConfig, fill_tables, inverse_frequencies
+from tests.sandwich.models.conftest import Case, Driver, make_compiled, sizes, write_model
 
 NUM_POSITIONS = POSITIONS_AT_ONCE + 3  # a second round of three
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -70,3 +73,20 @@ def test_a_table_may_be_shorter_than_one_round() -> None:
     fill_tables(RopeConfig(), 8, cos, sin)
     assert cos.tolist() == [[1.0] * 4]
     assert sin.tolist() == [[0.0] * 4]
+
+
+def test_logits_of_heads_of_80_agree_at_late_positions_where_frequencies_do(tmp_path: Path) -> None:
+    """torch's second frequency here is one unit off, which moves the logits of 2,000 positions by
+    2e-5: transformers gets ours, which are correctly rounded, and the rest is ten times as near.
+    """
+    length, theta = 2048, 130000.0
+    rope = {"rope_type": "default", "rope_theta": theta}
+    config = sizes(160, 2, 1, 80, max_position_embeddings=length, rope_parameters=rope)
+    tiny = write_model(Case("heads-of-80", config), tmp_path)
+    ids = [int(i) for i in np.random.default_rng(3).integers(0, config["vocab_size"], length)]
+    embedding = tiny.model.model.rotary_emb
+    embedding.inv_freq = torch.from_numpy(inverse_frequencies(RopeConfig(theta), 80))
+    with closing(make_compiled(tmp_path, "float32", length)) as executor:
+        actual = Driver(executor).prefill(ids, 128)
+    expected = tiny.logits_of(ids)
+    assert np.abs(actual - expected).max() <= 5e-6 * np.abs(expected).max()
