@@ -136,7 +136,7 @@ class ChatFormat:
     def _logprobs(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
         if not self.body.logprobs:
             return None
-        return ChatLogprobs([_token_logprob(entry) for entry in entries])
+        return ChatLogprobs([token_logprob(entry) for entry in entries])
 
 
 def _message(reply: Reply) -> ChatMessage:
@@ -165,7 +165,7 @@ def _delta(part: Part) -> Delta:
     return Delta(tool_calls=[ToolCallPart(part.index, Function(part.arguments))])
 
 
-def _token_logprob(entry: TokenLogprobs) -> TokenLogprob:
+def token_logprob(entry: TokenLogprobs) -> TokenLogprob:
     top = [_top_logprob(entry[token_id]) for token_id in entry.top_ids]
     chosen = _top_logprob(entry.chosen)
     return TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
