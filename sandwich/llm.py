@@ -5,16 +5,15 @@ Runs the engine on the caller's thread, without a server.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sandwich.config import DEFAULT_MODEL
-from sandwich.errors import InvalidRequestError
+from sandwich.errors import InvalidRequestError, UnavailableError
 from sandwich.llm_inputs import (
     Prompt,
     checked_params,
@@ -22,6 +21,8 @@ from sandwich.llm_inputs import (
     listed_prompts,
     read_prompt,
 )
+from sandwich.progress import progress_bar
+from sandwich.requests.pooling import Float32Array, Pooling, unit
 from sandwich.requests.request import Request, TokenEvent
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.text.guided import GrammarCompiler
@@ -34,7 +35,16 @@ if TYPE_CHECKING:
 
 Conversation = Sequence[Message]
 _OnDelta = Callable[[OutputDelta], None]
+_NO_TOKENS = SamplingParams(max_tokens=0)
 _Choices = list[tuple[OutputStream, Request]]  # of one prompt
+
+
+class _How(NamedTuple):
+    """What a call asks for that is no SamplingParams."""
+
+    priority: int = 0
+    cache_salt: str = ""
+    pooling: Pooling | None = None
 
 
 class LLM:
@@ -65,6 +75,7 @@ class LLM:
         self._grammars = GrammarCompiler(
             parts.tokenizer, parts.engine.limits.vocab_size, parts.model_config.eos_token_ids
         )
+        self._embedding_use = parts.embedding_use
         self._numbers = count()
         self._open: dict[str, tuple[OutputStream, _OnDelta]] = {}  # by request id, while they run
 
@@ -85,19 +96,24 @@ class LLM:
         use_tqdm: bool = True,
         *,
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> list[RequestOutput]:
         """Continue every prompt; results are in the order of the prompts.
 
         A prompt is a text or a list of token ids; `prompt_token_ids` may have the ids instead.
         `sampling_params`: one for all, or one for each; default: the model's. `use_tqdm`: show the
-        progress on stderr. Nothing runs if any prompt is wrong: InvalidRequestError, or
-        ContextLengthError if it is too long. UnavailableError after `close` or in a forked child.
+        progress on stderr. `priority`: the lower go first, where other requests run. `cache_salt`:
+        the prefix cache shares with requests of the same salt alone. Nothing runs if any prompt is
+        wrong: InvalidRequestError, or ContextLengthError if it is too long. UnavailableError after
+        `close` or in a forked child.
         A request that fails on its way has finish_reason "error"; the others go on.
         """
         self._engine.check_usable()
         listed = listed_prompts(prompts, prompt_token_ids)
         params = self._params_of_each(sampling_params, len(listed))
-        return self._run(*self._encode(listed), params, use_tqdm)
+        how = _How(priority, cache_salt)
+        return self._run(*self._encode(listed), params, use_tqdm, how)
 
     def chat(
         self,
@@ -109,10 +125,12 @@ class LLM:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> list[RequestOutput]:
         """Reply to one conversation (a list of {"role", "content"}), or to each of several.
 
-        The other arguments are those of `sandwich.text.messages.Chat`.
+        The other arguments are those of `sandwich.text.messages.Chat` and of `generate`.
         """
         self._engine.check_usable()
         is_one = bool(messages) and isinstance(messages[0], Mapping)
@@ -130,12 +148,53 @@ class LLM:
         prompts = self.tokenizer.encode_chats(chats)
         params = self._params_of_each(sampling_params, len(prompts))
         texts = [prompt.text for prompt in prompts]
-        return self._run(texts, [prompt.token_ids for prompt in prompts], params, use_tqdm)
+        ids, how = [prompt.token_ids for prompt in prompts], _How(priority, cache_salt)
+        return self._run(texts, ids, params, use_tqdm, how)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> list[Float32Array]:
+        """A vector of length 1, (hidden_size,), for every prompt.
+
+        `pooling`: "mean" of the hidden states of all tokens, or that of the "last" one; default:
+        what the model was made for, or the mean. Raises as `generate`, and UnavailableError if the
+        engine fails on the way.
+        """
+        self._engine.check_usable()
+        if pooling not in (None, *Pooling):
+            raise InvalidRequestError(
+                f"pooling is {pooling!r} but must be {' or '.join(Pooling)}", "pooling"
+            )
+        use = self._embedding_use
+        kind = Pooling(pooling) if pooling else Pooling.MEAN if use is None else use.pooling
+        _, token_ids = self._encode(listed_prompts(prompts))
+        how = _How(priority, cache_salt, kind)
+        groups = self._prepare(token_ids, [_NO_TOKENS] * len(token_ids), how)
+        ends: dict[int, OutputDelta] = {}
+        streams = [
+            self._submit([choices], partial(ends.__setitem__, i))[0]
+            for i, choices in enumerate(groups)
+        ]
+        self._run_to_end(streams)
+        for end in ends.values():
+            if end.embedding is None:
+                raise UnavailableError(end.error or "the engine ended the request")
+        return [unit(end.embedding) for _, end in sorted(ends.items()) if end.embedding is not None]
 
     # ---- one prompt, piece by piece ----
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Generator[OutputDelta]:
         """Continue one prompt, piece by piece; closing the iterator ends the request.
 
@@ -150,7 +209,7 @@ class LLM:
             raise InvalidRequestError(
                 f"n is {params.n} but a stream has one choice; set it to 1", "n"
             )
-        return self._deltas(self._prepare([token_ids], [params]))
+        return self._deltas(self._prepare([token_ids], [params], _How(priority, cache_salt)))
 
     def chat_stream(
         self, messages: Conversation, sampling_params: SamplingParams | None = None
@@ -202,12 +261,15 @@ class LLM:
         return [text for text, _ in given], ids
 
     def _prepare(
-        self, token_ids: Sequence[list[int]], params: Sequence[SamplingParams]
+        self, token_ids: Sequence[list[int]], params: Sequence[SamplingParams], how: _How
     ) -> list[_Choices]:
         """The choices of every prompt, all checked; raises for the first one that cannot run."""
         groups = [
             [
-                (OutputStream(self.tokenizer, each, ids, choice), self._request(ids, each, choice))
+                (
+                    OutputStream(self.tokenizer, each, ids, choice),
+                    self._request(ids, each, choice, how),
+                )
                 for choice in range(each.n)
             ]
             for ids, each in zip(token_ids, params, strict=True)
@@ -226,13 +288,18 @@ class LLM:
             self._open[request.request_id] = (stream, on_delta)
         return [stream for choices in groups for stream, _ in choices]
 
-    def _request(self, token_ids: list[int], params: SamplingParams, choice: int) -> Request:
+    def _request(
+        self, token_ids: list[int], params: SamplingParams, choice: int, how: _How
+    ) -> Request:
         return Request(
             request_id=str(next(self._numbers)),
             prompt_token_ids=token_ids,
             params=params,
             eos_token_ids=self.model_config.eos_token_ids,
             choice_index=choice,
+            cache_salt=how.cache_salt,
+            priority=how.priority,
+            pooling=how.pooling,
             logits_processor=(
                 None
                 if params.grammar is None
@@ -246,15 +313,11 @@ class LLM:
         token_ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
         is_progress_shown: bool,
+        how: _How,
     ) -> list[RequestOutput]:
-        groups = self._prepare(token_ids, params)
-        with _progress(sum(map(len, groups)), is_progress_shown) as on_delta:
-            streams = self._submit(groups, on_delta)
-            try:
-                while not all(stream.is_finished for stream in streams):
-                    self._step()
-            finally:
-                self._abort(streams)
+        groups = self._prepare(token_ids, params, how)
+        with progress_bar(sum(map(len, groups)), is_progress_shown) as on_delta:
+            self._run_to_end(self._submit(groups, on_delta))
         rows = zip(texts, token_ids, groups, strict=True)
         return [
             RequestOutput(
@@ -275,6 +338,13 @@ class LLM:
                 if not deltas:
                     self._step()
                 yield deltas.popleft() if deltas else OutputDelta()
+        finally:
+            self._abort(streams)
+
+    def _run_to_end(self, streams: Sequence[OutputStream]) -> None:
+        try:
+            while not all(stream.is_finished for stream in streams):
+                self._step()
         finally:
             self._abort(streams)
 
@@ -301,32 +371,3 @@ class LLM:
         for request_id in ids:
             for event in self._engine.abort(request_id):
                 self._deliver(event)
-
-
-@contextmanager
-def _progress(num_requests: int, is_shown: bool) -> Iterator[_OnDelta]:
-    """A bar on stderr, if that is a terminal; it is told every delta."""
-    if not (is_shown and sys.stderr.isatty()):
-        yield lambda delta: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[num_tokens]} tokens"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("requests", total=num_requests, num_tokens=0)
-        num_tokens = 0
-
-        def on_delta(delta: OutputDelta) -> None:
-            nonlocal num_tokens
-            num_tokens += len(delta.token_ids)
-            is_last = delta.finish_reason is not None
-            progress.update(task, advance=int(is_last), num_tokens=num_tokens)
-
-        yield on_delta

@@ -31,6 +31,7 @@ def build_batch(
     """Batch of the next `num_new[i] >= 1` tokens of each request; the first `num_riders` decode."""
     starts = [request.num_computed for request in requests]
     given, chosen = _Rows(), _Rows()
+    pooled: list[tuple[int, range]] = []
     num_tokens = 0
     for index, (request, start) in enumerate(zip(requests, starts, strict=True)):
         end = start + num_new[index]
@@ -38,8 +39,12 @@ def build_batch(
             following = request.token_ids.item(position + 1)
             want = Want(target=following, num_top=request.params.prompt_logprobs or 0)
             given.add(num_tokens + position - start, index, want)
+        if request.pool is not None:
+            wanted = request.pool.wanted(start, end, request.num_tokens)
+            first = num_tokens - start
+            pooled.append((index, range(first + wanted.start, first + wanted.stop)))
         num_tokens += num_new[index]
-        if end == request.num_tokens:
+        if end == request.num_tokens and request.pool is None:
             chosen.add(num_tokens - 1, index, request.want)
     rows = given.rows + chosen.rows
     sampled, wants = given.owners + chosen.owners, given.wants + chosen.wants
@@ -54,6 +59,7 @@ def build_batch(
         wants,
         num_riders,
         copies,
+        pooled,
     )
 
 

@@ -75,6 +75,8 @@ class Sampler:
                 tokens[index] = SampledTokens(error=f"sampling failed: {error!r}")
         for index, entries in prompt_logprobs.items():
             tokens[index] = tokens[index]._replace(prompt_logprobs=tuple(entries))
+        if output.states is not None:
+            _add_states(tokens, output.states, batch)
         return tokens
 
     def _choose(self, row: Float32Array, request: Request) -> int:
@@ -86,6 +88,19 @@ class Sampler:
             return int(row.argmax())
         uniform = self._uniform(request.seed, request.choice_index, request.num_output_tokens)
         return choose(row, request.params, uniform)
+
+
+def _add_states(tokens: list[SampledTokens], states: Float32Array, batch: Batch) -> None:
+    """Hand each request its rows of the hidden states that were wanted."""
+    first = 0
+    for index, rows in batch.pooled:
+        own = states[first : first + len(rows)]
+        first += len(rows)
+        if not np.isfinite(own).all():
+            error = "a hidden state of the model is not a number; try --dtype float32"
+            tokens[index] = SampledTokens(error=error)
+        elif len(rows):
+            tokens[index] = SampledTokens(states=own)
 
 
 class UniformStream:

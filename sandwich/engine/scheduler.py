@@ -5,8 +5,7 @@ Requests have a rank: the time they came, moved by their priority. Two places ar
 the tokens it must prefill, so prefill never waits for blocks halfway; if seats or room are lacking,
 running requests of a later rank yield. Decode grows block by block; if none is free the last of the
 running gives up its blocks and goes back to `waiting`, to be recomputed. The first of all is never
-the victim, and alone it always fits (`check` saw to that), so it always moves on and nothing can
-live-lock.
+the victim, and alone it always fits (`check` saw to that), so it moves on: there is no live-lock.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from codegen.spec import Phase
 from sandwich.engine.batching import build_batch, decode_batch
@@ -164,11 +163,13 @@ class Scheduler:
             if tokens.error is not None:  # what the step computed is not to be relied on
                 events.append(self._end(request, "error", now, tokens.error))
                 continue
-            request.num_computed = start + count
-            request.prompt_logprobs += tokens.prompt_logprobs
+            request.book(start + count, tokens)
             self._publish(request, count)
             if tokens.token_ids:
                 events.append(self._accept(request, tokens, now))
+            elif request.pool is not None and not request.is_prefilling:
+                self.stats.num_prompt_tokens += request.num_prompt_tokens
+                events.append(self._end(request, "stop", now, embedding=request.pool.vector()))
         is_all = len(batch.requests) == len(self.running)
         if batch.phase is Phase.DECODE and is_all and num_requests == len(self._requests):
             self._decoded = batch
@@ -373,7 +374,7 @@ class Scheduler:
         )
 
     def _end(
-        self, request: Request, reason: str, now: float, error: str | None = None
+        self, request: Request, reason: str, now: float, error: str | None = None, **more: Any
     ) -> TokenEvent:
         """Finish a request for a reason that is no token."""
         self._finish(request, reason)
@@ -382,6 +383,7 @@ class Scheduler:
             finish_reason=reason,
             error=error,
             timings=request.timings(now),
+            **more,
         )
 
     def _finish(self, request: Request, reason: str) -> None:

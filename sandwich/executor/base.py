@@ -34,6 +34,7 @@ class ExecutorLimits:
     max_num_batched_tokens: int
     max_model_len: int
     vocab_size: int
+    hidden_size: int = 16  # columns of a token's hidden state
     max_num_logits: int = 0  # rows of logits kept of one step; 0: as many as it may have tokens
 
     def __post_init__(self) -> None:
@@ -78,6 +79,7 @@ class Batch(NamedTuple):
     wants: Sequence[Want]  # of each logit row
     num_riders: int = 0
     copies: Sequence[tuple[int, int]] = ()  # blocks: source, target
+    pooled: Sequence[tuple[int, range]] = ()  # index in `requests`, token rows of wanted states
 
     @property
     def kind(self) -> StepKind:
@@ -99,6 +101,11 @@ class Batch(NamedTuple):
             self.sampled,
             self.wants,
         )
+
+    @property
+    def state_rows(self) -> list[int]:
+        """Token rows whose hidden states are wanted."""
+        return [row for _, rows in self.pooled for row in rows]
 
     def position(self, logit_row: int) -> int:
         """Position in its request of the token whose logits are number `logit_row`."""
@@ -142,6 +149,7 @@ class StepOutput(NamedTuple):
     peaks: list[float]  # the argmax's logit
     scores: Scores | None = None  # None if no row wants any
     native: NativeTime | None = None  # the native call alone; None if there was none
+    states: Float32Array | None = None  # (len(batch.state_rows), hidden_size); None: none wanted
 
     @property
     def native_seconds(self) -> float | None:

@@ -9,8 +9,10 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from codegen import reference
 from codegen.compile import tensor
 from codegen.step.arguments import argument_specs
 from codegen.step.timing import reset
@@ -31,7 +33,7 @@ class BoundProgram:
     """Runs one batch at a time; an output's logits are a view that the next step overwrites.
 
     `arrays` are metadata and workspace, of which `inputs` writes the metadata; `arguments` are all
-    of the program's tensors in order.
+    of the program's tensors in order; `norm` are the weights of the final norm.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class BoundProgram:
         arrays: Arrays,
         inputs: StepInputs,
         arguments: tuple[Any, ...],
+        norm: npt.NDArray[np.float32],
     ) -> None:
         self.program = program
+        self._norm = norm
         self.arrays = arrays
         self._inputs = inputs
         self._arguments = arguments
@@ -50,6 +54,7 @@ class BoundProgram:
         self._peaks: Any = arrays["peaks"].data
         self._unevenness = Unevenness(arrays["claims"], program.spec.num_cores)
         self._num_tokens = self._num_logits = self._num_scored = 0
+        self._state_rows: list[int] = []
 
     def run(self, batch: Batch) -> StepOutput:
         """`start` and `wait`, at once where the calling thread is the launcher's own."""
@@ -83,6 +88,7 @@ class BoundProgram:
         num_tiles = self._inputs.write(batch, spec.query_tile)
         self._num_tokens, self._num_logits = batch.num_tokens, len(batch.logit_rows)
         self._num_scored = self._inputs.write_scored(batch)
+        self._state_rows = batch.state_rows if batch.pooled else []
         scalars = (self._num_tokens, num_tiles, self._num_logits, self._num_scored)
         self._unevenness.before_step()
         if spec.has_timers:
@@ -102,7 +108,14 @@ class BoundProgram:
             self._peaks[:num_logits].tolist(),
             self._scores() if self._num_scored else None,
             native,
+            self._states() if self._state_rows else None,
         )
+
+    def _states(self) -> npt.NDArray[np.float32]:
+        """Few want them, so the final norm of these rows is no part of the program."""
+        shape = self.program.spec.shape
+        rows = self.arrays["x"][self._state_rows, : shape.hidden_size]
+        return reference.rms_norm(rows, self._norm[: shape.hidden_size], shape.rms_norm_eps)
 
     def _scores(self) -> Scores:
         arrays, rows = self.arrays, slice(self._num_logits)
@@ -136,5 +149,5 @@ def bind(
         by_name = weights | cache | arrays
         kinds = argument_specs(program.spec).values()
         arguments = tuple(tensors[id(by_name[name])] for kind in kinds for name in kind)
-        bound.append(BoundProgram(program, arrays, inputs[key], arguments))
+        bound.append(BoundProgram(program, arrays, inputs[key], arguments, weights["norm"]))
     return bound

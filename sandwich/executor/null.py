@@ -45,7 +45,15 @@ class NullExecutor(LazyStart):
         logits, scores = read_rows(
             batch, self.limits.max_num_logits, lambda rows: self._logits_of(argmax[rows])
         )
-        return StepOutput(logits, argmax.tolist(), [PEAK] * len(last), scores)
+        states = self._states_of(batch.state_rows) if batch.pooled else None
+        return StepOutput(logits, argmax.tolist(), [PEAK] * len(last), scores, states=states)
+
+    def _states_of(self, rows: Sequence[int]) -> Float32Array:
+        """Waves over the columns, one for each token id and position."""
+        ids, positions = (self.arrays[name][rows, None] for name in ("token_ids", "positions"))
+        columns = np.arange(1, self.limits.hidden_size + 1)
+        waves: Float32Array = np.sin((ids + 1) * columns + positions).astype(np.float32)
+        return waves
 
     def _logits_of(self, argmax: npt.NDArray[np.int32]) -> Float32Array:
         """Rows with these largest logits, which the next ones overwrite."""

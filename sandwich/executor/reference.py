@@ -6,7 +6,7 @@ it checks layouts as well as arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,8 @@ class ReferenceExecutor(LazyStart):
         logits, argmax = step.logits, reference.argmax(step.logits)
         kept, scores = read_rows(batch, self.limits.max_num_logits, lambda rows: logits[rows])
         peaks = logits[np.arange(len(argmax)), argmax]
-        return StepOutput(kept, argmax.tolist(), peaks.tolist(), scores)
+        states = step.states(batch.state_rows) if batch.pooled else None
+        return StepOutput(kept, argmax.tolist(), peaks.tolist(), scores, states=states)
 
     def close(self) -> None:
         """There is nothing to let go of but memory."""
@@ -119,6 +120,7 @@ class _Step:
         self._context_lens = np.array(batch.starts, np.int32) + lengths
         self._block_tables = inputs["block_tables"][: len(batch.requests)]
         self.logits: Floats
+        self._residual: Floats
 
     @property
     def shape(self) -> ModelShape:
@@ -137,7 +139,12 @@ class _Step:
             self._layer = index
             x = layer(kind, x)
         self._layer = None
+        self._residual = x
         return x
+
+    def states(self, rows: Sequence[int]) -> Floats:
+        """Hidden states of token rows, behind the final norm."""
+        return self.norm("norm", self._residual[rows])
 
     def wanted(self, x: Floats) -> Floats:
         return x[self._wanted]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.blocks import BlockTable
 from sandwich.requests.logits_processor import LogitsProcessor
+from sandwich.requests.pooling import Float32Array, Pool, Pooling
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.requests.want import Want
 
@@ -43,6 +44,7 @@ class SampledTokens(NamedTuple):
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[LogprobEntry, ...] = ()
     prompt_logprobs: tuple[LogprobEntry, ...] = ()  # of the prompt tokens that this step predicted
+    states: Float32Array | None = None  # hidden ones (tokens, hidden_size), for the request's pool
     error: str | None = None  # this request cannot go on
 
 
@@ -67,7 +69,7 @@ class TokenEvent(NamedTuple):
     last, which carries `timings`. The token that ends a request (eos or a stop id) is the last one
     of that event; `stop_reason` is the stop id that matched, None for eos. `prompt_logprobs` comes
     once, with the first token: entry i is about prompt token i, entry 0 is None as nothing precedes
-    it. `error` is the message of finish_reason "error".
+    it. `error` is the message of finish_reason "error". The last event of an embedding has it.
     """
 
     request_id: str
@@ -78,6 +80,7 @@ class TokenEvent(NamedTuple):
     prompt_logprobs: tuple[LogprobEntry | None, ...] | None = None
     error: str | None = None
     timings: RequestTimings | None = None
+    embedding: Float32Array | None = None  # (hidden_size,)
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +100,7 @@ class Request:
     cache_salt: str = ""  # requests share what they have computed with those of the same salt alone
     logits_processor: LogitsProcessor | None = None
     priority: int = 0  # the lower go first; see `rank`
+    pooling: Pooling | None = None  # an embedding is wanted, and no token
 
     token_ids: npt.NDArray[np.int32] = field(init=False, repr=False)  # [0, num_tokens) are valid
     num_prompt_tokens: int = field(init=False)
@@ -109,6 +113,7 @@ class Request:
     stop_ids: frozenset[int] = field(init=False)  # every id that ends the request, eos included
     block_table: BlockTable = field(init=False, default_factory=BlockTable)
     prompt_logprobs: list[LogprobEntry] = field(init=False, default_factory=list)  # of token 1 on
+    pool: Pool | None = field(init=False, repr=False)
     finish_reason: str | None = field(init=False, default=None)
 
     first_scheduled_time: float | None = field(init=False, default=None)
@@ -127,6 +132,7 @@ class Request:
             ) from error
         self.num_prompt_tokens = self.num_tokens = len(prompt)
         self.token_ids = np.concatenate((prompt, np.empty(_SPARE_TOKENS, np.int32)))
+        self.pool = None if self.pooling is None else Pool(self.pooling)
         self.rank = self.arrival_time + self.priority * SECONDS_PER_PRIORITY
         seed = self.params.seed
         self.seed = (secrets.randbits(64) if seed is None else seed) % 2**64
@@ -159,9 +165,12 @@ class Request:
 
     @property
     def num_skippable_tokens(self) -> int:
-        """Tokens, from the first on, whose logits nobody wants: if their K and V are in the cache
-        they need not be computed.
+        """Tokens, from the first on, of which nobody wants logits or hidden states: if their K and
+        V are in the cache they need not be computed.
         """
+        if self.pooling is Pooling.MEAN:
+            assert self.pool is not None
+            return self.pool.num_tokens
         if self.num_wanted_prompt_logprobs > 0:
             return len(self.prompt_logprobs)
         return self.num_tokens - 1
@@ -171,6 +180,14 @@ class Request:
         """What choosing this request's next token needs of its row of logits."""
         want = self.params.want
         return want if self.logits_processor is None else want._replace(needs_logits=True)
+
+    def book(self, num_computed: int, tokens: SampledTokens) -> None:
+        """What a step that reached token `num_computed` says of the prompt."""
+        self.num_computed = num_computed
+        self.prompt_logprobs += tokens.prompt_logprobs
+        if tokens.states is not None:
+            assert self.pool is not None
+            self.pool.add(tokens.states)
 
     def accept(self, token_id: int, now: float) -> str | None:
         """Append a sampled token; the finish_reason if it is the last."""

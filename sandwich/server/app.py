@@ -16,7 +16,7 @@ from aiohttp import web
 
 from sandwich.config import ServerConfig
 from sandwich.errors import ConfigError
-from sandwich.server import anthropic, chat, completions, models, page, responses_api
+from sandwich.server import anthropic, chat, completions, embeddings, models, page, responses_api
 from sandwich.server.backend import Backend
 from sandwich.server.cors import add_cors_headers, cors_middleware
 from sandwich.server.errors import (
@@ -85,6 +85,9 @@ def create_app(state: ServerState) -> web.Application:
     app.on_response_prepare.append(add_cors_headers)
     app.router.add_post("/v1/completions", completions.completions)
     app.router.add_post("/v1/chat/completions", chat.chat_completions)
+    app.router.add_post("/v1/embeddings", embeddings.embeddings)
+    app.router.add_post("/v1/score", embeddings.score)
+    app.router.add_post("/v1/rerank", embeddings.rerank)
     app.router.add_post("/v1/responses", responses_api.create_response)
     app.router.add_post(ANTHROPIC_PATH, anthropic.messages)
     app.router.add_post(f"{ANTHROPIC_PATH}/count_tokens", anthropic.count_tokens)

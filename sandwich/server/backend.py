@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandwich.config import EngineConfig
 from sandwich.engine.engine import Engine
+from sandwich.models.embedding import EmbeddingUse
 from sandwich.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Backend:
     generation_defaults: Mapping[str, Any]
     max_num_queued_reqs: int
     about: About
+    embedding_use: EmbeddingUse | None = None  # if the model was made for embeddings
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @property
@@ -69,6 +71,7 @@ def build_backend(config: EngineConfig) -> Backend:
         generation_defaults=dict(parts.generation_defaults),
         max_num_queued_reqs=config.max_num_queued_reqs,
         about=_about(parts, config.model_name),
+        embedding_use=parts.embedding_use,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 from aiohttp import web
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.request import Request
@@ -45,6 +45,18 @@ class AnswerFormat(ChunkFormat, Protocol):
         """Reads one choice."""
 
     def whole(self, generation: Generation) -> msgspec.Struct: ...
+
+
+def last_tokens(token_ids: list[int], most: int | UnsetType, service: Service) -> list[int]:
+    """Only the last `truncate_prompt_tokens` of a prompt, if the client wants that."""
+    if most is UNSET:
+        return token_ids
+    if most < 1 and most != -1:
+        raise InvalidRequestError(
+            f"truncate_prompt_tokens is {most} but must be at least 1, or -1 for what fits",
+            "truncate_prompt_tokens",
+        )
+    return token_ids[-(service.backend.max_model_len - 1 if most == -1 else most) :]
 
 
 @dataclass(frozen=True)
@@ -85,17 +97,8 @@ class Call:
             return json_response(self.form.whole(generation))
 
     def _cut(self, prompt: EncodedPrompt) -> EncodedPrompt:
-        """Only the last `truncate_prompt_tokens` of the prompt, if the client wants that."""
         most = self.body.truncate_prompt_tokens
-        if most is UNSET:
-            return prompt
-        if most < 1 and most != -1:
-            raise InvalidRequestError(
-                f"truncate_prompt_tokens is {most} but must be at least 1, or -1 for what fits",
-                "truncate_prompt_tokens",
-            )
-        most = self.service.backend.max_model_len - 1 if most == -1 else most
-        return replace(prompt, token_ids=prompt.token_ids[-most:])
+        return replace(prompt, token_ids=last_tokens(prompt.token_ids, most, self.service))
 
     def _choice(
         self, prompt: EncodedPrompt, first_index: int, sample: int, grammar: CompiledGrammar | None

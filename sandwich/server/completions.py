@@ -42,17 +42,14 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def encode_prompts(
     service: Service, prompts: Sequence[Prompt], body: CompletionBody
 ) -> list[EncodedPrompt]:
-    """Token ids of each prompt; those that came as token ids are checked."""
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(await service.encode(texts, body.add_special_tokens) if texts else ())
+    """Token ids of each prompt, and its text if that is to be echoed."""
+    encoded = await service.encode_prompts(prompts, body.add_special_tokens)
     found = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            found.append(EncodedPrompt(next(encoded), prompt if body.echo else ""))
-        else:
-            service.check_token_ids(prompt, "prompt")
-            echo = service.tokenizer.decode(prompt) if body.echo else ""
-            found.append(EncodedPrompt(prompt, echo))
+    for prompt, token_ids in zip(prompts, encoded, strict=True):
+        text = prompt if isinstance(prompt, str) else ""
+        if body.echo and not isinstance(prompt, str):
+            text = service.tokenizer.decode(prompt)
+        found.append(EncodedPrompt(token_ids, text if body.echo else ""))
     return found
 
 

@@ -193,6 +193,105 @@ class ChatBody(SamplingBody, kw_only=True):
         return self.max_tokens if is_old else self.max_completion_tokens
 
 
+class ReasoningOptions(Body, kw_only=True):
+    effort: str | UnsetType = UNSET
+    ignored = frozenset({"summary", "generate_summary"})
+
+
+class TextOptions(Body, kw_only=True):
+    format: dict[str, Any] | UnsetType = UNSET
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
+
+
+class ResponsesBody(Body, kw_only=True):
+    """POST /v1/responses."""
+
+    model: str | UnsetType = UNSET
+    input: str | list[dict[str, Any]]
+    instructions: str | UnsetType = UNSET
+    max_output_tokens: int | UnsetType = UNSET
+    temperature: float | UnsetType = UNSET
+    top_p: float | UnsetType = UNSET
+    top_k: int | UnsetType = UNSET
+    min_p: float | UnsetType = UNSET
+    repetition_penalty: float | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
+    stop: str | list[str] | UnsetType = UNSET
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | UnsetType = UNSET
+    parallel_tool_calls: bool | UnsetType = UNSET
+    text: TextOptions | UnsetType = UNSET
+    reasoning: ReasoningOptions | UnsetType = UNSET
+    include: list[str] = []
+    top_logprobs: int | UnsetType = UNSET
+    chat_template_kwargs: dict[str, Any] = {}
+    cache_salt: str = ""
+    priority: int = 0
+    metadata: dict[str, str] = {}
+    stream: bool = False
+    stream_options: StreamOptions | UnsetType = UNSET
+    ignored = BOOKKEEPING - {"metadata"}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "previous_response_id": (),
+        "conversation": (),
+        "prompt": (),
+        "background": (False,),
+        "truncation": ("disabled",),
+        "max_tool_calls": (),
+    }
+    nested: ClassVar[dict[str, type[Body]]] = {
+        "text": TextOptions,
+        "reasoning": ReasoningOptions,
+        "stream_options": StreamOptions,
+    }
+
+
+class PoolingBody(Body, kw_only=True):
+    """What all that embed texts have in common."""
+
+    model: str | UnsetType = UNSET
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: int | UnsetType = UNSET
+    cache_salt: str = ""
+    priority: int = 0
+    ignored = BOOKKEEPING
+
+
+class EmbeddingBody(PoolingBody, kw_only=True):
+    """POST /v1/embeddings."""
+
+    # As the prompt of a completion.
+    input: str | list[int | str | list[int]]
+    encoding_format: str = "float"
+    dimensions: int | UnsetType = UNSET
+    pooling: str | UnsetType = UNSET
+
+
+class ScoreBody(PoolingBody, kw_only=True):
+    """POST /v1/score."""
+
+    text_1: str | list[str]
+    text_2: str | list[str]
+    aliases: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "queries": ("text_1", ()),
+        "documents": ("text_2", ()),
+    }
+
+
+class TextDocument(Body, kw_only=True):
+    text: str
+
+
+class RerankBody(PoolingBody, kw_only=True):
+    """POST /v1/rerank."""
+
+    query: str
+    documents: list[str | TextDocument]
+    top_n: int | UnsetType = UNSET
+    return_documents: bool = True
+    nested: ClassVar[dict[str, type[Body]]] = {"documents": TextDocument}
+
+
 class TokenizeBody(Body, kw_only=True):
     """POST /tokenize: a `prompt`, or `messages` that go through the chat template first."""
 

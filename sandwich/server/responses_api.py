@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from sandwich.errors import InvalidRequestError
 from sandwich.server.call import Call
-from sandwich.server.protocol import BOOKKEEPING, Body, ChatBody, Message, StreamOptions
+from sandwich.server.protocol import ChatBody, Message, ResponsesBody
 from sandwich.server.responses_format import ResponseFormat
 from sandwich.server.talk import Talk
 from sandwich.server.wire import new_id, read_body, service_of
@@ -38,59 +37,6 @@ _AS_IN_CHATS: Final = (
     "cache_salt",
     "priority",
 )
-
-
-class ReasoningOptions(Body, kw_only=True):
-    effort: str | UnsetType = UNSET
-    ignored = frozenset({"summary", "generate_summary"})
-
-
-class TextOptions(Body, kw_only=True):
-    format: dict[str, Any] | UnsetType = UNSET
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
-
-
-class ResponsesBody(Body, kw_only=True):
-    """POST /v1/responses."""
-
-    model: str | UnsetType = UNSET
-    input: str | list[dict[str, Any]]
-    instructions: str | UnsetType = UNSET
-    max_output_tokens: int | UnsetType = UNSET
-    temperature: float | UnsetType = UNSET
-    top_p: float | UnsetType = UNSET
-    top_k: int | UnsetType = UNSET
-    min_p: float | UnsetType = UNSET
-    repetition_penalty: float | UnsetType = UNSET
-    seed: int | UnsetType = UNSET
-    stop: str | list[str] | UnsetType = UNSET
-    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
-    tool_choice: str | dict[str, Any] | UnsetType = UNSET
-    parallel_tool_calls: bool | UnsetType = UNSET
-    text: TextOptions | UnsetType = UNSET
-    reasoning: ReasoningOptions | UnsetType = UNSET
-    include: list[str] = msgspec.field(default_factory=list)
-    top_logprobs: int | UnsetType = UNSET
-    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
-    cache_salt: str = ""
-    priority: int = 0
-    metadata: dict[str, str] = msgspec.field(default_factory=dict)
-    stream: bool = False
-    stream_options: StreamOptions | UnsetType = UNSET
-    ignored = BOOKKEEPING - {"metadata"}
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "previous_response_id": (),
-        "conversation": (),
-        "prompt": (),
-        "background": (False,),
-        "truncation": ("disabled",),
-        "max_tool_calls": (),
-    }
-    nested: ClassVar[dict[str, type[Body]]] = {
-        "text": TextOptions,
-        "reasoning": ReasoningOptions,
-        "stream_options": StreamOptions,
-    }
 
 
 async def create_response(request: web.Request) -> web.StreamResponse:

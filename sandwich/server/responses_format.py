@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from msgspec import UNSET, Struct, UnsetType
 
 from sandwich.server.call import EncodedPrompt
 from sandwich.server.chat import token_logprob
 from sandwich.server.generation import Generation, Piece
+from sandwich.server.protocol import ResponsesBody
 from sandwich.server.responses import TokenLogprob
 from sandwich.server.talk import Talk
 from sandwich.server.wire import new_id
 from sandwich.text.reasoning import Thought
 from sandwich.text.reply import Part, Reply
 from sandwich.text.tool_calls import CallDelta
-
-if TYPE_CHECKING:
-    from sandwich.server.responses_api import ResponsesBody
 
 
 class InputTokensDetails(Struct):

@@ -59,6 +59,19 @@ class Service:
 
         return await self._off_the_loop(encode, sum(map(len, texts)))
 
+    async def encode_prompts(
+        self, prompts: Sequence[str | list[int]], add_special_tokens: bool
+    ) -> list[list[int]]:
+        """Token ids of each prompt; those that came as token ids are checked."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(await self.encode(texts, add_special_tokens) if texts else ())
+        found = []
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                self.check_token_ids(prompt, "prompt")
+            found.append(next(encoded) if isinstance(prompt, str) else prompt)
+        return found
+
     async def encode_chat(self, chat: Chat) -> ChatPrompt:
         """A conversation's prompt."""
 

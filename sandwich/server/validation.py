@@ -39,21 +39,23 @@ _SAMPLING_FIELDS = (
 )
 
 
-def split_prompts(prompt: str | list[int | str | list[int]], limits: ServerLimits) -> list[Prompt]:
-    """The prompts of a completion request: a text, token ids, or a list of either."""
+def split_prompts(
+    prompt: str | Sequence[int | str | list[int]], limits: ServerLimits, param: str = "prompt"
+) -> list[Prompt]:
+    """The prompts that the field `param` holds: a text, token ids, or a list of either."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise InvalidRequestError("prompt is an empty list; give it a text or tokens", "prompt")
+        raise InvalidRequestError(f"{param} is an empty list; give it a text or tokens", param)
     if all(isinstance(item, int) for item in prompt):
         return [prompt]  # type: ignore[list-item]
-    _at_most("prompt", "prompts", len(prompt), limits.max_prompts)
+    _at_most(param, "prompts", len(prompt), limits.max_prompts)
     if all(isinstance(item, str) for item in prompt) or all(
         isinstance(item, list) for item in prompt
     ):
         return prompt  # type: ignore[return-value]
     raise InvalidRequestError(
-        "prompt mixes texts, token ids and lists; use one kind", "prompt", "invalid_type"
+        f"{param} mixes texts, token ids and lists; use one kind", param, "invalid_type"
     )
 
 

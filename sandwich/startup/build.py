@@ -26,6 +26,7 @@ from sandwich.executor.numa_placement import Placement, place, report
 from sandwich.executor.reference import ReferenceExecutor
 from sandwich.executor.verify import TOLERANCE, VerifyingExecutor
 from sandwich.models.config import ModelConfig
+from sandwich.models.embedding import EmbeddingUse
 from sandwich.startup.memory_plan import MemoryPlan
 from sandwich.startup.model import Model
 from sandwich.startup.plans import TimeSteps, executor_limits, make_pace, make_plans
@@ -51,6 +52,7 @@ class EngineParts:
     plans: PlanPair
     search: SearchResult
     memory: MemoryPlan
+    embedding_use: EmbeddingUse | None
 
     @property
     def dtype(self) -> str:
@@ -103,6 +105,7 @@ def build_engine(
         plans=plans,
         search=result,
         memory=memory,
+        embedding_use=model.embedding_use,
     )
 
 

@@ -13,6 +13,7 @@ from sandwich.checkpoint.source import ModelSource
 from sandwich.checkpoint.tokenizer_files import TokenizerFiles
 from sandwich.config import EngineConfig
 from sandwich.models.config import ModelConfig
+from sandwich.models.embedding import EmbeddingUse, embedding_use
 from sandwich.models.presets import PRESETS, preset
 from sandwich.models.sampling_defaults import generation_defaults
 from sandwich.startup.hub import resolve_model
@@ -31,6 +32,7 @@ class Model:
     tokenizer: TokenizerFiles
     generation_defaults: dict[str, Any]  # fields of SamplingParams
     source: ModelSource | None  # of the weights; None: random ones
+    embedding_use: EmbeddingUse | None = None  # if the model was made for embeddings
 
     @staticmethod
     def of(config: EngineConfig) -> Model:
@@ -40,7 +42,8 @@ class Model:
         """
         if config.random_weights and config.model in PRESETS:
             return Model(preset(config.model), byte_tokenizer(), {}, None)
-        source = open_source(resolve_model(config.model))
+        path = resolve_model(config.model)
+        source = open_source(path)
         model = replace(ModelConfig.from_source(source), name=config.model_name)
         if not (source.has_tensors or config.random_weights or config.executor == "null"):
             source.checkpoint()  # says what is missing
@@ -51,6 +54,7 @@ class Model:
             source.tokenizer(),
             {**recommended_sampling(config.model), **generation_defaults(source.generation())},
             None if config.random_weights else source,
+            embedding_use(path) if path.is_dir() else None,
         )
 
     def load(self, layout: ModelLayout, arena: Arena, seed: int) -> ModelWeights:

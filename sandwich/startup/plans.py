@@ -86,6 +86,7 @@ def executor_limits(config: EngineConfig, shape: ModelShape, num_blocks: int) ->
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=shape.max_model_len,
         vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
         max_num_logits=max(config.max_num_seqs, LOGIT_ROWS),
     )
 

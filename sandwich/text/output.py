@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sandwich.requests.pooling import Float32Array
 from sandwich.requests.request import LogprobEntry, RequestTimings, TokenEvent
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.text.tokenizer import IncrementalDetokenizer, Tokenizer
@@ -79,6 +80,7 @@ class OutputDelta:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None  # the message behind finish_reason "error"
+    embedding: Float32Array | None = None  # if one was asked for, at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,7 @@ class OutputStream:
             self.finish_reason,
             self.stop_reason,
             self.error,
+            event.embedding,
         )
 
     def result(self) -> CompletionOutput:

@@ -138,6 +138,7 @@ class NullParts:
     tokenizer: Tokenizer
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = (1,)
+    embedding_use: None = None
 
     @property
     def model_config(self) -> NullParts:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sandwich
@@ -245,3 +246,40 @@ def test_leaving_the_context_closes_the_engine(make_parts: Callable[..., Any]) -
     with LLM.from_parts(parts):
         pass
     assert parts.engine.executor.is_closed
+
+
+def test_embeddings_are_unit_vectors_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts = [{"prompt_token_ids": list(range(5, 5 + length))} for length in (1, 9, 30, 2)]
+    together = llm.embed(prompts)
+    alone = [llm.embed([prompt])[0] for prompt in prompts]
+    for first, second in zip(together, alone, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-6)
+        assert abs(np.linalg.norm(first) - 1) < 1e-6
+    assert not np.allclose(llm.embed(prompts[1], "last")[0], alone[1])
+    with pytest.raises(InvalidRequestError, match="must be mean or last"):
+        llm.embed(["a"], "cls")
+
+
+def test_an_embedding_that_fails_raises(make_parts: Callable[..., Any]) -> None:
+    with (
+        LLM.from_parts(make_parts(failing_runs=(0,))) as llm,
+        pytest.raises(UnavailableError, match="injected failure"),
+    ):
+        llm.embed(["a"])
+
+
+def test_salt_and_priority_reach_the_requests(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    add = llm._engine.add_request
+
+    def add_request(request: Any) -> None:
+        seen.append((request.priority, request.cache_salt))
+        add(request)
+
+    monkeypatch.setattr(llm._engine, "add_request", add_request)
+    asked: dict[str, Any] = {"priority": 2, "cache_salt": "me"}
+    llm.generate("a", GREEDY, use_tqdm=False, **asked)
+    llm.chat([{"role": "user", "content": "a"}], GREEDY, use_tqdm=False, **asked)
+    llm.embed("a", **asked)
+    list(llm.stream("a", GREEDY, **asked))
+    assert seen == [(2, "me")] * 4

@@ -158,7 +158,9 @@ class AuditingExecutor(NullExecutor):
         wanted = zip(batch.logit_rows, batch.sampled, strict=True)
         own_rows = [row for row, owner in wanted if owner == index]
         assert all(rows.start <= row < rows.stop for row in own_rows)
-        if request.params.prompt_logprobs is None:
+        if request.pool is not None:
+            assert not own_rows
+        elif request.params.prompt_logprobs is None:
             at_end = [rows.stop - 1] if context_len == request.num_tokens else []
             assert own_rows == at_end
         else:

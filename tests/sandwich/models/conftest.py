@@ -238,6 +238,11 @@ class TinyModel:
         with torch.no_grad():
             return self.model(torch.tensor([token_ids])).logits[0].numpy()
 
+    def states_of(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Hidden states behind the final norm, (len(token_ids), hidden_size)."""
+        with torch.no_grad():
+            return self.model.base_model(torch.tensor([token_ids])).last_hidden_state[0].numpy()
+
     @cached_property
     def greedy_token_ids(self) -> list[int]:
         """The NUM_GREEDY tokens that follow the first BLOCK_SIZE - 3 of `token_ids`."""

@@ -7,14 +7,19 @@ each product is rounded to 8 bits: the root mean square is held to BF16_TOLERANC
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from codegen.spec import Phase
+from sandwich.engine.engine import Engine
+from sandwich.requests.pooling import Pooling
+from sandwich.requests.request import Request
+from sandwich.requests.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from sandwich.executor.base import Executor
     from tests.sandwich.models.conftest import Driver, TinyModel
 
 FLOAT32_TOLERANCE = 1e-5
@@ -70,6 +75,26 @@ def test_greedy_tokens_equal_those_of_transformers(driver: Driver, tiny: TinyMod
         tokens.append(int(logits.argmax()))
         logits = driver.decode(tokens[-1])
     assert tokens == tiny.greedy_token_ids
+
+
+@pytest.mark.parametrize("kind", Pooling)
+def test_embeddings_agree_with_transformers(
+    executor: Executor, tiny: TinyModel, kind: Pooling
+) -> None:
+    engine = Engine(executor)
+    prompts = [tiny.token_ids[:1], tiny.token_ids[3:67], tiny.token_ids[:33]]
+    for i, prompt in enumerate(prompts):
+        request = Request(str(i), prompt, SamplingParams(max_tokens=0), pooling=kind)
+        engine.add_request(request)
+    found: dict[str, Any] = {}
+    while engine.has_work():
+        found |= {event.request_id: event.embedding for event in engine.step()}
+    for i, prompt in enumerate(prompts):
+        states = tiny.states_of(prompt)
+        expected = states.mean(axis=0) if kind is Pooling.MEAN else states[-1]
+        embedding = found[str(i)]
+        assert embedding is not None
+        assert_close(embedding, expected)
 
 
 def test_bf16_stays_near_float32(bf16_driver: Driver, tiny: TinyModel) -> None:

@@ -21,6 +21,7 @@ from sandwich.config import ServerConfig
 from sandwich.engine.engine import Engine
 from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
 from sandwich.executor.null import NullExecutor
+from sandwich.models.embedding import EmbeddingUse
 from sandwich.requests.request import Request
 from sandwich.server.app import Server
 from sandwich.server.backend import About, Backend
@@ -251,6 +252,7 @@ class Setup:
     generation_defaults: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
     is_ready: bool = True
     chat_template: str | None = None
+    embedding_use: EmbeddingUse | None = None
 
 
 StartRig = Callable[..., Awaitable[Rig]]
@@ -268,6 +270,7 @@ def backend_of(tokenizer_folder: Path) -> Callable[[Setup, Engine], Backend]:
             generation_defaults=setup.generation_defaults,
             max_num_queued_reqs=setup.max_num_queued_reqs,
             about=ABOUT,
+            embedding_use=setup.embedding_use,
         )
 
     return build
