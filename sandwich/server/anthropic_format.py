@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from sandwich.server.call import EncodedPrompt
 from sandwich.server.generation import Generation, Piece
+from sandwich.server.responses import PromptProgress
 from sandwich.server.talk import Talk
 from sandwich.text.reasoning import Thought
 from sandwich.text.reply import Part, Reply
@@ -119,6 +120,10 @@ class MessageFormat:
                 delta={"stop_reason": reason, "stop_sequence": sequence},
                 usage=_usage(generation),
             )
+
+    def progress(self, progress: PromptProgress) -> Iterator[Event]:
+        """This API has no field to ask for it."""
+        yield from ()
 
     def closing(self, generation: Generation) -> Iterator[Event]:
         yield Event(type="message_stop")

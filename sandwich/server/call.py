@@ -92,7 +92,13 @@ class Call:
             generation = Generation(stream, choices)
             generation.submit()
             if self.body.stream:
-                return await stream_answer(request, generation, self.form, self.service.limits)
+                return await stream_answer(
+                    request,
+                    generation,
+                    self.form,
+                    self.service.limits,
+                    self.body.return_progress,
+                )
             await generation.finish()
             return json_response(self.form.whole(generation))
 

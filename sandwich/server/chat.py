@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
@@ -22,6 +23,7 @@ from sandwich.server.responses import (
     ChunkChoice,
     Delta,
     Function,
+    PromptProgress,
     Timings,
     TokenLogprob,
     ToolCall,
@@ -113,6 +115,9 @@ class ChatFormat:
                 finish_reason=_reason(delta.finish_reason, choice.reply),
                 stop_reason=delta.stop_reason,
             )
+
+    def progress(self, progress: PromptProgress) -> Iterator[ChatCompletionChunk]:
+        yield msgspec.structs.replace(self._chunk([]), prompt_progress=progress)
 
     def closing(self, generation: Generation) -> Iterator[ChatCompletionChunk]:
         if self.body.includes_usage:

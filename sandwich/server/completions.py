@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import msgspec
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
+from sandwich.errors import InvalidRequestError
 from sandwich.server.call import Call, EncodedPrompt
 from sandwich.server.generation import Choice, Generation, Piece
 from sandwich.server.protocol import CompletionBody
@@ -17,6 +19,7 @@ from sandwich.server.responses import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
+    PromptProgress,
     Timings,
     Usage,
 )
@@ -43,6 +46,8 @@ async def encode_prompts(
     service: Service, prompts: Sequence[Prompt], body: CompletionBody
 ) -> list[EncodedPrompt]:
     """Token ids of each prompt, and its text if that is to be echoed."""
+    if body.suffix:
+        return await _encode_around(service, prompts, body)
     encoded = await service.encode_prompts(prompts, body.add_special_tokens)
     found = []
     for prompt, token_ids in zip(prompts, encoded, strict=True):
@@ -50,6 +55,25 @@ async def encode_prompts(
         if body.echo and not isinstance(prompt, str):
             text = service.tokenizer.decode(prompt)
         found.append(EncodedPrompt(token_ids, text if body.echo else ""))
+    return found
+
+
+async def _encode_around(
+    service: Service, prompts: Sequence[Prompt], body: CompletionBody
+) -> list[EncodedPrompt]:
+    """Each prompt and the suffix, around what the model is to fill in."""
+    if body.echo:
+        raise InvalidRequestError("echo and suffix exclude each other; give one", "echo")
+    found = []
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InvalidRequestError(
+                "a suffix needs a prompt of text; token ids can have the tokens around the hole "
+                "in them already",
+                "suffix",
+            )
+        ids = await service.encode_around(prompt, body.suffix, body.add_special_tokens)
+        found.append(EncodedPrompt(ids))
     return found
 
 
@@ -95,6 +119,9 @@ class CompletionFormat:
             )
             usage = generation.usage() if self.body.has_continuous_usage else None
             yield self._completion([entry], usage if self.body.includes_usage else UNSET)
+
+    def progress(self, progress: PromptProgress) -> Iterator[Completion]:
+        yield msgspec.structs.replace(self._completion([], UNSET), prompt_progress=progress)
 
     def closing(self, generation: Generation) -> Iterator[Completion]:
         if self.body.includes_usage:

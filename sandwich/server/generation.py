@@ -6,6 +6,7 @@ Shared by text and chat completions, streamed or not.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
@@ -18,7 +19,13 @@ from sandwich.errors import SandwichError
 from sandwich.requests.request import Request, RequestTimings, TokenEvent
 from sandwich.server.errors import REQUEST_ID, RequestFailedError, describe
 from sandwich.server.request_stream import RequestStream
-from sandwich.server.responses import CompletionTokensDetails, PromptTokensDetails, Timings, Usage
+from sandwich.server.responses import (
+    CompletionTokensDetails,
+    PromptProgress,
+    PromptTokensDetails,
+    Timings,
+    Usage,
+)
 from sandwich.server.server_limits import ServerLimits
 from sandwich.server.sse import EventStream
 from sandwich.text.output import OutputDelta, OutputStream
@@ -94,6 +101,18 @@ class Generation:
         while not self.is_over:
             await self.advance()
 
+    def progress(self) -> PromptProgress | None:
+        """How far the prompts are; None once all are done. The engine goes on meanwhile."""
+        requests = [choice.request for choice in self.choices]
+        if all(request.first_token_time is not None for request in requests):
+            return None
+        return PromptProgress(
+            total=sum(request.num_prompt_tokens for request in requests),
+            cache=sum(request.num_cached_tokens for request in requests),
+            processed=sum(min(r.num_computed, r.num_prompt_tokens) for r in requests),
+            time_ms=(time.monotonic() - min(r.arrival_time for r in requests)) * 1e3,
+        )
+
     def usage(self) -> Usage:
         """Tokens of all choices; the prompt of several choices counts once."""
         first_choices = [choice for choice in self.choices if choice.request.choice_index == 0]
@@ -161,25 +180,39 @@ class ChunkFormat(Protocol):
 
     def chunks(self, generation: Generation, piece: Piece) -> Iterable[msgspec.Struct]: ...
 
+    def progress(self, progress: PromptProgress) -> Iterable[msgspec.Struct]: ...
+
     def closing(self, generation: Generation) -> Iterable[msgspec.Struct]: ...
 
 
 async def stream_answer(
-    request: web.Request, generation: Generation, chunk_format: ChunkFormat, limits: ServerLimits
+    request: web.Request,
+    generation: Generation,
+    chunk_format: ChunkFormat,
+    limits: ServerLimits,
+    shows_progress: bool,
 ) -> web.StreamResponse:
     """Write the pieces as they come, comments while none come, and the closing chunks.
+
+    `shows_progress`: and how far the prompts are, while they are computed.
 
     The status line is out before the first token, so a later failure becomes an error event.
     """
     events = EventStream(request, limits.write_timeout_s, chunk_format.has_named_events)
     await events.open()
+    wait_s = limits.progress_s if shows_progress else limits.keep_alive_s
+    told: PromptProgress | None = None
     try:
         while not generation.is_over:
-            pieces = await generation.advance(limits.keep_alive_s)
+            pieces = await generation.advance(wait_s)
+            progress = generation.progress() if shows_progress and not pieces else None
             if pieces:
                 await events.send(
                     chunk for piece in pieces for chunk in chunk_format.chunks(generation, piece)
                 )
+            elif progress is not None and (told is None or progress.processed > told.processed):
+                await events.send(chunk_format.progress(progress))
+                told = progress
             else:
                 await events.keep_alive()
         await events.send(chunk_format.closing(generation))

@@ -95,6 +95,7 @@ class SamplingBody(Body, kw_only=True):
     priority: int = 0
     stream: bool = False
     stream_options: StreamOptions | UnsetType = UNSET
+    return_progress: bool = False  # of the prompt, in a stream
     nested: ClassVar[dict[str, type[Body]]] = {"stream_options": StreamOptions}
     aliases: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
         "n_predict": ("max_tokens", (-1,)),
@@ -129,10 +130,9 @@ class CompletionBody(SamplingBody, kw_only=True):
     logprobs: int | UnsetType = UNSET
     best_of: int | UnsetType = UNSET
     add_special_tokens: bool = True
+    suffix: str = ""
     ignored = BOOKKEEPING
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL | {
-        "suffix": ("",),
-    }
+    unsupported = NEUTRAL
 
 
 class Message(Body, kw_only=True):

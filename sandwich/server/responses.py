@@ -37,6 +37,15 @@ class Timings(Struct):
     predicted_per_second: float
 
 
+class PromptProgress(Struct):
+    """How far the prompts of a call are, in the names of llama.cpp."""
+
+    total: int  # tokens
+    cache: int  # of those, found in the cache
+    processed: int  # of all, done so far
+    time_ms: float  # since the call came
+
+
 class CompletionLogprobs(Struct):
     """Parallel lists, one entry per token; the first token of a prompt has no logprob."""
 
@@ -64,6 +73,7 @@ class Completion(Struct, kw_only=True):
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
     timings: Timings | UnsetType = UNSET
+    prompt_progress: PromptProgress | UnsetType = UNSET
 
 
 class TopLogprob(Struct):
@@ -152,6 +162,7 @@ class ChatCompletionChunk(Struct, kw_only=True):
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     timings: Timings | UnsetType = UNSET
+    prompt_progress: PromptProgress | UnsetType = UNSET
 
 
 class ModelCard(Struct, kw_only=True):

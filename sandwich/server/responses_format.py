@@ -12,7 +12,7 @@ from sandwich.server.call import EncodedPrompt
 from sandwich.server.chat import token_logprob
 from sandwich.server.generation import Generation, Piece
 from sandwich.server.protocol import ResponsesBody
-from sandwich.server.responses import TokenLogprob
+from sandwich.server.responses import PromptProgress, TokenLogprob
 from sandwich.server.talk import Talk
 from sandwich.server.wire import new_id
 from sandwich.text.reasoning import Thought
@@ -159,6 +159,10 @@ class ResponseFormat:
             yield from self._end(status)
             response = self._response(status, self._items, generation)
             yield self._event(f"response.{status}", response=response)
+
+    def progress(self, progress: PromptProgress) -> Iterator[ResponseEvent]:
+        """This API has no field to ask for it."""
+        yield from ()
 
     def closing(self, generation: Generation) -> Iterator[ResponseEvent]:
         yield from ()

@@ -17,5 +17,6 @@ class ServerLimits:
     max_logit_biases: int = 1024
     max_inline_chars: int = 2048  # longer texts are tokenised off the event loop
     keep_alive_s: float = 5.0  # silence after which a stream sends a comment
+    progress_s: float = 0.5  # between two words of how far a prompt is, where they are asked for
     body_timeout_s: float = 60.0  # for a client to send its body
     write_timeout_s: float = 60.0  # for a client to take what it is sent

@@ -17,6 +17,7 @@ from sandwich.server.bridge import AsyncEngine, Observer
 from sandwich.server.errors import ModelNotFoundError
 from sandwich.server.server_limits import ServerLimits
 from sandwich.text.guided import CompiledGrammar, GrammarCompiler
+from sandwich.text.infill import infill_prompt
 from sandwich.text.messages import Chat
 from sandwich.text.tokenizer import ChatPrompt
 
@@ -71,6 +72,11 @@ class Service:
                 self.check_token_ids(prompt, "prompt")
             found.append(next(encoded) if isinstance(prompt, str) else prompt)
         return found
+
+    async def encode_around(self, prefix: str, suffix: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of a prompt that is continued between prefix and suffix."""
+        encode = partial(infill_prompt, self.tokenizer, prefix, suffix, add_special_tokens)
+        return await self._off_the_loop(encode, len(prefix) + len(suffix))
 
     async def encode_chat(self, chat: Chat) -> ChatPrompt:
         """A conversation's prompt."""

@@ -95,9 +95,13 @@ class Tokenizer:
         """The tokenizer as a tokenizer.json, tokens of the other files included."""
         return self._backend.to_str()
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, as the vocabulary writes it."""
+        return self._backend.token_to_id(token)
+
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
-        return None if token is None else self._backend.token_to_id(token)
+        return None if token is None else self.token_id(token)
 
     # ---- text -> ids ----
 
@@ -123,7 +127,7 @@ class Tokenizer:
 
     def _with_one_bos(self, token_ids: list[int]) -> list[int]:
         bos = self.bos_token_id
-        if not self._adds_bos or token_ids[:2] != [bos, bos]:
+        if not self.adds_bos or token_ids[:2] != [bos, bos]:
             return token_ids
         if not self._has_warned_of_bos.is_set():
             self._has_warned_of_bos.set()
@@ -135,7 +139,8 @@ class Tokenizer:
         return token_ids[1:]
 
     @cached_property
-    def _adds_bos(self) -> bool:
+    def adds_bos(self) -> bool:
+        """Whether a text begins with BOS once it is encoded."""
         return self.bos_token_id is not None and self.encode("")[:1] == [self.bos_token_id]
 
     # ---- ids -> text ----
@@ -192,7 +197,7 @@ class Tokenizer:
             return ChatPrompt(rendered.text, ids)
         ids = self._marked.encode(rendered.text, rendered.marks)
         bos = self.bos_token_id
-        if bos is not None and chat.add_special_tokens and self._adds_bos and ids[:1] != [bos]:
+        if bos is not None and chat.add_special_tokens and self.adds_bos and ids[:1] != [bos]:
             ids = [bos, *ids]
         return ChatPrompt(rendered.plain_text, ids)
 

@@ -71,15 +71,15 @@ def digits(num_prompt_tokens: int, num_tokens: int) -> str:
     return "".join(DIGITS[p % 10] for p in positions)
 
 
-def _byte_tokenizer() -> tokenizers.Tokenizer:
-    """Token b is byte b; then end and begin of text."""
+def _byte_tokenizer(*more: str) -> tokenizers.Tokenizer:
+    """Token b is byte b; then end and begin of text, and more special tokens."""
     by_char = {chr(b): b for b in [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]}
     others = [b for b in range(256) if b not in by_char.values()]
     by_char |= {chr(256 + i): b for i, b in enumerate(others)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=by_char, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<eos>", "<bos>"])
+    backend.add_special_tokens(["<eos>", "<bos>", *more])
     backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", BOS)]
     )
@@ -88,8 +88,18 @@ def _byte_tokenizer() -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("tokenizer")
-    _byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return _write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def fim_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With tokens around a middle that is to be filled in."""
+    tokens = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+    return _write_tokenizer(tmp_path_factory.mktemp("tokenizer"), *tokens)
+
+
+def _write_tokenizer(folder: Path, *more: str) -> Path:
+    _byte_tokenizer(*more).save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
@@ -253,6 +263,7 @@ class Setup:
     is_ready: bool = True
     chat_template: str | None = None
     embedding_use: EmbeddingUse | None = None
+    tokenizer_folder: Path | None = None  # None: the fixture's
 
 
 StartRig = Callable[..., Awaitable[Rig]]
@@ -263,7 +274,9 @@ def backend_of(tokenizer_folder: Path) -> Callable[[Setup, Engine], Backend]:
     def build(setup: Setup, engine: Engine) -> Backend:
         return Backend(
             engine=engine,
-            tokenizer=Tokenizer(read_tokenizer(tokenizer_folder), setup.chat_template),
+            tokenizer=Tokenizer(
+                read_tokenizer(setup.tokenizer_folder or tokenizer_folder), setup.chat_template
+            ),
             model_name=MODEL,
             root="/models/null",
             eos_token_ids=frozenset({EOS}),

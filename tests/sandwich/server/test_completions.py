@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -313,3 +314,31 @@ async def test_a_logprob_that_is_none_is_null_and_no_other_is_infinite(rig: Rig)
     first, *others = answer["choices"][0]["logprobs"]["token_logprobs"]
     assert first is None
     assert all(math.isfinite(logprob) for logprob in others)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": "a", "suffix": "b"}, "suffix"),  # this tokenizer has no tokens for it
+        ({"prompt": [1], "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "suffix": "b", "echo": True}, "echo"),
+    ],
+)
+async def test_a_suffix_that_cannot_be_used_is_refused(
+    rig: Rig, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await rig.client.completions.create(model=MODEL, **fields)
+    assert caught.value.param == param
+
+
+async def test_a_middle_is_filled_in(start: StartRig, fim_tokenizer_folder: Path) -> None:
+    limits = replace(LIMITS, vocab_size=LIMITS.vocab_size + 3)
+    rig = await start(tokenizer_folder=fim_tokenizer_folder, limits=limits)
+    answer = await rig.client.completions.create(
+        model=MODEL, prompt="ab", suffix="cde", max_tokens=4
+    )
+    num_prompt = len(["<bos>", "<fim_prefix>", *"ab", "<fim_suffix>", *"cde", "<fim_middle>"])
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == num_prompt
+    assert answer.choices[0].text == digits(num_prompt, 4)

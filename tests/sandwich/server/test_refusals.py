@@ -258,7 +258,7 @@ async def test_an_unknown_model_is_not_found(rig: Rig, path: str) -> None:
 
 
 async def test_an_unknown_path_and_a_wrong_method_are_error_objects(rig: Rig) -> None:
-    error = await refusal(rig, {}, "/v1/embeddings", status=404)
+    error = await refusal(rig, {}, "/v1/images", status=404)
     assert error["code"] == "not_found"
     async with rig.http.get(rig.url + COMPLETIONS) as response:
         assert response.status == 405
