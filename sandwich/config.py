@@ -35,6 +35,7 @@ EXECUTORS: Final = ("compiled", "null", "reference")
 MIXED_STEPS: Final = ("auto", "turns", "ride", "corun")
 QUANTIZATIONS: Final = ("none", "int8", "int8-w8a8", "int4")
 QUANTIZATION_GROUPS: Final = (0, 32, 64, 128)
+LOG_FORMATS: Final = ("text", "json")
 _DTYPE_ALIASES: Final = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+")
 _CPU_BIND = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(\|\d+(-\d+)?(,\d+(-\d+)?)*)*")
@@ -92,7 +93,21 @@ SANDWICH_CACHE_DIR: Final = EnvironmentVariable(
     Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandwich",
     "folder of compiled programs",
 )
-ENVIRONMENT: Final = (SANDWICH_ISA, SANDWICH_DEBUG, SANDWICH_VERIFY, SANDWICH_CACHE_DIR)
+SANDWICH_API_KEY: Final = EnvironmentVariable(
+    "SANDWICH_API_KEY",
+    "api-key",
+    str,
+    None,
+    "key that clients must send as `Authorization: Bearer KEY`, or several with commas between",
+    is_secret=True,
+)
+ENVIRONMENT: Final = (
+    SANDWICH_ISA,
+    SANDWICH_DEBUG,
+    SANDWICH_VERIFY,
+    SANDWICH_CACHE_DIR,
+    SANDWICH_API_KEY,
+)
 
 
 _POSITIVE = integer_between(1)
@@ -274,11 +289,29 @@ class ServerConfig:
         "server", "port to listen on; 0 picks a free one", integer_between(0, 65535), 8000
     )
     api_key: str | None = option(
+        "server", SANDWICH_API_KEY.help, str, env=SANDWICH_API_KEY, metavar="KEY"
+    )
+    api_key_file: str | None = option(
+        "server", "file with more such keys, one on each line", str, metavar="FILE"
+    )
+    ssl_certfile: str | None = option(
+        "server", "certificate (chain) in PEM: serve HTTPS", str, metavar="FILE"
+    )
+    ssl_keyfile: str | None = option(
+        "server", "its private key in PEM, if it is not in the same file", str, metavar="FILE"
+    )
+    log_format: str = option(
         "server",
-        "key that clients must send as `Authorization: Bearer KEY`",
-        str,
-        metavar="KEY",
-        is_secret=True,
+        "lines of the log as text, or as JSON objects",
+        lambda text: one_of(text, LOG_FORMATS),
+        "text",
+        choices=LOG_FORMATS,
+    )
+    log_requests: bool = option(
+        "server", "write a line for every HTTP request, without what it says", parse_bool, False
+    )
+    log_prompts: bool = option(
+        "server", "write what clients send, prompts and all, to the log", parse_bool, False
     )
     allowed_origins: str | None = option(
         "server",

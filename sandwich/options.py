@@ -94,6 +94,7 @@ class EnvironmentVariable:
     parse: Callable[[str], Any]
     default: Any
     help: str
+    is_secret: bool = False
 
     def read(self, environ: Mapping[str, str] = os.environ) -> Any:
         """The value, or the default if the variable is unset or empty. ConfigError if unusable."""
@@ -127,15 +128,14 @@ def option(
     default: Any = None,
     *,
     env: EnvironmentVariable | None = None,
-    is_secret: bool = False,
     **spelling: Any,
 ) -> Any:
     """A field of a configuration; `env` sets its default."""
     if env is not None:
         made = Option(group, f"{help} [env: {env.name}]", parse, **spelling)
-        return field(default_factory=env.read, metadata={"option": made})
+        return field(default_factory=env.read, repr=not env.is_secret, metadata={"option": made})
     made = Option(group, help, parse, **spelling)
-    return field(default=default, repr=not is_secret, metadata={"option": made})
+    return field(default=default, metadata={"option": made})
 
 
 def options(config: type) -> dict[str, tuple[Field[Any], Option]]:

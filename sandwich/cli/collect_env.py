@@ -64,6 +64,7 @@ def main(args: argparse.Namespace) -> None:
 def _software() -> dict[str, Any]:
     home = Path(sandwich.__file__).resolve().parent.parent
     names = [variable.name for variable in ENVIRONMENT] + list(_OTHER_VARIABLES)
+    secret = {variable.name for variable in ENVIRONMENT if variable.is_secret}
     return {
         "sandwich": sandwich.__version__,
         "commit": _git_commit(home),
@@ -71,7 +72,11 @@ def _software() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "environment": {name: os.environ[name] for name in names if name in os.environ},
+        "environment": {
+            name: "(set)" if name in secret else os.environ[name]
+            for name in names
+            if name in os.environ
+        },
     }
 
 

@@ -38,7 +38,12 @@ def main(args: argparse.Namespace) -> None:
     file_values = read_config_file(args.config, ServerConfig, EngineConfig) if args.config else None
     server_config = build_config(ServerConfig, args, file_values)
     engine_config = build_config(EngineConfig, args, file_values)
-    set_up_logging(engine_config.debug, is_server=True)
+    set_up_logging(
+        engine_config.debug,
+        is_server=True,
+        is_json=server_config.log_format == "json",
+        shows_requests=server_config.log_requests,
+    )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
     from sandwich.server.app import run_server
@@ -76,7 +81,7 @@ def curl_example(url: str, backend: Backend, config: ServerConfig) -> str:
         asked = {"prompt": 'def add(a, b):\n    """'}
     body = json.dumps({"model": backend.model_name, **asked, "max_tokens": 64})
     headers = ["Content-Type: application/json"]
-    if config.api_key is not None:
+    if config.api_key is not None or config.api_key_file is not None:
         headers.append("Authorization: Bearer YOUR_KEY")
     flags = " ".join(f"-H {shlex.quote(header)}" for header in headers)
     return f"  curl {url}{endpoint} {flags} \\\n    -d {shlex.quote(body)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import signal
 import threading
@@ -17,6 +16,7 @@ from aiohttp import web
 from sandwich.config import ServerConfig
 from sandwich.errors import ConfigError
 from sandwich.server import anthropic, chat, completions, embeddings, models, page, responses_api
+from sandwich.server.access_log import AccessLogger
 from sandwich.server.backend import Backend
 from sandwich.server.cors import add_cors_headers, cors_middleware
 from sandwich.server.errors import (
@@ -27,9 +27,11 @@ from sandwich.server.errors import (
     Handler,
     error_middleware,
 )
+from sandwich.server.keys import ApiKeys
 from sandwich.server.server_limits import ServerLimits
 from sandwich.server.service import Service
 from sandwich.server.state import STATE, ServerState
+from sandwich.server.tls import tls_context
 
 ResultT = TypeVar("ResultT")
 
@@ -56,21 +58,16 @@ async def _add_id(request: web.Request, response: web.StreamResponse) -> None:
 
 @web.middleware
 async def _key_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    key = request.app[STATE].config.api_key
-    if key is not None and request.path not in _OPEN_PATHS:
-        given = request.headers.get("Authorization", "")
+    keys = request.app[STATE].keys
+    if keys and request.path not in _OPEN_PATHS:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if "X-Api-Key" in request.headers:  # as Anthropic's clients send it
-            given = f"Bearer {request.headers['X-Api-Key']}"
-        if not hmac.compare_digest(_raw(given), _raw(f"Bearer {key}")):
+            scheme, given = "Bearer", request.headers["X-Api-Key"]
+        if not (keys.allow(given) and scheme.lower() == "bearer"):
             raise AuthenticationError(
                 "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
             )
     return await handler(request)
-
-
-def _raw(header: str) -> bytes:
-    """The bytes as they came; they need not be UTF-8."""
-    return header.encode(errors="surrogateescape")
 
 
 def create_app(state: ServerState) -> web.Application:
@@ -107,12 +104,15 @@ class Server:
     """start (listens, answers 503) -> ready (serves) -> drain (finishes) -> stop."""
 
     def __init__(self, config: ServerConfig, limits: ServerLimits | None = None) -> None:
+        """Raises ConfigError if a file that `config` names cannot be used."""
         self.config = config
-        self.state = ServerState(config, limits or ServerLimits())
+        self._tls = tls_context(config)
+        self.state = ServerState(config, ApiKeys.of(config), limits or ServerLimits())
         self._runner = web.AppRunner(
             create_app(self.state),
             handler_cancellation=True,  # a client that leaves cancels its handler
             shutdown_timeout=_LAST_WRITES_S,
+            access_log_class=AccessLogger,
             access_log=logging.getLogger("sandwich.access"),
         )
 
@@ -120,14 +120,15 @@ class Server:
     def url(self) -> str:
         """Where it listens; with port 0, the port that was picked."""
         host, port = self._runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def start(self) -> None:
         """Listen. Raises ConfigError if the address cannot be had."""
         host, port = self.config.host, self.config.port
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            await web.TCPSite(self._runner, host, port, ssl_context=self._tls).start()
         except OSError as error:
             await self._runner.cleanup()
             raise ConfigError(

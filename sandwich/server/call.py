@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from sandwich.errors import InvalidRequestError
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
+from sandwich.server.access_log import NOTES
 from sandwich.server.generation import Choice, ChunkFormat, Generation, stream_answer
 from sandwich.server.protocol import SamplingBody
 from sandwich.server.service import Service
@@ -91,16 +92,16 @@ class Call:
             ]
             generation = Generation(stream, choices)
             generation.submit()
-            if self.body.stream:
-                return await stream_answer(
-                    request,
-                    generation,
-                    self.form,
-                    self.service.limits,
-                    self.body.return_progress,
-                )
-            await generation.finish()
-            return json_response(self.form.whole(generation))
+            answer = await self._answer(request, generation)
+            request[NOTES] = generation.notes()
+            return answer
+
+    async def _answer(self, request: web.Request, generation: Generation) -> web.StreamResponse:
+        if self.body.stream:
+            limits, shows_progress = self.service.limits, self.body.return_progress
+            return await stream_answer(request, generation, self.form, limits, shows_progress)
+        await generation.finish()
+        return json_response(self.form.whole(generation))
 
     def _cut(self, prompt: EncodedPrompt) -> EncodedPrompt:
         most = self.body.truncate_prompt_tokens

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 from aiohttp import web
@@ -157,6 +157,19 @@ class Generation:
             predicted_ms=decode_s * 1e3,
             predicted_per_second=_rate(num_decoded, decode_s),
         )
+
+    def notes(self) -> dict[str, Any]:
+        """What the log tells of this call."""
+        usage, timings = self.usage(), self.timings()
+        reasons = [choice.output.finish_reason for choice in self.choices]
+        return {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": timings.cache_n,
+            "completion_tokens": usage.completion_tokens,
+            "prefill_ms": round(timings.prompt_ms, 3),
+            "decode_ms": round(timings.predicted_ms, 3),
+            "finish_reasons": reasons,
+        }
 
     async def _feed(self, output: OutputStream, event: TokenEvent) -> OutputDelta:
         if event.prompt_logprobs and len(event.prompt_logprobs) > _MAX_INLINE_LOGPROBS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from sandwich.config import ServerConfig
+from sandwich.server.keys import ApiKeys
 from sandwich.server.metrics import Metrics
 from sandwich.server.server_limits import ServerLimits
 from sandwich.server.service import Service
@@ -15,6 +16,7 @@ from sandwich.server.service import Service
 @dataclass
 class ServerState:
     config: ServerConfig
+    keys: ApiKeys
     limits: ServerLimits = field(default_factory=ServerLimits)
     metrics: Metrics = field(default_factory=Metrics)
     service: Service | None = None  # None: the model is loading

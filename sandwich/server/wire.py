@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from typing import TypeVar
 
@@ -10,11 +11,13 @@ import msgspec
 from aiohttp import web
 
 from sandwich.errors import UnavailableError
-from sandwich.server.errors import BodyTimeoutError, BodyTooLargeError
+from sandwich.server.errors import REQUEST_ID, BodyTimeoutError, BodyTooLargeError
 from sandwich.server.parsing import parse_body
 from sandwich.server.protocol import Body
 from sandwich.server.service import Service
 from sandwich.server.state import STATE
+
+logger = logging.getLogger("sandwich.server")
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -40,6 +43,10 @@ async def read_body(request: web.Request, body: type[BodyT]) -> BodyT:
         raise BodyTooLargeError(limit) from None
     except TimeoutError:
         raise BodyTimeoutError(f"the body did not arrive within {timeout_s:g} s") from None
+    if request.app[STATE].config.log_prompts:
+        text = raw.decode(errors="replace")
+        fields = {"request_id": request[REQUEST_ID], "path": request.path, "body": text}
+        logger.info("%s got %s", request.path, text, extra={"fields": fields})
     return parse_body(raw, body)
 
 
