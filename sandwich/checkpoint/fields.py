@@ -47,12 +47,16 @@ class Fields:
     def has(self, key: str) -> bool:
         return self._data.get(key) is not None
 
-    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
+    def integer(
+        self, key: str, default: int | None = None, minimum: int = 1, maximum: int | None = None
+    ) -> int:
         value = self._data.get(key)
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise self.error(key, f"a whole number of at least {minimum} is needed")
+        if maximum is not None and value > maximum:
+            raise self.error(key, f"at most {maximum} is supported; is the file damaged?")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -22,6 +22,8 @@ from sandwich.models.tied import has_own_head
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+_MAX_LAYERS = 1024  # the deepest models have 126; a damaged file may claim billions
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -112,7 +114,7 @@ def _read_config(fields: Fields, name: str) -> ModelConfig:
     ropes = read_ropes(fields, max_positions, switches.traits.num_rotations)
     return ModelConfig(
         name=name,
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=fields.integer("num_hidden_layers", maximum=_MAX_LAYERS),
         hidden_size=hidden_size,
         num_heads=num_heads,
         num_kv_heads=_read_num_kv_heads(fields, num_heads),

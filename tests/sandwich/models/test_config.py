@@ -202,6 +202,7 @@ def test_llama3_rope_without_an_original_length_takes_the_models(tmp_path: Path)
         ("hidden_size", 4100, "multiple of num_attention_heads"),
         ("num_hidden_layers", None, "whole number"),
         ("num_hidden_layers", True, "whole number"),
+        ("num_hidden_layers", 2**30 + 16, "at most 1024"),
         ("num_key_value_heads", 5, "divide num_attention_heads"),
         ("head_dim", 63, "pairs"),
         ("vocab_size", 1.5, "whole number"),
