@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from codegen.layout.arrays import storage_dtype
 from codegen.layout.panels import PanelLayout
-from codegen.model.tables import matrices
+from codegen.model.tables import Matrix, matrices
 from codegen.spec import ModelShape, WeightFormat
+
+PLAIN = WeightFormat("bfloat16")  # of the small matrices that are never quantised
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,16 @@ class StepWork:
     kv_dtype: str
 
     @property
-    def layer_matrices(self) -> tuple[tuple[int, int], ...]:
-        """Outputs and inputs of each matrix of a layer."""
-        return tuple((m.n, m.k) for m in matrices(self.shape) if m.in_layers)
+    def layer_matrices(self) -> tuple[Matrix, ...]:
+        """The matrices of a layer."""
+        return tuple(m for m in matrices(self.shape) if m.in_layers)
 
     @property
     def layer_weights(self) -> int:
-        """Values in the matrices of all layers: each is used once for every token."""
-        return self.shape.num_layers * sum(n * k for n, k in self.layer_matrices)
+        """Values that a token is multiplied with in all layers: those of its experts are some of
+        the experts' values, all others are all.
+        """
+        return self.shape.num_layers * sum(m.n * m.k * m.per_token for m in self.layer_matrices)
 
     @property
     def lm_head_weights(self) -> int:
@@ -48,12 +52,16 @@ class StepWork:
         values = 2 * s.num_layers * s.num_kv_heads * s.head_dim
         return values * storage_dtype(self.kv_dtype).itemsize
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all matrices with their scales: what a step must read of them."""
-        layer = sum(_nbytes(n, k, self.weights) for n, k in self.layer_matrices)
+    def weight_bytes(self, num_tokens: int) -> int:
+        """Bytes of matrices with their scales that a step of so many tokens must read; of experts
+        those that tokens choose on average, if they choose evenly.
+        """
+        layer = sum(
+            _nbytes(m.n, m.k, PLAIN if m.is_plain else self.weights) * m.num_read(num_tokens)
+            for m in self.layer_matrices
+        )
         head = _nbytes(self.shape.vocab_size, self.shape.hidden_size, self.lm_head)
-        return self.shape.num_layers * layer + head
+        return round(self.shape.num_layers * layer) + head
 
     def flops(self, contexts: Sequence[int], num_logits: int) -> int:
         """Operations of a step; `contexts` holds, for each token, how many keys it attends to.
@@ -74,7 +82,7 @@ class StepWork:
 
         The weights once for all sequences; each sequence's keys and values, the new ones included.
         """
-        return self.weight_bytes + sum(contexts) * self.kv_bytes_per_token
+        return self.weight_bytes(len(contexts)) + sum(contexts) * self.kv_bytes_per_token
 
 
 def _nbytes(n: int, k: int, weights: WeightFormat) -> int:

@@ -63,6 +63,14 @@ class Kit(Operands):
         words = self.call("sw_pack_bf16", value)
         T.buffer_store(buffer, words, [row, self.ramp(column // 2, half)])
 
+    def load_act(self, buffer: Expr, row: Expr, column: Expr) -> Expr:
+        """float32 lanes of activations, from value `column` on: what `store_act` has stored."""
+        if not self.has_dot:
+            return self.load(buffer, row, column)
+        count, words = buffer.shape
+        halves = T.decl_buffer((count, words * 2), "uint16", data=buffer.data)
+        return self.call("sw_widen_bf16", self.load(halves, row, column))
+
     def prefetch(
         self, buffer: Expr, *index: Expr, ahead_bytes: Expr | int = 0, level: int = 1
     ) -> None:

@@ -223,7 +223,7 @@ def bits_per_weight(layout: ModelLayout) -> float:
     if not layout.shape.tied_embeddings:
         nbytes, count = table.nbytes, math.prod(table.shape)
     for role, matrix in layout.matrices.items():
-        panels, repeats = matrix.panels, layout.num_layers(role)
+        panels, repeats = matrix.panels, math.prod(layout.stack(role))
         nbytes += panels.nbytes * repeats
         count += panels.n * panels.k * repeats
     return 8 * nbytes / count

@@ -77,24 +77,24 @@ class MatrixLayout:
         wide[:, :, : self.matrix.k // heads] = rows.reshape(len(rows), heads, -1)
         return wide.reshape(len(rows), -1)
 
-    def specs(self, layers: tuple[int, ...]) -> dict[str, TensorSpec]:
-        """The arrays of the matrix, one for each of `layers` or one in all: words, where quantised
-        scales and zero points, and the bias if there is one.
+    def specs(self, stack: tuple[int, ...]) -> dict[str, TensorSpec]:
+        """The arrays of a stack of such matrices, of layers and experts, or of one: words, where
+        quantised scales and zero points, and the bias if there is one.
         """
         role = self.matrix.role
-        specs = matrix_specs(role, self.panels, layers)
+        specs = matrix_specs(role, self.panels, stack)
         if self.matrix.has_bias:
-            bias = TensorSpec((*layers, self.panels.n_padded), np.dtype(np.float32))
+            bias = TensorSpec((*stack, self.panels.n_padded), np.dtype(np.float32))
             specs[role + "_bias"] = bias
         return specs
 
 
-def matrix_specs(role: str, panels: PanelLayout, layers: tuple[int, ...]) -> dict[str, TensorSpec]:
+def matrix_specs(role: str, panels: PanelLayout, stack: tuple[int, ...]) -> dict[str, TensorSpec]:
     """The tensors of one role's matrices: words and, where quantised, scales and zero points or
     minima.
     """
-    specs = {role: TensorSpec((*layers, panels.num_words), panels.word_dtype)}
-    per_scale = (*layers, panels.num_scales)
+    specs = {role: TensorSpec((*stack, panels.num_words), panels.word_dtype)}
+    per_scale = (*stack, panels.num_scales)
     if panels.format.is_quantized:
         specs[role + "_scales"] = TensorSpec(per_scale, panels.scale_dtype)
     if panels.format.has_zero_points:

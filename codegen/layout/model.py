@@ -6,6 +6,7 @@ consecutive values, low half = even index).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 from codegen.layout.arrays import DTYPES, Array, TensorSpec, round_up, storage_dtype
 from codegen.layout.matrices import MatrixLayout
 from codegen.layout.panels import PackedMatrix, PanelLayout
-from codegen.model.tables import embedding, matrices, norms, rotation
+from codegen.model.tables import Matrix, embedding, matrices, norms, rotation
 from codegen.spec import ModelShape, WeightFormat
 
 DEFAULT_BLOCK_SIZE = 32  # tokens in one KV block
@@ -26,14 +27,14 @@ class PlacedTensor:
     """A tensor of the model in an arena that holds all of them in order.
 
     offset: of its first byte. matrix: what it is a part of, whose panels follow each other in it,
-    `num_layers` times; None for other tensors.
+    `num_matrices` times; None for other tensors.
     """
 
     name: str
     spec: TensorSpec
     offset: int
     matrix: MatrixLayout | None
-    num_layers: int
+    num_matrices: int
 
 
 @dataclass(frozen=True)
@@ -69,31 +70,46 @@ class ModelLayout:
     def matrices(self) -> dict[str, MatrixLayout]:
         """The matrices of the model by role."""
         return {
-            matrix.role: MatrixLayout.of(
-                matrix, self.weights if matrix.in_layers else self.head, self.panel, self.lanes
-            )
+            matrix.role: MatrixLayout.of(matrix, self._format(matrix), self.panel, self.lanes)
             for matrix in matrices(self.shape)
         }
+
+    def _format(self, matrix: Matrix) -> WeightFormat:
+        if matrix.is_plain:
+            return WeightFormat(self.dtype)
+        return self.weights if matrix.in_layers else self.head
 
     def panels(self, role: str) -> PanelLayout:
         """The panels of the matrix `role`."""
         return self.matrices[role].panels
 
-    def num_layers(self, role: str) -> int:
-        """How many matrices `role` stands for."""
-        return self.shape.num_layers if self.matrices[role].matrix.in_layers else 1
+    def stack(self, role: str) -> tuple[int, ...]:
+        """How many matrices `role` stands for: layers, and experts in each."""
+        matrix = self.matrices[role].matrix
+        layers = (self.shape.num_layers,) if matrix.in_layers else ()
+        return (*layers, matrix.num_experts) if matrix.num_experts else layers
+
+    def num_products(self, role: str) -> int:
+        """Products with matrices `role` that a token needs."""
+        matrix = self.matrices[role].matrix
+        return self.shape.num_layers * matrix.per_token if matrix.in_layers else 1
 
     def of_shape(self, shape: ModelShape) -> ModelLayout:
         """The layout of another model in the same types and panels."""
         return replace(self, shape=shape)
 
     @staticmethod
-    def matrix(tensors: Mapping[str, Array], role: str, layer: int | None = None) -> PackedMatrix:
-        """The packed matrix `role` of a layer (None: the one there is) among a model's tensors."""
+    def matrix(
+        tensors: Mapping[str, Array], role: str, layer: int | None = None, expert: int | None = None
+    ) -> PackedMatrix:
+        """The packed matrix `role` of a layer and an expert in it (None: the one there is) among a
+        model's tensors.
+        """
+        which = tuple(index for index in (layer, expert) if index is not None)
 
         def part(name: str) -> Array | None:
             found = tensors.get(name)
-            return found if found is None or layer is None else found[layer]
+            return None if found is None else found[which]
 
         words = part(role)
         assert words is not None, role
@@ -114,11 +130,11 @@ class ModelLayout:
         end = 0
 
         def place(
-            specs: Mapping[str, TensorSpec], matrix: MatrixLayout | None, num_layers: int
+            specs: Mapping[str, TensorSpec], matrix: MatrixLayout | None, num_matrices: int
         ) -> None:
             nonlocal end
             for name, spec in specs.items():
-                placed.append(PlacedTensor(name, spec, end, matrix, num_layers))
+                placed.append(PlacedTensor(name, spec, end, matrix, num_matrices))
                 end += spec.arena_nbytes
 
         shape, float32 = self.shape, np.dtype(np.float32)
@@ -126,8 +142,8 @@ class ModelLayout:
             table = TensorSpec((shape.vocab_size, shape.hidden_size), storage_dtype(self.dtype))
             place({embedding(shape): table}, None, 1)
         for role, matrix in self.matrices.items():
-            layers = (shape.num_layers,) if matrix.matrix.in_layers else ()
-            place(matrix.specs(layers), matrix, self.num_layers(role))
+            stack = self.stack(role)
+            place(matrix.specs(stack), matrix, math.prod(stack))
         for norm in norms(shape):
             layers = (shape.num_layers,) if norm.in_layers else ()
             spec = TensorSpec((*layers, round_up(norm.size, self.lanes)), float32)

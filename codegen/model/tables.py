@@ -19,6 +19,8 @@ class Matrix:
     two parts meet output by output, so that they lie side by side. num_heads: its inputs are those
     of so many heads, which have room for whole vectors each; 0 for inputs without heads.
     in_layers: every layer has one; else it is applied once, to the rows that want logits.
+    num_experts: so many of them in a layer, of which each token meets `per_token`; 0 for one that
+    all tokens meet. is_plain: it is never quantised.
     """
 
     role: str
@@ -28,11 +30,22 @@ class Matrix:
     in_halves: bool = False
     num_heads: int = 0
     in_layers: bool = True
+    num_experts: int = 0
+    per_token: int = 1
+    is_plain: bool = False
 
     @property
     def n(self) -> int:
         """Outputs of all parts."""
         return sum(rows for _, rows in self.parts)
+
+    def num_read(self, num_tokens: int) -> float:
+        """Matrices of a layer that so many tokens meet: on average, if experts are chosen evenly
+        and each token by itself.
+        """
+        if not self.num_experts:
+            return 1.0
+        return self.num_experts * (1 - (1 - self.per_token / self.num_experts) ** num_tokens)
 
 
 @dataclass(frozen=True)

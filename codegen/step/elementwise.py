@@ -73,7 +73,8 @@ def quantize_rows(step: Step, core: Expr, name: str) -> None:
     whole row, which several cores wrote.
     """
     kit, rows = step.kit, step.b[name + FLOAT_ROWS]
-    begin, end = split(core, step.spec.num_shares, step.num_tokens)
+    num_rows = step.rows_of(step.operators.activations[name])
+    begin, end = split(core, step.spec.num_shares, num_rows)
     with T.serial(begin, end) as row:
         step.store_row(name, row, lambda column: kit.load(rows, row, column))
 

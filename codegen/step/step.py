@@ -83,6 +83,10 @@ class Step:
         """The most rows that meet the matrix `role`."""
         return num_rows(self.spec, self.model, role)
 
+    def rows_of(self, role: str) -> Expr:
+        """The rows of this step that meet the matrix `role` of the layers."""
+        return self.num_tokens * self.model.matrices[role].matrix.per_token
+
     def _panels(self, name: str) -> PanelLayout:
         """The panels that the activations `name` meet first."""
         return self.model.panels(self.operators.activations[name])

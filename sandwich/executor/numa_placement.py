@@ -87,12 +87,12 @@ def _weight_ranges(layout: ModelLayout, homes: Sequence[int]) -> Iterator[NodeRa
         if tensor.matrix is None:
             continue
         panels = tensor.matrix.panels
-        layer_nbytes = tensor.spec.nbytes // tensor.num_layers
-        for layer in range(tensor.num_layers):
-            start = tensor.offset + layer * layer_nbytes
+        nbytes = tensor.spec.nbytes // tensor.num_matrices
+        for index in range(tensor.num_matrices):
+            start = tensor.offset + index * nbytes
             for node, first, last in _shares(homes, panels.num_panels):
                 begin, end = (
-                    min(panel * panels.panel, panels.n_padded) * layer_nbytes // panels.n_padded
+                    min(panel * panels.panel, panels.n_padded) * nbytes // panels.n_padded
                     for panel in (first, last)
                 )
                 yield NodeRange(start + begin, start + end, (node,))

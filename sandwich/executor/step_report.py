@@ -37,9 +37,10 @@ def step_report(
         line = f"{spec.phase.value} {operator:<20}{nanoseconds / 1e3:>10.0f} us"
         line += f"{nanoseconds / total:>7.1%}"
         if matrix := model.matrices.get(operator):
-            layout, count = matrix.panels, model.num_layers(operator)
-            rows = num_tokens if matrix.matrix.in_layers else num_logits
-            flops = 2 * layout.n * layout.k * count * rows
-            nbytes = layout.nbytes * count
+            layout, in_layers = matrix.panels, matrix.matrix.in_layers
+            rows = num_tokens if in_layers else num_logits
+            flops = 2 * layout.n * layout.k * model.num_products(operator) * rows
+            layers = model.shape.num_layers if in_layers else 1
+            nbytes = layout.nbytes * layers * matrix.matrix.num_read(rows)
             line += f"{flops / nanoseconds:>8.0f} GFLOP/s{nbytes / nanoseconds:>8.1f} GB/s"
         yield line

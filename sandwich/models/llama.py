@@ -20,22 +20,25 @@ from sandwich.checkpoint.fields import Fields
 from sandwich.models.family import Family, Switches, refuse_windows
 from sandwich.models.tensors import TensorNames
 
+ATTENTION: Final[dict[str, tuple[str, ...]]] = {
+    "input_layernorm": ("input_norm",),
+    "post_attention_layernorm": ("post_attention_norm",),
+    "self_attn.q_proj": ("q",),
+    "self_attn.k_proj": ("k",),
+    "self_attn.v_proj": ("v",),
+    "self_attn.o_proj": ("o",),
+}
+_MLP: Final = {
+    "mlp.gate_proj": ("gate",),
+    "mlp.up_proj": ("up",),
+    "mlp.down_proj": ("down",),
+}
 NAMES: Final = TensorNames(
     embedding="model.embed_tokens",
     norm="model.norm",
     lm_head="lm_head",
     layer="model.layers.{}.",
-    inside={
-        "input_layernorm": ("input_norm",),
-        "post_attention_layernorm": ("post_attention_norm",),
-        "self_attn.q_proj": ("q",),
-        "self_attn.k_proj": ("k",),
-        "self_attn.v_proj": ("v",),
-        "self_attn.o_proj": ("o",),
-        "mlp.gate_proj": ("gate",),
-        "mlp.up_proj": ("up",),
-        "mlp.down_proj": ("down",),
-    },
+    inside=ATTENTION | _MLP,
 )
 
 

@@ -38,7 +38,8 @@ def stored_formats(checkpoint: Checkpoint, shape: ModelShape, names: TensorNames
     in_layers = {matrix.role: matrix.in_layers for matrix in matrices(shape)}
     for tensor in checkpoint_tensors(shape, names):
         roles = {part.role for part in tensor.parts} & in_layers.keys()
-        if roles and len(tensor.shape) == 2 and tensor.name in checkpoint.tensors:
+        is_coded = len(tensor.shape) == 2 and not tensor.is_plain
+        if roles and is_coded and tensor.name in checkpoint.tensors:
             found = layers if in_layers[min(roles)] else heads
             found.append(checkpoint.tensors[tensor.name])
     of_layers, one = _format(layers)

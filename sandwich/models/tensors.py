@@ -7,7 +7,7 @@ the model knows (`codegen.model.tables`). Shapes follow from the model's own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from codegen.model.tables import embedding, matrices, norms
@@ -22,7 +22,8 @@ class TensorNames:
 
     layer: what stands before the names inside a layer, with its number as {}. inside: by those
     names, the parts that a tensor holds, one after the other. A norm is its own part; parts that a
-    model does not have are left out of it. norm_offset: what is added to the stored weights of
+    model does not have are left out of it. Names of experts' matrices have their number as {}.
+    norm_offset: what is added to the stored weights of
     every norm.
     """
 
@@ -47,15 +48,18 @@ class Part:
 class CheckpointTensor:
     """One tensor of a checkpoint: its name there, shape (out, in) or (n,), and what it holds.
 
-    offset: what is added to its stored values.
+    layer, expert: of whose matrix or norm it is, None outside. offset: what is added to its stored
+    values. is_plain: it is never quantised.
     """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
-    layer: int | None = None  # None outside the layers
+    layer: int | None = None
     is_norm: bool = False
     offset: float = 0.0
+    expert: int | None = None
+    is_plain: bool = False
 
     @property
     def num_columns(self) -> int:
@@ -108,9 +112,16 @@ def _layer_tensors(shape: ModelShape, names: TensorNames, layer: int) -> Iterato
             rows = dict(matrix.parts)
             held = tuple(Part(matrix.role, part, rows[part]) for part in parts)
             n = sum(part.num_rows for part in held)
-            yield CheckpointTensor(f"{full}.weight", (n, matrix.k), held, layer)
-            if matrix.has_bias:
-                yield CheckpointTensor(f"{full}.bias", (n,), held, layer)
+            for expert in range(matrix.num_experts) if matrix.num_experts else (None,):
+                here = full if expert is None else full.format(expert)
+                weight = CheckpointTensor(
+                    *(f"{here}.weight", (n, matrix.k), held, layer),
+                    expert=expert,
+                    is_plain=matrix.is_plain,
+                )
+                yield weight
+                if matrix.has_bias:
+                    yield replace(weight, name=f"{here}.bias", shape=(n,))
 
 
 def is_redundant(name: str, shape: ModelShape, names: TensorNames) -> bool:

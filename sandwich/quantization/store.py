@@ -80,8 +80,13 @@ def quantize_folder(
 def num_rounded(config: ModelConfig) -> int:
     """Values of all matrices that `quantize_folder` rounds."""
     tensors = list(checkpoint_tensors(config.shape(1), config.names))
-    inside = (each for each in tensors if each.layer is not None and len(each.shape) == 2)
+    inside = (each for each in tensors if _is_rounded(each))
     return sum(each.shape[0] * each.num_columns for each in (*inside, _head(tensors)))
+
+
+def _is_rounded(tensor: CheckpointTensor) -> bool:
+    """Whether it is a matrix that has the layers' format."""
+    return len(tensor.shape) == 2 and tensor.layer is not None and not tensor.is_plain
 
 
 def _head(tensors: Iterable[CheckpointTensor]) -> CheckpointTensor:
@@ -116,7 +121,7 @@ class _Writer:
             return
         if tensor.name == self._formats.head:
             self._keep(tensor, self._nearest(tensor, self._formats.lm_head), self._formats.lm_head)
-        elif len(tensor.shape) == 2 and tensor.layer is not None:
+        elif _is_rounded(tensor):
             self.keep(tensor, self._nearest(tensor, self._formats.layers))
         else:
             self.arrays[tensor.name] = self.read(tensor)

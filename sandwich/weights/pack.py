@@ -38,27 +38,27 @@ class WeightPacker:
         layout, tensors = self._layout, self._tensors
         if len(tensor.shape) == 2 and part.role in layout.matrices:
             matrix = layout.matrices[part.role]
-            out = layout.matrix(tensors, part.role, tensor.layer)
+            out = layout.matrix(tensors, part.role, tensor.layer, tensor.expert)
             if not isinstance(rows, QuantizedRows):
                 rows = _as_dtype(rows, matrix.panels.value_dtype)
             matrix.pack(part.name, rows, start, out)
             return
         assert not isinstance(rows, QuantizedRows), tensor
         if len(tensor.shape) == 1:
-            self._pack_vector(part, tensor.layer, start, widen(rows) + np.float32(tensor.offset))
+            self._pack_vector(tensor, part, start, widen(rows) + np.float32(tensor.offset))
         else:
             table = tensors[part.role]
             table[start : start + len(rows)] = _as_dtype(rows, table.dtype)
 
-    def _pack_vector(self, part: Part, layer: int | None, start: int, values: Array) -> None:
+    def _pack_vector(self, tensor: CheckpointTensor, part: Part, start: int, values: Array) -> None:
         """Norm weights in their order; biases in the order of their matrix's packed columns."""
         name = part.role
         columns: slice | Array = slice(start, start + len(values))
         if name in self._layout.matrices:
             columns = self._layout.matrices[name].columns(part.name)[columns]
             name += "_bias"
-        target = self._tensors[name]
-        (target if layer is None else target[layer])[columns] = values
+        which = tuple(index for index in (tensor.layer, tensor.expert) if index is not None)
+        self._tensors[name][which][columns] = values
 
 
 def _as_dtype(values: Array, dtype: np.dtype[Any]) -> Array:

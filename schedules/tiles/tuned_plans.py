@@ -85,7 +85,7 @@ def tasks_of(
                 known,
                 roles=(*known.roles, entry),
                 space=replace(known.space, in_halves=known.space.in_halves or matrix.in_halves),
-                weight=known.weight + layout.num_layers(role) * panels.n * panels.k,
+                weight=known.weight + layout.num_products(role) * panels.n * panels.k,
             )
     return _weighed(list(tasks.values()))
 

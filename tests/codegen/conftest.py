@@ -80,8 +80,6 @@ LIMITS = StepLimits(
     block_size=BLOCK_SIZE,
 )
 
-ROLES = tuple(matrix.role for matrix in matrices(SHAPE))
-
 
 def make_shape(**changes: Any) -> ModelShape:
     return ModelShape(**(vars(SHAPE) | changes))
@@ -109,17 +107,17 @@ def make_spec(
     limits: StepLimits = LIMITS,
     **shape: Any,
 ) -> ProgramSpec:
-    tile = tile or GemmTile(mr=2)
+    tile, sizes = tile or GemmTile(mr=2), make_shape(**shape)
     return ProgramSpec(
         phase=phase,
-        shape=make_shape(**shape),
+        shape=sizes,
         isa=isa,
         dtype=dtype,
         kv_dtype=kv_dtype or dtype,
         panel=panel_of(isa),
         limits=limits,
         groups=((num_cores,),),
-        tiles=tuple((role, ((1, tile),)) for role in ROLES),
+        tiles=tuple((matrix.role, ((1, tile),)) for matrix in matrices(sizes)),
         query_tile=query_tile,
     )
 

@@ -126,15 +126,15 @@ def random_weights(layout: ModelLayout) -> ModelWeights:
         return bf16_from_float32(values) if dtype == np.uint16 else values
 
     for role, matrix in layout.matrices.items():
-        for layer in range(shape.num_layers) if matrix.matrix.in_layers else (None,):
-            packed = layout.matrix(tensors, role, layer)
+        stack = layout.stack(role)
+        for which in np.ndindex(*stack):
+            packed = layout.matrix(tensors, role, *which)
             for part, n in matrix.matrix.parts:
                 matrix.pack(part, rows(n, matrix.matrix.k, matrix.panels.value_dtype), 0, packed)
         if role + "_bias" in tensors:
             columns = [matrix.columns(part) for part, _ in matrix.matrix.parts]
             where = np.concatenate(columns)
-            bias = rng.standard_normal((shape.num_layers, len(where))) * 0.5
-            tensors[role + "_bias"][:, where] = bias
+            tensors[role + "_bias"][..., where] = rng.standard_normal((*stack, len(where))) * 0.5
     for name in ("input_norm", "post_attention_norm", "norm"):
         tensors[name][..., : shape.hidden_size] = rng.uniform(0.5, 1.5, shape.hidden_size)
     if "embed_tokens" in tensors:
