@@ -7,6 +7,7 @@ Functions take and return float32; where a kernel reads packed memory, the layou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from codegen.layout.operands import LARGEST, MOST_INVERSE
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.layout.quantize import QuantizedRows
 from codegen.model.tables import head_norms
-from codegen.spec import MAX_TOP, Activation, ModelShape, WeightFormat
+from codegen.spec import MAX_TOP, Activation, Experts, ModelShape, WeightFormat
 
 Ints = npt.NDArray[np.int32]
 
@@ -114,6 +115,51 @@ def rope(x: Floats, cos: Floats, sin: Floats) -> Floats:
     low, high = x[..., :half], x[..., half:]
     cos, sin = cos[:, None, :], sin[:, None, :]
     return np.concatenate((low * cos - high * sin, high * cos + low * sin), axis=-1)
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The experts of tokens: ids (tokens, per_token), ascending, and their shares, and the rows of
+    the experts: those of the first before those of the second, of each in the order of tokens.
+    """
+
+    ids: Ints
+    shares: Floats
+
+    @staticmethod
+    def of(logits: Floats, experts: Experts) -> Routes:
+        """By a router's logits (tokens, experts); the lower number among equals."""
+        order = np.argsort(-logits, axis=1, kind="stable")
+        ids = np.sort(order[:, : experts.per_token], axis=1).astype(np.int32)
+        shares = np.take_along_axis(softmax(logits), ids, axis=1)
+        if experts.is_normalised:
+            shares = shares / shares.sum(axis=1, keepdims=True)
+        return Routes(ids, shares)
+
+    @property
+    def _order(self) -> npt.NDArray[np.intp]:
+        """Of each row, its place among all ids."""
+        return np.argsort(self.ids, axis=None, kind="stable")
+
+    def gather(self, x: Floats) -> Floats:
+        """The rows of the experts, out of those of the tokens."""
+        return x[self._order // self.ids.shape[1]]
+
+    def each(self, x: Floats, product: Callable[[int, Floats], Floats]) -> Floats:
+        """product(expert, its rows of x), one below the other, for the experts that have rows."""
+        ids, counts = np.unique(self.ids, return_counts=True)
+        parts = np.split(x, np.cumsum(counts)[:-1])
+        found = [product(int(i), part) for i, part in zip(ids, parts, strict=True)]
+        return np.concatenate(found)
+
+    def collect(self, y: Floats) -> Floats:
+        """The sum over a token's experts, in order, of its row of y times its share."""
+        rows = np.empty(self.ids.size, np.intp)
+        rows[self._order] = np.arange(self.ids.size)
+        total = np.zeros((len(self.ids), y.shape[1]), np.float32)
+        for of_place, share in zip(rows.reshape(self.ids.shape).T, self.shares.T, strict=True):
+            total += y[of_place] * share[:, None]
+        return total
 
 
 def silu_mul(gate: Floats, up: Floats) -> Floats:

@@ -72,6 +72,21 @@ class Activation(StrEnum):
 
 
 @dataclass(frozen=True)
+class Experts:
+    """MLPs of which a router chooses some for each token (Shazeer et al., arXiv 1701.06538).
+
+    count: of them in a layer. per_token: chosen, those of the largest logits, the lower number
+    among equals. size: values between the matrices of one. is_normalised: the shares of those that
+    are chosen add up to one; else they are what a softmax of all logits gives them.
+    """
+
+    count: int
+    per_token: int
+    size: int
+    is_normalised: bool = True
+
+
+@dataclass(frozen=True)
 class LayerKind:
     """What sets some layers of a model apart from others.
 
@@ -90,7 +105,7 @@ class Traits:
     kinds: of the layers in order, from the first again where they are fewer. embedding_scale: rows
     of the embedding are times it. score_scale: products of queries and keys are times it; 0 for
     one over the root of head_dim. score_cap, logit_cap: soft caps of these products and of logits,
-    which become cap * tanh(x / cap); 0 for none.
+    which become cap * tanh(x / cap); 0 for none. experts: in the place of one MLP, None for that.
     """
 
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
@@ -101,6 +116,7 @@ class Traits:
     score_scale: float = 0.0
     score_cap: float = 0.0
     logit_cap: float = 0.0
+    experts: Experts | None = None
 
     @property
     def num_rotations(self) -> int:

@@ -111,7 +111,7 @@ class Operator:
     flops: float = 0.0  # of one unit of a GEMM or of attention
     nbytes: float = 0.0  # of memory that one unit reads
     values: float = 0.0  # of one unit of the other operators
-    rows: int = 0  # of a GEMM's activations
+    rows: float = 0  # of activations that meet a matrix
 
     def unit_us(self, rates: KernelRates) -> float:
         """Microseconds of one unit on one core that has its data."""
@@ -168,16 +168,8 @@ def _counted(
     match op:
         case text.Embed():
             return Operator(op.name, Kind.EMBED, repeats, tokens, values=shape.hidden_size)
-        case text.Norm(is_wanted=is_wanted):
-            rows = step.num_logits if is_wanted else tokens
-            return Operator(op.name, Kind.NORM, repeats, rows, values=shape.hidden_size)
-        case text.AddNormed() | text.Convert():
-            return Operator(op.name, Kind.NORM, repeats, tokens, values=shape.hidden_size)
         case text.Linear():
             return _product(op.name, repeats, layout, step)
-        case text.NormHeads(norms=norms):
-            columns = sum(norm.count * norm.size for norm in norms)
-            return Operator(op.name, Kind.NORM, repeats, tokens, values=columns)
         case text.RotateAndCache():
             values = (shape.num_heads / shape.num_kv_heads + 2) * shape.head_dim
             num_units = tokens * shape.num_kv_heads
@@ -198,27 +190,49 @@ def _counted(
                 flops=4 * shape.num_heads * shape.head_dim * num_keys / num_units,
                 nbytes=cached_bytes * num_cached / num_units,
             )
-        case text.Quantize(reader=role):
-            columns = layout.panels(role).k
-            return Operator(op.name, Kind.NORM, repeats, tokens, values=columns)
         case text.Argmax():
             num_units, values = shape.vocab_size // layout.lanes, step.num_logits * layout.lanes
             return Operator(op.name, Kind.ARGMAX, repeats, num_units, values=values)
+    rows, values = _by_row(op, layout, step)
+    return Operator(op.name, Kind.NORM, repeats, rows, values=values)
+
+
+def _by_row(op: text.Operator, layout: ModelLayout, step: StepSize) -> tuple[int, int]:
+    """The rows that an operator goes over as a norm does, and the values of each."""
+    hidden, tokens = layout.shape.hidden_size, step.num_tokens
+    match op:
+        case text.Norm(is_wanted=is_wanted):
+            return (step.num_logits if is_wanted else tokens), hidden
+        case text.AddNormed() | text.Convert():
+            return tokens, hidden
+        case text.NormHeads(norms=norms):
+            return tokens, sum(norm.count * norm.size for norm in norms)
+        case text.Quantize(reader=role):
+            matrix = layout.matrices[role]
+            return tokens * matrix.matrix.per_token, matrix.panels.k
+        case text.Route():
+            return tokens, layout.panels("router").n
+        case text.Gather():
+            return tokens * layout.matrices["gate_up"].matrix.per_token, hidden
+        case text.Collect():
+            return tokens, layout.matrices["down"].matrix.per_token * hidden
     raise AssertionError(op)
 
 
 def _product(role: str, repeats: int, layout: ModelLayout, step: StepSize) -> Operator:
-    matrix = layout.matrices[role]
-    panels = matrix.panels
-    rows = step.num_tokens if matrix.matrix.in_layers else step.num_logits
+    """Units are panels of all matrices that rows meet."""
+    matrix, panels = layout.matrices[role].matrix, layout.panels(role)
+    tokens = step.num_tokens if matrix.in_layers else step.num_logits
+    num_read, rows = matrix.num_read(tokens), tokens * matrix.per_token
+    num_units = max(1, round(num_read * panels.num_panels))
     return Operator(
         role,
         Kind.LINEAR,
         repeats,
-        panels.num_panels,
-        flops=2 * rows * panels.n_padded * panels.k / panels.num_panels,
-        nbytes=panels.nbytes / panels.num_panels,
-        rows=rows,
+        num_units,
+        flops=2 * rows * panels.n_padded * panels.k / num_units,
+        nbytes=num_read * panels.nbytes / num_units,
+        rows=rows / num_read,
     )
 
 

@@ -6,7 +6,7 @@ some of them together; `sandwich.models` has the names that it gives them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codegen.spec import HeadNorm, ModelShape, NormPlace
 
@@ -59,15 +59,28 @@ class Norm:
 
 def matrices(shape: ModelShape) -> tuple[Matrix, ...]:
     """The matrices of a model, in the order in which a token meets them."""
-    hidden, inner = shape.hidden_size, shape.intermediate_size
+    hidden = shape.hidden_size
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     return (
         Matrix("qkv", (("q", query), ("k", key), ("v", key)), hidden, shape.qkv_bias),
         Matrix("o", (("o", hidden),), query, shape.o_bias, num_heads=shape.num_heads),
-        Matrix("gate_up", (("gate", inner), ("up", inner)), hidden, shape.mlp_bias, in_halves=True),
-        Matrix("down", (("down", hidden),), inner, shape.mlp_bias),
+        *_mlp_matrices(shape),
         Matrix("lm_head", (("lm_head", shape.vocab_size),), hidden, in_layers=False),
     )
+
+
+def _mlp_matrices(shape: ModelShape) -> tuple[Matrix, ...]:
+    hidden, bias, experts = shape.hidden_size, shape.mlp_bias, shape.traits.experts
+    inner = experts.size if experts else shape.intermediate_size
+    both = (
+        Matrix("gate_up", (("gate", inner), ("up", inner)), hidden, bias, in_halves=True),
+        Matrix("down", (("down", hidden),), inner, bias),
+    )
+    if experts is None:
+        return both
+    router = Matrix("router", (("router", experts.count),), hidden, is_plain=True)
+    count, per_token = experts.count, experts.per_token
+    return (router, *(replace(m, num_experts=count, per_token=per_token) for m in both))
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,14 @@ class Operations(Protocol[V]):
     def gate(self, gate_up: V) -> V:
         """The first half through the activation, times the second (GLU, arXiv 2002.05202)."""
 
+    def route(self, logits: V, x: V) -> V:
+        """The rows of `x` for each expert in turn: a row for each expert that a token's logits
+        choose (mixture of experts, arXiv 1701.06538).
+        """
+
+    def collect(self, y: V) -> V:
+        """A row for each token: those of its experts in `y` times their shares, added up."""
+
     def add(self, x: V, y: V) -> V:
         """The sum of the residual stream `x` and a product."""
 
@@ -99,5 +107,12 @@ def attention(m: Operations[V], kind: LayerKind, x: V) -> V:
 
 
 def mlp(m: Operations[V], x: V) -> V:
+    """The MLP of all tokens, or those of the experts of each."""
+    if m.shape.traits.experts:
+        return m.collect(gated_mlp(m, m.route(m.linear("router", x), x)))
+    return gated_mlp(m, x)
+
+
+def gated_mlp(m: Operations[V], x: V) -> V:
     """The gated MLP."""
     return m.linear("down", m.gate(m.linear("gate_up", x)))

@@ -7,7 +7,6 @@ memory can be planned without a compiler.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.operands import Int8Rows, Operands
 from codegen.layout.panels import PanelLayout
 from codegen.spec import MAX_TOP, SCORE_PARTS, ProgramSpec
-from codegen.step.operators import End, Linear, StepOperators, step_operators
+from codegen.step.operators import Collect, End, StepOperators, step_operators
 from platforms.isa import IsaRow, isa_row
 
 SCALARS = ("num_tokens", "num_tiles", "num_logits", "num_scored")
@@ -66,8 +65,8 @@ def int8_rows(isa: IsaRow, panels: PanelLayout) -> Int8Rows | None:
 
 def num_rows(spec: ProgramSpec, model: ModelLayout, role: str) -> int:
     """The most rows that meet the matrix `role`."""
-    in_layers = model.matrices[role].matrix.in_layers
-    return spec.limits.max_num_tokens if in_layers else spec.limits.max_num_logits
+    matrix, limits = model.matrices[role].matrix, spec.limits
+    return limits.max_num_tokens * matrix.per_token if matrix.in_layers else limits.max_num_logits
 
 
 def _activation_specs(
@@ -98,15 +97,36 @@ def _activation_specs(
 
 
 def _product_specs(
-    spec: ProgramSpec, model: ModelLayout, products: Iterable[Linear]
+    spec: ProgramSpec, model: ModelLayout, operators: StepOperators
 ) -> dict[str, TensorSpec]:
-    """The arrays of products that are stored as they are."""
+    """The arrays of products that are stored as they are, and of those of experts, collected."""
+    float32 = np.dtype(np.float32)
+    collected = TensorSpec((spec.limits.max_num_tokens, model.hidden_padded), float32)
     return {
+        op.out: collected for op, _ in operators if isinstance(op, Collect) and op.out != "x"
+    } | {
         op.out: TensorSpec(
-            (num_rows(spec, model, op.name), model.panels(op.name).n_padded), np.dtype(np.float32)
+            (num_rows(spec, model, op.name), model.panels(op.name).n_padded), float32
         )
-        for op in products
+        for op in operators.products
         if op.end is End.STORE
+    }
+
+
+def _routing_specs(spec: ProgramSpec) -> dict[str, TensorSpec]:
+    """The arrays of `codegen.step.routing`, if the model has experts."""
+    experts, tokens = spec.shape.traits.experts, spec.limits.max_num_tokens
+    if experts is None:
+        return {}
+    of_tokens, int32 = (tokens, experts.per_token), np.dtype(np.int32)
+    return {
+        "expert_ids": TensorSpec(of_tokens, int32),
+        "expert_shares": TensorSpec(of_tokens, np.dtype(np.float32)),
+        "expert_rows": TensorSpec(of_tokens, int32),
+        "row_tokens": TensorSpec((tokens * experts.per_token,), int32),
+        "expert_starts": TensorSpec((experts.count + 1,), int32),
+        "chosen_experts": TensorSpec((experts.count,), int32),
+        "num_chosen": TensorSpec((1,), int32),
     }
 
 
@@ -141,7 +161,8 @@ def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
         "workspace": {
             "x": rows(tokens, model.hidden_padded, float32),
             **_activation_specs(spec, model, operators),
-            **_product_specs(spec, model, operators.products),
+            **_product_specs(spec, model, operators),
+            **_routing_specs(spec),
             "queries": rows(tokens, shape.num_heads * cache.act_words(kv.head_dim_padded), kv_act),
             "partial": TensorSpec((_num_partial(spec, model),), float32),
             "best_values": rows(spec.num_shares, logits, float32),

@@ -61,6 +61,34 @@ class Convert(Operator):
     out: str
 
 
+@dataclass(frozen=True)
+class Route(Operator):
+    """Each token's experts and their shares, by its row of `logits`; then the rows of the experts,
+    in order.
+    """
+
+    logits: str
+    num_passes: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
+class Gather(Operator):
+    """out = a row of `source` for each row of the experts."""
+
+    source: str
+    out: str
+
+
+@dataclass(frozen=True)
+class Collect(Operator):
+    """The rows of each token's experts, times their shares and added up: stored in `out`, or added
+    to the residual stream x.
+    """
+
+    rows: str
+    out: str
+
+
 class End(Enum):
     """What becomes of the sums of a matrix product."""
 
@@ -201,8 +229,9 @@ def step_operators(layout: ModelLayout) -> StepOperators:
 class _Rows:
     """A value of the text: rows in the array `name`, or their product with `role` to be made.
 
-    norm: their norm, to be made where they are added. cap: their soft cap, to be made where they
-    are stored; 0 for none. together: columns that one core computes together; 0 for whole rows.
+    norm: their norm, to be made where they are read or added. cap: their soft cap, to be made where
+    they are stored; 0 for none. together: columns that one core computes together; 0 for whole
+    rows. of_experts: they are those of experts, to be collected where they are used.
     """
 
     name: str
@@ -211,6 +240,7 @@ class _Rows:
     cap: float = 0.0
     together: int = 0
     is_wanted: bool = False
+    of_experts: bool = False
 
 
 class _Recorder:
@@ -245,17 +275,13 @@ class _Recorder:
         return replace(x, is_wanted=True)
 
     def norm(self, role: str, x: _Rows) -> _Rows:
-        if x.role:
-            return replace(self._stored(x, "product"), norm=role)
-        assert x.name == "x", x
-        out = "final" if x.is_wanted else "normed"
-        self._operators.append(Norm(role, out, x.is_wanted))
-        return replace(x, name=out)
+        if x.name != "x":
+            x = self._stored(x, "product")
+        return replace(x, norm=role)
 
     def linear(self, role: str, x: _Rows) -> _Rows:
         if x.name == "x":
-            x = _Rows("normed")
-            self._operators.append(Convert("convert", x.name))
+            x = self._read(role, x)
         weights = self._layout.panels(role).format
         is_apart = not weights.group or x.together % weights.group
         if weights.has_int8_activations and x.together and is_apart:
@@ -280,9 +306,20 @@ class _Recorder:
         self._product(gate_up, End.GATE, "gated")
         return _Rows("gated", together=self._layout.panel // 2)
 
+    def route(self, logits: _Rows, x: _Rows) -> _Rows:
+        source = logits.name  # of `x`, as the router reads them
+        logits = self._stored(logits, "router_logits")
+        self._operators += Route("route", logits.name), Gather("gather", source, "gathered")
+        return _Rows("gathered")
+
+    def collect(self, y: _Rows) -> _Rows:
+        return replace(self._stored(y, "expert_out"), of_experts=True)
+
     def add(self, x: _Rows, y: _Rows) -> _Rows:
         if y.norm:
             self._operators.append(AddNormed(y.norm, y.name))
+        elif y.of_experts:
+            self._operators.append(Collect("collect", y.name, x.name))
         else:
             self._product(y, End.ADD, x.name)
         return x
@@ -294,9 +331,20 @@ class _Recorder:
         self._stored(logits, "logits")
         self._operators += Argmax("argmax"), Scores("scores")
 
+    def _read(self, role: str, x: _Rows) -> _Rows:
+        """The residual stream, or its norm, as activations for the matrix `role`."""
+        is_plain = self._layout.matrices[role].matrix.is_plain
+        out = "final" if x.is_wanted else "routed" if is_plain else "normed"
+        self._operators.append(
+            Norm(x.norm, out, x.is_wanted) if x.norm else Convert("convert", out)
+        )
+        return _Rows(out)
+
     def _stored(self, rows: _Rows, out: str) -> _Rows:
         """A product in the array `out`, made now unless it has been."""
-        if rows.role:
+        if rows.of_experts:
+            self._operators.append(Collect("collect", rows.name, out))
+        elif rows.role:
             self._product(rows, End.STORE, out)
         return _Rows(out)
 

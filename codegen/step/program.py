@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from codegen.cores.parallel import each_share, parallel_region
-from codegen.gemm.nest import Epilogue, Gemm
+from codegen.gemm.nest import Epilogue, Gemm, Slice
 from codegen.gemm.register_tile import Weights
 from codegen.kit import Expr, T, prim_func
 from codegen.model.pattern import Period
@@ -30,23 +30,27 @@ from codegen.step.elementwise import (
     rope_and_cache,
 )
 from codegen.step.embedding import embed
-from codegen.step.epilogues import add_to_residual, gate, store
+from codegen.step.epilogues import Index, add_to_residual, gate, store
 from codegen.step.head_norm import norm_heads
 from codegen.step.operators import (
     AddNormed,
     Argmax,
     Attention,
+    Collect,
     Convert,
     Embed,
     End,
+    Gather,
     Linear,
     Norm,
     NormHeads,
     Operator,
     Quantize,
     RotateAndCache,
+    Route,
     Scores,
 )
+from codegen.step.routing import each_expert, routing
 from codegen.step.scores import score_share, scores_of_shares
 from codegen.step.step import LogitBlock, Step
 from codegen.step.timing import OUTSIDE, clock_import, switch_to
@@ -150,21 +154,30 @@ def emit(
             each(lambda core: attention(step, core, layer, operator.window))
         case Quantize(rows=name):
             each(lambda core: quantize_rows(step, core, name))
-        case Argmax():
+        case Route() | Gather() | Collect():
+            each(*routing(step, operator))
+        case Argmax() | Scores():
             assert rows is not None
+            _read_logits(operator, step, rows, each)
+        case _:
+            raise AssertionError(operator)
+
+
+def _read_logits(
+    operator: Argmax | Scores, step: Step, rows: LogitBlock, each: Callable[..., None]
+) -> None:
+    match operator:
+        case Argmax():
             each(
                 lambda core: argmax_share(step, core, rows),
                 lambda core: argmax_of_shares(step, core, rows),
             )
         case Scores():
-            assert rows is not None
             with T.If(step.num_scored > 0), T.Then():
                 each(
                     lambda core: score_share(step, core, rows),
                     lambda core: scores_of_shares(step, core, rows),
                 )
-        case _:
-            raise AssertionError(operator)
 
 
 def _weight(step: Step, role: str, layer: Expr | None) -> Callable[[Expr], Expr]:
@@ -195,17 +208,23 @@ def _from_residual(
 def _product(
     step: Step, core: Expr, op: Linear, layer: Expr | None, rows: LogitBlock | None
 ) -> None:
-    which = () if layer is None else (layer,)
-    match op.end:
-        case End.STORE:
-            epilogue = store(step, op.name, op.out, which, op.cap)
-        case End.ADD:
-            epilogue = add_to_residual(step, op.name, which)
-        case End.GATE:
-            epilogue = gate(step, op.name, op.out, which, core)
-    num_rows = step.num_tokens if rows is None else rows.count
-    gemm = linear(step, op.name, op.a, epilogue, which)
-    gemm.emit(core, step.spec.cut, num_rows)
+    def product(which: Index, num_rows: Expr, part: Slice | None = None) -> None:
+        match op.end:
+            case End.STORE:
+                epilogue = store(step, op.name, op.out, which, op.cap)
+            case End.ADD:
+                epilogue = add_to_residual(step, op.name, which)
+            case End.GATE:
+                epilogue = gate(step, op.name, op.out, which, core)
+        gemm = linear(step, op.name, op.a, epilogue, which, part)
+        gemm.emit(core, step.spec.cut, num_rows)
+
+    if step.model.matrices[op.name].matrix.num_experts:
+        each_expert(step, lambda expert, count, part: product((layer, expert), count, part))
+    elif rows is None:
+        product((layer,), step.num_tokens)
+    else:
+        product((), rows.count)
 
 
 def run(step: Step, operator: str, body: Callable[[Expr], None]) -> None:
@@ -231,8 +250,17 @@ def _clock(step: Step, core: Expr, slot: int) -> None:
         switch_to(step.b["ticks"], slot)
 
 
-def linear(step: Step, role: str, a: str, epilogue: Epilogue, which: tuple[Expr, ...] = ()) -> Gemm:
-    """The GEMM of `role` on activations `a`, with the matrix that has the indices `which`."""
+def linear(
+    step: Step,
+    role: str,
+    a: str,
+    epilogue: Epilogue,
+    which: Index = (),
+    rows: Slice | None = None,
+) -> Gemm:
+    """The GEMM of `role` on activations `a`, or some rows of them, with the matrix that has the
+    indices `which`.
+    """
     extras = (step.b.get(role + suffix) for suffix in ("_scales", "_zero_points", "_minima"))
     matrix = step.model.matrices[role]
     shape = step.num_rows_of(role), matrix.panels.n_padded
@@ -246,4 +274,5 @@ def linear(step: Step, role: str, a: str, epilogue: Epilogue, which: tuple[Expr,
         epilogue=epilogue,
         in_halves=matrix.matrix.in_halves,
         stop=step.b["stop"],
+        rows=rows,
     )

@@ -6,7 +6,7 @@ it checks layouts as well as arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from codegen import reference
 from codegen.layout.arrays import Floats, widen
 from codegen.layout.model import KvLayout, ModelLayout
-from codegen.model.tables import Matrix, rotation
+from codegen.model.tables import rotation
 from codegen.model.text import forward
 from codegen.spec import LayerKind, ModelShape, WeightFormat
 from sandwich.executor.base import (
@@ -69,9 +69,9 @@ class ReferenceExecutor(LazyStart):
             layout=weights.layout,
             tensors=weights.tensors,
             matrices={
-                (role, layer): _unpack(weights, role, layer)
-                for role, matrix in weights.layout.matrices.items()
-                for layer in _layers_of(weights.layout, matrix.matrix)
+                (role, *which): _unpack(weights, role, *which)
+                for role in weights.layout.matrices
+                for which in np.ndindex(*weights.layout.stack(role))
             },
             kv=kv,
             keys=np.zeros(kv.keys.shape, kv.word_dtype),
@@ -95,11 +95,11 @@ class ReferenceExecutor(LazyStart):
 
 @dataclass(frozen=True)
 class _Model:
-    """Weights, the matrices by role and layer, and the KV cache."""
+    """Weights, the matrices by role, layer and expert, and the KV cache."""
 
     layout: ModelLayout
     tensors: Mapping[str, Array]
-    matrices: Mapping[tuple[str, int | None], Linear]
+    matrices: Mapping[tuple[str | int, ...], Linear]
     kv: KvLayout
     keys: Array
     values: Array
@@ -112,6 +112,7 @@ class _Step:
         count, lengths = batch.num_tokens, np.array(batch.num_new, np.int32)
         self._model = model
         self._layer: int | None = None
+        self._routes: reference.Routes | None = None
         self._token_ids, self._positions, self._slots = (
             inputs[name][:count] for name in ("token_ids", "positions", "slots")
         )
@@ -156,8 +157,15 @@ class _Step:
         return reference.rms_norm(x, weight[: x.shape[-1]], self.shape.rms_norm_eps)
 
     def linear(self, role: str, x: Floats) -> Floats:
-        room = self._model.layout.matrices[role].with_room(x)
-        return self._model.matrices[role, self._layer](widen(room))
+        matrix, matrices = self._model.layout.matrices[role], self._model.matrices
+        room = widen(matrix.with_room(x))
+        if self._layer is None:
+            return matrices[role,](room)
+        if not matrix.matrix.num_experts:
+            return matrices[role, self._layer](room)
+        assert self._routes is not None, role
+        at = (role, self._layer)
+        return self._routes.each(room, lambda expert, rows: matrices[*at, expert](rows))
 
     def norm_heads(self, qkv: Floats) -> Floats:
         return reference.norm_heads(self.shape, qkv, self.norm)
@@ -193,6 +201,17 @@ class _Step:
         gate, up = np.split(gate_up, 2, axis=1)
         return reference.gated(gate, up, self.shape.traits.activation)
 
+    def route(self, logits: Floats, x: Floats) -> Floats:
+        experts = self.shape.traits.experts
+        assert experts is not None
+        self._routes = reference.Routes.of(logits, experts)
+        # experts are given what the router reads
+        return self._routes.gather(reference.round_to(x, self._model.layout.dtype))
+
+    def collect(self, y: Floats) -> Floats:
+        assert self._routes is not None
+        return self._routes.collect(y)
+
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y
 
@@ -203,19 +222,15 @@ class _Step:
         self.logits = logits
 
 
-def _layers_of(layout: ModelLayout, matrix: Matrix) -> Iterable[int | None]:
-    return range(layout.shape.num_layers) if matrix.in_layers else (None,)
-
-
-def _unpack(weights: ModelWeights, role: str, layer: int | None) -> Linear:
+def _unpack(weights: ModelWeights, role: str, *which: int) -> Linear:
     """A matrix with the rows of its parts one after the other."""
     layout, tensors = weights.layout, weights.tensors
     matrix = layout.matrices[role]
     columns = np.concatenate([matrix.columns(part) for part, _ in matrix.matrix.parts])
     bias = tensors.get(role + "_bias")
     return Linear(
-        matrix.panels.unpack(layout.matrix(tensors, role, layer))[columns],
-        None if bias is None else bias[layer, columns],
+        matrix.panels.unpack(layout.matrix(tensors, role, *which))[columns],
+        None if bias is None else bias[(*which, columns)],
         matrix.panels.format,
         layout.dtype,
     )

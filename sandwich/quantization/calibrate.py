@@ -14,7 +14,7 @@ import numpy.typing as npt
 from codegen import reference
 from codegen.layout.arrays import Floats
 from codegen.layout.quantize import QuantizedRows
-from codegen.model.tables import matrices
+from codegen.model.tables import Matrix, matrices
 from codegen.model.text import forward
 from codegen.spec import LayerKind, ModelShape, WeightFormat
 from sandwich.models.rope import RopeConfig, fill_tables
@@ -55,6 +55,7 @@ class Calibration:
         self._layer: int | None = None
         self._windows: Ints = np.empty((0, 0), np.int32)
         self._cache: Mapping[str, Floats] = {}
+        self._routes: reference.Routes | None = None
 
     def run(self, windows: Ints) -> None:
         """Round every matrix of the layers."""
@@ -85,21 +86,32 @@ class Calibration:
     def linear(self, role: str, x: Floats) -> Floats:
         if self._layer is None:
             return x
+        matrix = next(m for m in matrices(self.shape) if m.role == role)
+        if not matrix.num_experts:
+            return self._rounded(matrix, x)
+        assert self._routes is not None, role
+        # the experts that no token has are rounded to the nearest values
+        return self._routes.each(x, lambda expert, rows: self._rounded(matrix, rows, expert))
+
+    def _rounded(self, matrix: Matrix, x: Floats, expert: int | None = None) -> Floats:
+        """The product with a matrix of the layer, which is rounded for it unless it stays plain."""
         moments = (x.T @ x).astype(np.float64)
         outputs: dict[str, Floats] = {}
-        tensors = self._tensors[role, self._layer]
+        tensors = [t for t in self._tensors[matrix.role, self._layer] if t.expert == expert]
         for tensor in (each for each in tensors if len(each.shape) == 2):
-            rounded = round_for_inputs(self._read(tensor, None), moments, self._weights)
-            self._keep(tensor, rounded)
-            y = x @ rounded.dequantized(self._weights).T
+            weight = self._read(tensor, None)
+            if not tensor.is_plain:
+                rounded = round_for_inputs(weight, moments, self._weights)
+                self._keep(tensor, rounded)
+                weight = rounded.dequantized(self._weights)
+            y = x @ weight.T
             for part, _, rows in tensor.pieces(0, tensor.shape[0]):
                 outputs[part.name] = y[:, rows]
         for tensor in (each for each in tensors if len(each.shape) == 1):
             bias = self._read(tensor, None)
             for part, _, rows in tensor.pieces(0, tensor.shape[0]):
                 outputs[part.name] = outputs[part.name] + bias[rows]
-        order = next(m.parts for m in matrices(self.shape) if m.role == role)
-        return np.concatenate([outputs[name] for name, _ in order], axis=1)
+        return np.concatenate([outputs[name] for name, _ in matrix.parts], axis=1)
 
     def norm_heads(self, qkv: Floats) -> Floats:
         return reference.norm_heads(self.shape, qkv, self.norm)
@@ -135,6 +147,16 @@ class Calibration:
     def gate(self, gate_up: Floats) -> Floats:
         gate, up = np.split(gate_up, 2, axis=1)
         return reference.gated(gate, up, self.shape.traits.activation)
+
+    def route(self, logits: Floats, x: Floats) -> Floats:
+        experts = self.shape.traits.experts
+        assert experts is not None
+        self._routes = reference.Routes.of(logits, experts)
+        return self._routes.gather(x)
+
+    def collect(self, y: Floats) -> Floats:
+        assert self._routes is not None
+        return self._routes.collect(y)
 
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from bench.work import StepWork
-from codegen.spec import ModelShape, WeightFormat
+from codegen.spec import Experts, ModelShape, Traits, WeightFormat
 
 BF16, FP32 = WeightFormat("bfloat16"), WeightFormat("float32")
 W8A8 = WeightFormat("int8", activations="int8")
@@ -70,3 +70,15 @@ def test_scales_are_bytes_that_a_step_reads() -> None:
     per_weight = 1 / 2 + 2 / 32  # half a byte, and a share of a scale of 16 bits
     head = int4.lm_head_weights + 4 * 128256
     assert int4.decode_bytes([0]) == int4.layer_weights * per_weight + head
+
+
+def test_tokens_are_multiplied_with_their_experts_and_steps_read_those_of_all_tokens() -> None:
+    traits = Traits(experts=Experts(count=8, per_token=2, size=4))
+    work = StepWork(dataclasses.replace(TINY, traits=traits), BF16, BF16, "float32")
+    others = 8 * 12 + 2 * 8 * 6 + 12 * 8 + 8 * 8  # q, k and v, o, router
+    expert = 3 * 8 * 4
+    assert work.layer_weights == 2 * (others + 2 * expert)
+    assert work.weight_bytes(1) == 2 * (2 * (others + 2 * expert) + 80)
+    # of 8 experts a token leaves out 3/4, two tokens 9/16
+    assert work.weight_bytes(2) == pytest.approx(2 * (2 * (others + 3.5 * expert) + 80))
+    assert work.weight_bytes(999) == 2 * (2 * (others + 8 * expert) + 80)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.layout.model import ModelLayout
-from codegen.spec import ModelShape, Phase, WeightFormat
+from codegen.spec import Experts, ModelShape, Phase, Traits, WeightFormat
 from platforms.machines import load_machine, recorded_machines
 from schedules.cost import (
     CACHE_FRACTION,
@@ -297,3 +297,24 @@ def test_a_processor_that_is_not_known_is_taken_to_need_all_its_cores() -> None:
     machine = replace(load_machine("graviton3"), cpu_model="ARM 0x99:0x001")
     rates = estimated_rates(machine, WeightFormat("bfloat16"))
     assert rates.node_gbps == pytest.approx(64 * rates.core_gbps)
+
+
+def test_a_token_reads_few_experts_and_a_prompt_all_of_them() -> None:
+    traits = Traits(experts=Experts(count=64, per_token=8, size=1024))
+    layout = ModelLayout.build(replace(SHAPE, traits=traits), "bfloat16", 16, 64)
+    every = SHAPE.num_layers * 64 * layout.panels("down").nbytes
+
+    def of_down(step: StepSize) -> Operator:
+        (down,) = [op for op in operators(layout, "bfloat16", step).operators if op.name == "down"]
+        return down
+
+    def read(step: StepSize) -> float:
+        down = of_down(step)
+        return down.repeats * down.num_units * down.nbytes
+
+    assert read(StepSize.decode([1])) == pytest.approx(every / 8)
+    assert every / 8 < read(StepSize.decode([1, 1])) < every / 4
+    assert read(StepSize.prefill(512, 1)) == pytest.approx(every)
+    prompt = of_down(StepSize.prefill(512, 1))
+    assert prompt.repeats * prompt.num_units * prompt.flops == 2 * 512 * 8 * 16 * 2048 * 1024
+    assert prompt.rows == pytest.approx(64)

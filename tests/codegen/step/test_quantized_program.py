@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from codegen.layout.model import ModelLayout
-from codegen.spec import Phase, WeightFormat
+from codegen.spec import Experts, Phase, Traits, WeightFormat
 from codegen.step.operators import step_operators
 from sandwich.executor.base import Batch, Executor
 from sandwich.executor.verify import relative_errors
@@ -34,23 +34,35 @@ class Case:
     """Formats of a tiny model in float32.
 
     Two KV heads share num_heads: four leave attention in whole groups of 32 columns where vectors
-    have 16 lanes, six do not.
+    have 16 lanes, six do not. experts: in the place of the MLP.
     """
 
     weights: WeightFormat
     lm_head: WeightFormat
     is_tied: bool
     num_heads: int = 6
+    experts: Experts | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.weights.name}, head {self.lm_head.name}{', tied' * self.is_tied}"
+        experts = ", experts" if self.experts else ""
+        return f"{self.weights.name}, head {self.lm_head.name}{', tied' * self.is_tied}{experts}"
 
 
+EXPERTS = Experts(count=19, per_token=3, size=70)  # a decode step leaves most of them without rows
 INT4_FLOAT = WeightFormat("int4", group=32)
 MINIMA = WeightFormat("int4", "int8", 32, "float16", has_minima=True)
-CASES = [Case(INT8, INT8, is_tied=True), Case(INT4, W8A8, is_tied=False, num_heads=4)]
+MINIMA_FLOAT = replace(MINIMA, activations="float")
+CASES = [
+    Case(INT8, INT8, is_tied=True),
+    Case(INT4, W8A8, is_tied=False, num_heads=4),
+    Case(MINIMA, W8A8, is_tied=True, num_heads=4, experts=EXPERTS),
+]
 SLOW_CASES = [
+    *(
+        Case(weights, weights, is_tied=False, experts=EXPERTS)
+        for weights in (INT8, W8A8, INT4, ZERO_POINTS, INT4_FLOAT, MINIMA_FLOAT)
+    ),
     Case(W8A8, W8A8, is_tied=True),
     Case(ZERO_POINTS, INT4, is_tied=True),
     Case(INT4, ZERO_POINTS, is_tied=True),
@@ -105,6 +117,7 @@ def pair(request: pytest.FixtureRequest, cache_dir: Path) -> Iterator[Pair]:
         lm_head=case.lm_head,
         tied_embeddings=case.is_tied,
         num_heads=case.num_heads,
+        traits=Traits(experts=case.experts),
     )
     if case.weights.group:
         model = with_narrow_tiles(model)
