@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.models import gemma, llama, mistral, olmo2, qwen2, qwen3
+from sandwich.models import gemma, llama, mistral, olmo2, olmoe, qwen2, qwen3
 from sandwich.models.family import Family
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -13,6 +13,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     llama.FAMILY,
     mistral.FAMILY,
     olmo2.FAMILY,
+    olmoe.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
 )

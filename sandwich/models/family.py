@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from codegen.spec import Activation, LayerKind, Traits
+from codegen.spec import Activation, Experts, LayerKind, Traits
 from sandwich.checkpoint.fields import Fields
 from sandwich.models.tensors import TensorNames
 
@@ -54,6 +54,17 @@ def window_kinds(
         known = " or ".join(by_type)
         raise fields.error("layer_types", f"supported: for each of {count} layers {known}")
     return tuple(by_type[kind] for kind in types)
+
+
+def read_experts(fields: Fields, size: int, is_normalised: bool) -> Experts:
+    """The experts of a config.json, each with `size` values between its matrices. Raises ModelError
+    if tokens want more experts than there are.
+    """
+    key = "num_experts" if fields.has("num_experts") else "num_local_experts"
+    count, per_token = fields.integer(key), fields.integer("num_experts_per_tok")
+    if per_token > count:
+        raise fields.error("num_experts_per_tok", f"at most {key}, which is {count}, are supported")
+    return Experts(count, per_token, size, is_normalised)
 
 
 @dataclass(frozen=True)
