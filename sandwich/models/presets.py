@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from codegen.spec import Experts, HeadNorm, Traits
 from sandwich.errors import ModelError
+from sandwich.models import olmoe
 from sandwich.models.config import ModelConfig
+from sandwich.models.family import Switches
 from sandwich.models.rope import RopeConfig
 
 _LLAMA_3_2_1B: Final = ModelConfig(
@@ -44,6 +47,27 @@ _LLAMA_3_1_8B: Final = replace(
     tie_word_embeddings=False,
     rope=RopeConfig(500000.0, "llama3", factor=8.0),
 )
+_OLMOE_1B_7B: Final = ModelConfig(
+    name="olmoe-1b-7b",
+    num_layers=16,
+    hidden_size=2048,
+    num_heads=16,
+    num_kv_heads=16,
+    head_dim=128,
+    intermediate_size=1024,
+    vocab_size=50304,
+    max_position_embeddings=4096,
+    rms_norm_eps=1e-5,
+    switches=Switches(
+        traits=Traits(
+            head_norm=HeadNorm.ROW,
+            experts=Experts(count=64, per_token=8, size=1024, is_normalised=False),
+        )
+    ),
+    names=olmoe.NAMES,
+    dtype="bfloat16",
+    eos_token_ids=(50279,),
+)
 _SMOLLM_135M: Final = ModelConfig(
     name="smollm-135m",
     num_layers=30,
@@ -78,7 +102,10 @@ _TINY: Final = ModelConfig(
 )
 PRESETS: Final = {
     config.name: config
-    for config in (_LLAMA_3_2_1B, _LLAMA_3_2_3B, _LLAMA_3_1_8B, _SMOLLM_135M, _TINY)
+    for config in (
+        *(_LLAMA_3_2_1B, _LLAMA_3_2_3B, _LLAMA_3_1_8B, _OLMOE_1B_7B),
+        *(_SMOLLM_135M, _TINY),
+    )
 }
 
 
