@@ -15,12 +15,11 @@ from aiohttp import web
 
 from sandwich.config import ServerConfig
 from sandwich.errors import ConfigError
-from sandwich.server import anthropic, chat, completions, embeddings, models, page, responses_api
+from sandwich.server import openapi
 from sandwich.server.access_log import AccessLogger
 from sandwich.server.backend import Backend
 from sandwich.server.cors import add_cors_headers, cors_middleware
 from sandwich.server.errors import (
-    ANTHROPIC_PATH,
     REQUEST_ID,
     REQUEST_ID_HEADER,
     AuthenticationError,
@@ -28,6 +27,7 @@ from sandwich.server.errors import (
     error_middleware,
 )
 from sandwich.server.keys import ApiKeys
+from sandwich.server.routes import ROUTES
 from sandwich.server.server_limits import ServerLimits
 from sandwich.server.service import Service
 from sandwich.server.state import STATE, ServerState
@@ -37,7 +37,7 @@ ResultT = TypeVar("ResultT")
 
 logger = logging.getLogger("sandwich.server")
 
-_OPEN_PATHS = frozenset({page.PATH, "/health", "/version", "/metrics"})  # no key needed
+_OPEN_PATHS = frozenset({openapi.PATH, *(route.path for route in ROUTES if route.is_open)})
 _LAST_WRITES_S = 5.0  # for handlers to write their last bytes once their requests have ended
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -80,23 +80,10 @@ def create_app(state: ServerState) -> web.Application:
     app[STATE] = state
     app.on_response_prepare.append(_add_id)
     app.on_response_prepare.append(add_cors_headers)
-    app.router.add_post("/v1/completions", completions.completions)
-    app.router.add_post("/v1/chat/completions", chat.chat_completions)
-    app.router.add_post("/v1/embeddings", embeddings.embeddings)
-    app.router.add_post("/v1/score", embeddings.score)
-    app.router.add_post("/v1/rerank", embeddings.rerank)
-    app.router.add_post("/v1/responses", responses_api.create_response)
-    app.router.add_post(ANTHROPIC_PATH, anthropic.messages)
-    app.router.add_post(f"{ANTHROPIC_PATH}/count_tokens", anthropic.count_tokens)
-    app.router.add_get("/v1/models", models.list_models)
-    app.router.add_get("/v1/models/{model:.+}", models.get_model)
-    app.router.add_post("/tokenize", models.tokenize)
-    app.router.add_post("/detokenize", models.detokenize)
-    app.router.add_get(page.PATH, page.index)
-    app.router.add_get("/status", page.status)
-    app.router.add_get("/health", models.health)
-    app.router.add_get("/version", models.version)
-    app.router.add_get("/metrics", models.metrics)
+    for route in ROUTES:
+        # A name may have slashes, as hub ids do.
+        app.router.add_route(route.method, route.path.replace("}", ":.+}"), route.handler)
+    app.router.add_get(openapi.PATH, openapi.openapi_handler(ROUTES))
     return app
 
 
