@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 from tests.sandwich.server.conftest import MODEL, PATIENCE_S, Rig, StartRig
@@ -152,3 +155,14 @@ async def test_the_exposition_is_prometheus_text(rig: Rig) -> None:
     )
     assert "# TYPE sandwich:time_to_first_token_seconds histogram" in text
     assert "_created" not in text
+
+
+async def test_every_metric_of_the_dashboard_is_there(rig: Rig, checkout: Path) -> None:
+    dashboard = json.loads((checkout / "deploy" / "grafana.json").read_text())
+    texts = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    texts += [variable["query"] for variable in dashboard["templating"]["list"]]
+    wanted = {name for text in texts for name in re.findall(r"sandwich:\w+", text)}
+    await rig.client.completions.create(model=MODEL, prompt="x", max_tokens=2)
+    shown = {name.partition("{")[0] for name in await rig.metrics()}
+    assert len(wanted) > 15
+    assert wanted <= shown
