@@ -96,6 +96,12 @@ VERBS = (
     ),
     Verb("chat", "sandwich.cli.chat", "talk to a model in the terminal", "[MODEL]"),
     Verb("complete", "sandwich.cli.complete", "continue a text", "TEXT"),
+    Verb(
+        "batch",
+        "sandwich.cli.batch",
+        "answer a file of requests in OpenAI's batch format",
+        "IN OUT [MODEL]",
+    ),
     Verb("probe", "sandwich.cli.probe", "show what this machine has and what may be used of it"),
     Verb("plan", "sandwich.cli.plan", "show how a model would run on this machine", "[MODEL]"),
     Verb(

@@ -9,6 +9,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar, cast
 
 from aiohttp import web
@@ -110,10 +111,16 @@ class Server:
         scheme = "http" if self._tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
-    async def start(self) -> None:
-        """Listen. Raises ConfigError if the address cannot be had."""
+    async def start(self, socket: Path | None = None) -> None:
+        """Listen at the address of the configuration, or at a Unix socket that is to be made.
+
+        Raises ConfigError if the address cannot be had.
+        """
         host, port = self.config.host, self.config.port
         await self._runner.setup()
+        if socket is not None:
+            await web.UnixSite(self._runner, socket).start()
+            return
         try:
             await web.TCPSite(self._runner, host, port, ssl_context=self._tls).start()
         except OSError as error:

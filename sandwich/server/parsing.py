@@ -48,20 +48,26 @@ def _known_fields(value: Any, body: type[Body], path: str) -> Any:
     for name, item in value.items():
         where = f"{path}.{name}" if path else name
         name, none_values = body.aliases.get(name, (name, ()))
-        if item is None or item in none_values or name in body.ignored:
+        if item is None or _is_one_of(item, none_values) or name in body.ignored:
             continue
         if name in body.__struct_fields__:
             inner = body.nested.get(name)
             known[name] = item if inner is None else _known_fields(item, inner, where)
         elif name not in body.unsupported:
             raise _unknown_field(name, where, body)
-        elif item not in body.unsupported[name]:
+        elif not _is_one_of(item, body.unsupported[name]):
             raise InvalidRequestError(
                 f"`{where}` is not supported by this server; leave it out",
                 param=where,
                 code="unsupported_parameter",
             )
     return known
+
+
+def _is_one_of(item: Any, values: tuple[Any, ...]) -> bool:
+    """As JSON has it, where false is not 0."""
+    is_flag = isinstance(item, bool)
+    return any(item == value and is_flag == isinstance(value, bool) for value in values)
 
 
 def _unknown_field(name: str, where: str, body: type[Body]) -> InvalidRequestError:
