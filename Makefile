@@ -5,6 +5,7 @@
 #   make check                      ruff, mypy, layers, sizes
 #   make bench ARGS="--json f.json" the latency benchmark
 #   make bench-smoke                in three minutes: what got slower on this machine
+#   make soak                       ten minutes of random requests, to see what breaks
 #   make lock                       resolve pyproject.toml afresh into requirements/
 
 SHELL := /bin/bash
@@ -19,10 +20,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --quiet --progress-bar off
 HOUSE := platforms codegen schedules sandwich bench tests
 
-.PHONY: help serve test test-slow test-numa check bench bench-smoke lock wheel clean
+.PHONY: help serve test test-slow test-numa check bench bench-smoke soak lock wheel clean
 
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 $(VENV)/.python:
 	@$(PYTHON) .ci/preflight.py
@@ -69,6 +70,9 @@ bench: $(VENV)/.runtime
 
 bench-smoke: $(VENV)/.runtime
 	@$(BIN)/sandwich bench smoke $(ARGS)
+
+soak: $(VENV)/.runtime
+	@$(BIN)/sandwich bench soak $(ARGS)
 
 wheel: $(VENV)/.runtime
 	@$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

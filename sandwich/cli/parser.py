@@ -46,6 +46,12 @@ BENCHMARKS = (
         "many requests at once through the engine, without a server",
         "[MODEL]",
     ),
+    Verb(
+        "soak",
+        "bench.soak.command",
+        "random requests by the thousand, good and bad, to see what breaks in a server",
+        "[MODEL]",
+    ),
     Verb("noise", "bench.noise", "what a busy neighbour on one core does to the speed", "[MODEL]"),
     Verb(
         "peers",

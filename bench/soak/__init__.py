@@ -1,0 +1,1 @@
+"""A long rain of random requests on a server, to see what breaks."""
