@@ -1,4 +1,4 @@
-"""From a PrimFunc to an object file's bytes, and from those to a function: TVM and its ORC JIT
+"""From an IRModule to an object file's bytes, and from those to a function: TVM and its ORC JIT
 loader.
 
 Loading needs no C compiler and no linker on the machine.
@@ -29,6 +29,18 @@ _log = logging.getLogger(__name__)
 # modes that take a count alone use no more than half of the CPUs and pin the caller to the first.
 _ONE_CPU_EACH, _ALL_CPUS_EACH = -2, -3
 
+_CPU = 1  # DLPack's number of the device
+
+
+@tirx.transform.prim_func_pass(opt_level=0)
+def _on_the_cpu(function: Any, _module: Any, _context: Any) -> Any:
+    """Say where memory comes from that is asked for: TVM knows it of matched buffers alone."""
+    body = function.body
+    for key, value in (("device_type", _CPU), ("device_id", 0)):
+        body = tirx.AttrStmt(tirx.const(0, "int32"), key, tirx.const(value, "int32"), body)
+    return function.with_body(body)
+
+
 # What a kernel written with codegen.kit needs of TVM's fifty passes, in their order. The others are
 # for devices, bf16 arithmetic, blocks, annotated loops and subexpressions without a name, of which
 # there are none here: they change nothing, and take most of the time to find that out.
@@ -42,20 +54,20 @@ _PASSES = (
     tirx.transform.StmtSimplify(),
     s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.AnnotateEntryFunc(),
+    _on_the_cpu,
     tirx.transform.MakePackedAPI(),
     tirx.transform.LowerTVMBuiltin(),
     tirx.transform.LowerIntrin(),
 )
 
 
-def lower(prim_func: Any, isa: IsaRow) -> Any:
-    """The runtime module of one PrimFunc for `isa`; its inspect_source("ll" | "asm") shows the
+def lower(module: Any, isa: IsaRow) -> Any:
+    """The runtime module of an IRModule for `isa`; its inspect_source("ll" | "asm") shows the
     code.
     """
     target = tvm.target.Target(isa.llvm_target())
     target = target.with_host(target)
     passes = [tirx.transform.BindTarget(target), *_PASSES]
-    module = tvm.IRModule({prim_func.attrs["global_symbol"]: prim_func})
     module = tvm.transform.Sequential(passes)(module)
     return tvm.get_global_func("target.build.llvm")(module, target)
 

@@ -2,7 +2,7 @@
 expressions.
 
 A kernel written with a Kit says nothing of an ISA. Kernels are plain Python functions that add
-statements to the PrimFunc under construction, so sizes, tiles and tails are ordinary Python values.
+statements to the function under construction, so sizes, tiles and tails are ordinary Python values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from codegen.intrinsics import intrinsics_for, module_text
@@ -18,6 +17,7 @@ from codegen.layout.operands import Operands
 from platforms.isa import IsaRow
 
 CACHE_LINE_BYTES = 64
+
 
 _PREFETCH = {1: "sw_prefetch", 2: "sw_prefetch_l2"}
 
@@ -106,20 +106,9 @@ class Kit(Operands):
         return self.call("sw_mac_f32", low, a[1], self.call("sw_bf16_hi", b))
 
 
-def prim_func(name: str, build: Callable[[], None]) -> Any:
-    """The PrimFunc `name` whose arguments and body `build` adds."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
-            build()
-    return builder.get()
-
-
 __all__ = [
     "CACHE_LINE_BYTES",
     "Expr",
     "Kit",
     "T",
-    "prim_func",
 ]

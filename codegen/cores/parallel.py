@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from codegen.cores.barrier import barrier_text, meeting_lines
 from codegen.cores.claims import claims_text
+from codegen.functions import View, call_inner
 from codegen.kit import Expr, T
 from codegen.spec import Groups, num_cores
 from platforms.isa import IsaRow
@@ -63,14 +64,40 @@ def each_share(team: Team, body: Callable[[Expr], None]) -> None:
         body(T.int32(0))
         return
     with T.parallel(0, team.num_cores) as core:
-        claims = T.address_of(team.claims[0, 0])
         share = T.alloc_buffer((1,), "int32")
-        T.buffer_store(share, T.call_extern("int32", "sw_claim", claims, core), [0])
+        _claim(team, core, share)
         with T.While(share[0] >= 0):
             body(T.bind(share[0]))
-            T.buffer_store(share, T.call_extern("int32", "sw_claim", claims, core), [0])
-        meeting = T.address_of(team.state[0, 0])
-        T.evaluate(T.call_extern("int32", "sw_share_meet", claims, meeting, core))
+            _claim(team, core, share)
+        _meet(team, core)
+
+
+def _claim(team: Team, core: Expr, share: Expr) -> None:
+    """share[0] = one that the core is to compute, -1 if none is left."""
+
+    def claim(given: Mapping[str, Expr]) -> None:
+        claims = T.address_of(given["claims"][0, 0])
+        T.buffer_store(
+            given["share"], T.call_extern("int32", "sw_claim", claims, given["core"]), [0]
+        )
+
+    views = {"claims": _whole(team.claims), "share": View(share, (0,), (1,))}
+    call_inner("claim", {"core": core, **views}, claim)
+
+
+def _meet(team: Team, core: Expr) -> None:
+    """Wait until all shares are done."""
+
+    def meet(given: Mapping[str, Expr]) -> None:
+        claims, meeting = (T.address_of(given[name][0, 0]) for name in ("claims", "meeting"))
+        T.evaluate(T.call_extern("int32", "sw_share_meet", claims, meeting, given["core"]))
+
+    views = {"claims": _whole(team.claims), "meeting": _whole(team.state)}
+    call_inner("meet", {"core": core, **views}, meet)
+
+
+def _whole(buffer: Expr) -> View:
+    return View(buffer, (0, 0), tuple(buffer.shape))
 
 
 @contextmanager

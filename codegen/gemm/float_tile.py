@@ -58,11 +58,9 @@ class FloatTile(RegisterTile):
         self._add(0, k_word)
 
     def _add_group(self, k_block: Expr, group: Expr) -> None:
-        words = self.layout.group_words
         self._sums.clear()
         self._operands.begin(group)
-        for word in range(words):
-            self._add(k_block, group * words + word)
+        self._each_word_of(group, lambda k_word: self._add(k_block, k_word))
         scales = self._scales(group)
         minima = self._minima(group) if self.layout.format.has_minima else []
         for i in range(self.place.rows):

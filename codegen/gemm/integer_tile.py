@@ -176,11 +176,13 @@ class GroupTile(IntegerTile):
         self._each_group(k_block, lambda group: self._add_group(k_block, group))
 
     def _add_group(self, k_block: Expr, group: Expr) -> None:
-        words, run = self.layout.group_words, self._run_words
+        run = min(self._run_words, self.layout.group_words)
         self._start(group)
-        for first in range(0, words, run):
-            last = min(first + run, words)
-            self._add_words(k_block, [group * words + word for word in range(first, last)])
+        self._each_word_of(
+            group,
+            lambda first: self._add_words(k_block, [first + word for word in range(run)]),
+            run,
+        )
         scales = self._scales(group)
         minima = self._minima(group) if self.layout.format.has_minima else []
         for i in range(self.place.rows):

@@ -4,7 +4,8 @@ W is packed in N-panels (codegen.layout.panels.PanelLayout), A is row-major. A c
 panels (loop jr) or, if the tile says so, a part of M in them, and goes through cells of a panel by
 all rows or a block of them (codegen.gemm.walk). In a cell, K is cut in blocks of KC (pc), the panel
 in tiles of NV vectors, the rows in register tiles of MR (ir) and one exact tail slice for M mod MR.
-What happens in a register tile is in codegen.gemm.register_tile. Every output element has one order
+What happens in a register tile is in codegen.gemm.register_tile, and how the code of one comes to
+be shared in codegen.gemm.tile_function. Every output element has one order
 of additions, for every M, tile and plan, so a row's result never depends on the rows beside it.
 """
 
@@ -15,15 +16,15 @@ from dataclasses import dataclass, replace
 
 from codegen.cores.parallel import split
 from codegen.gemm.amx_tile import BLOCK_ROWS, BLOCK_VECTORS, AmxBlock, alloc_scratch, has_tiles
-from codegen.gemm.float_tile import FloatTile, with_sums
-from codegen.gemm.integer_tile import ChannelTile, GroupTile
+from codegen.gemm.float_tile import with_sums
 from codegen.gemm.register_tile import Activations, Place, RegisterTile, Weights
 from codegen.gemm.rows import RowNumbers, rows_of_tiles
+from codegen.gemm.tile_function import Operands
 from codegen.gemm.unpacking import alloc_unpacked, unpacking_of
 from codegen.gemm.walk import Share, walk
 from codegen.kit import Expr, Kit, T
 from codegen.layout.panels import PanelLayout
-from codegen.spec import BLOCK_ASPECT, Cut, GemmTile, TileRanges, WeightFormat
+from codegen.spec import BLOCK_ASPECT, Cut, GemmTile, TileRanges
 
 # epilogue(row, place, vectors): stores the part of one row that a register tile has; vectors[j]
 # belongs to vector place.vectors[j] of the panel. Tiles of a row and panel follow each other from
@@ -94,13 +95,6 @@ class Gemm:
                 self._emit_one_of(others, share, cut, num_rows)
 
 
-def arithmetic_of(weights: WeightFormat) -> type[FloatTile | GroupTile | ChannelTile]:
-    """The arithmetic of a register tile for weights of a format."""
-    if weights.has_int8_activations:
-        return GroupTile if weights.group else ChannelTile
-    return FloatTile
-
-
 def column_tiles(num_vectors: int, nv: int, in_halves: bool) -> list[tuple[int, ...]]:
     """The vectors of a panel in tiles of `nv` (0: all), in pairs from both halves if they belong
     together.
@@ -165,17 +159,20 @@ class _Nest:
         begin, end = split(group, num_groups, layout.num_panels, rows.turn, rows.turns)
         share = Share(begin, end, *self._rows(core, parts, num_rows))
         # every part and block of rows but the last is of whole register tiles
-        unpacked = alloc_unpacked(self.gemm.kit, layout, self.tile)
-        cell = _Cell(self._with_sums(share), self.tile, self.numbers, unpacked)
+        gemm, unpacked = self.gemm, alloc_unpacked(self.gemm.kit, layout, self.tile)
+        finished = T.alloc_buffer((self.tile.mr, layout.panel), "float32")
+        a, w = self._with_sums(share), gemm.w
+        operands = Operands(gemm.kit, layout, self.tile, a, w, gemm.partial, unpacked)
+        cell = _Cell(gemm, self.numbers, operands, finished)
         walk(self.tile.order, share, block_rows(layout, self.height), cell.emit_unless_stopped)
 
-    def _with_sums(self, share: Share) -> Gemm:
-        """The GEMM with what minima meet of the rows of a share, where nobody has made it yet."""
+    def _with_sums(self, share: Share) -> Activations:
+        """A with what minima meet of the rows of a share, where nobody has made it yet."""
         gemm, weights = self.gemm, self.gemm.layout.format
         if not weights.has_minima or weights.has_int8_activations:
-            return gemm
+            return gemm.a
         rows, most = (share.first, share.num_rows), self.numbers.spans[-1][-1]
-        return replace(gemm, a=with_sums(gemm.kit, gemm.layout, gemm.a, *rows, most))
+        return with_sums(gemm.kit, gemm.layout, gemm.a, *rows, most)
 
     def _rows(self, core: Expr, parts: int, num_rows: Expr) -> tuple[Expr, Expr]:
         """First row and number of rows of `core`: whole register tiles, but for the last part."""
@@ -190,17 +187,13 @@ class _Nest:
 @dataclass(frozen=True)
 class _Cell:
     """The loops inside a cell of C: one panel by some rows, whose remainder after whole register
-    tiles is that of one of `numbers`. widened: a scratch for the weights of a K block.
+    tiles is that of one of `numbers`. finished: float32 (mr, panel) scratch.
     """
 
     gemm: Gemm
-    tile: GemmTile
     numbers: RowNumbers
-    unpacked: Expr | None
-
-    @property
-    def num_k_blocks(self) -> int:
-        return self.gemm.layout.num_k_blocks(self.tile.kc)
+    operands: Operands
+    finished: Expr
 
     def emit_unless_stopped(self, panel: Expr, first: Expr, num_rows: Expr) -> None:
         """As `emit`; nothing once the GEMM's `stop` is set."""
@@ -227,19 +220,19 @@ class _Cell:
 
     def _tiles(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
         """In register tiles."""
-        gemm, mr = self.gemm, self.tile.mr
-        tiles = column_tiles(num_vectors, self.tile.nv, gemm.in_halves)
-        with T.serial(0, self.num_k_blocks) as k_block:
-            if self.unpacked is not None:
+        gemm, operands, tile = self.gemm, self.operands, self.operands.tile
+        tiles = column_tiles(num_vectors, tile.nv, gemm.in_halves)
+        with T.serial(0, operands.num_k_blocks) as k_block:
+            if operands.unpacked is not None:
                 whole = Place(panel, num_vectors, range(num_vectors), 0, 0)
                 unpack = unpacking_of(gemm.layout)
-                words = unpack(gemm.kit, gemm.layout, self.tile, gemm.w, whole)
-                words.to_scratch(k_block, self.unpacked, tiles)
+                words = unpack(gemm.kit, gemm.layout, tile, gemm.w, whole)
+                words.to_scratch(k_block, operands.unpacked, tiles)
             before = 0
             for columns, step, number in column_runs(tiles):
                 with T.serial(0, number) as turn:
                     place = Place(
-                        *(panel, num_vectors, columns, first, mr),
+                        *(panel, num_vectors, columns, first, tile.mr),
                         shift=turn * step,
                         before=before + turn * len(columns),
                         first_row=first,
@@ -249,82 +242,42 @@ class _Cell:
 
     def _tiles_of_columns(self, place: Place, num_rows: Expr, k_block: Expr) -> None:
         """Register tiles for `num_rows` rows like those of `place` and below it."""
-        if self.numbers.reach(place.rows):
-            with T.serial(0, num_rows // place.rows) as tile_row:
-                self._tile(replace(place, row=place.row + tile_row * place.rows), k_block)
-        tail = T.bind(T.cast(num_rows % place.rows, "int32"))
-        for rows in self.numbers.tails(place.rows):
-            with T.If(tail == rows), T.Then():
-                self._tile(replace(place, row=place.row + num_rows - rows, rows=rows), k_block)
-
-    def _tile(self, place: Place, k_block: Expr) -> None:
-        """A register tile over one K block."""
-        tile = self._make(place)
-        self._begin(tile, k_block)
-        tile.multiply(k_block)
-        self._end(tile, k_block)
+        gemm, mr = self.gemm, place.rows
+        heights = [*([mr] if self.numbers.reach(mr) else []), *self.numbers.tails(mr)]
+        lanes = [j * gemm.kit.lanes for j in range(len(place.columns))]
+        with T.serial(0, (num_rows + (mr - 1)) // mr) as above:
+            here = replace(place, row=T.bind(place.row + above * mr))
+            count = T.bind(T.min(num_rows - above * mr, mr))
+            self.operands.compute(here, heights, count, k_block, self.finished)
+            is_last = k_block == self.operands.num_k_blocks - 1
+            with T.If(is_last), T.Then(), T.serial(0, count) as i:
+                vectors = [T.bind(gemm.kit.load(self.finished, i, at)) for at in lanes]
+                gemm.epilogue(here.row + i, here, vectors)
 
     def _blocks(self, panel: Expr, num_vectors: int, first: Expr, num_rows: Expr) -> None:
         """In blocks of AMX, which take the remainder of the rows as it comes."""
-        gemm, scratch = self.gemm, alloc_scratch()
+        gemm, operands, scratch = self.gemm, self.operands, alloc_scratch()
+
+        def end(tile: RegisterTile, k_block: Expr) -> None:
+            row, place = tile.place.row, tile.place
+            operands.end(tile, k_block, lambda: gemm.epilogue(row, place, tile.results(0)))
+
         with (
-            T.serial(0, self.num_k_blocks) as k_block,
+            T.serial(0, operands.num_k_blocks) as k_block,
             T.serial(0, (num_rows + BLOCK_ROWS - 1) // BLOCK_ROWS) as block_row,
         ):
             row = T.bind(first + block_row * BLOCK_ROWS)
             rows = T.bind(T.min(first + num_rows - row, BLOCK_ROWS))
             for columns in column_tiles(num_vectors, BLOCK_VECTORS, gemm.in_halves):
                 place = Place(panel, num_vectors, columns, row, rows)
-                block = AmxBlock(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch)
+                parts = gemm.kit, gemm.layout, operands.tile, operands.a, gemm.w
+                block = AmxBlock(*parts, place, scratch)
                 with T.serial(0, rows) as i:
-                    tile = self._make(replace(place, row=row + i, rows=1))
-                    self._begin(tile, k_block)
+                    tile = operands.at(replace(place, row=row + i, rows=1))
+                    operands.begin(tile, k_block)
                     block.put(i, tile)
                 block.multiply(k_block)
                 with T.serial(0, rows) as i:
-                    tile = self._make(replace(place, row=row + i, rows=1))
+                    tile = operands.at(replace(place, row=row + i, rows=1))
                     block.take(i, tile, k_block)
-                    self._end(tile, k_block)
-
-    def _make(self, place: Place) -> RegisterTile:
-        gemm = self.gemm
-        make = arithmetic_of(gemm.layout.format)
-        return make(gemm.kit, gemm.layout, self.tile, gemm.a, gemm.w, place, scratch=self.unpacked)
-
-    def _partial_at(self, place: Place, i: int, j: int) -> tuple[Expr, Expr]:
-        """Where the partial sums of vector j of row i of a tile are."""
-        layout = self.gemm.layout
-        return place.row + i, place.panel * layout.panel + place.vectors[j] * layout.lanes
-
-    def _begin(self, tile: RegisterTile, k_block: Expr) -> None:
-        """Set the sums of a tile to those of the K block before, if there is one."""
-        gemm = self.gemm
-        if self.num_k_blocks == 1:
-            tile.clear()
-            return
-        with T.If(k_block == 0):
-            with T.Then():
-                tile.clear()
-            with T.Else():
-                tile.restore(
-                    lambda i, j: gemm.kit.load(gemm.partial, *self._partial_at(tile.place, i, j))
-                )
-
-    def _end(self, tile: RegisterTile, k_block: Expr) -> None:
-        """Hand the sums of a tile to the epilogue, or keep them for the next K block."""
-        gemm, place = self.gemm, tile.place
-
-        def finish() -> None:
-            for i in range(place.rows):
-                gemm.epilogue(place.row + i, place, tile.results(i))
-
-        if self.num_k_blocks == 1:
-            finish()
-            return
-        with T.If(k_block == self.num_k_blocks - 1):
-            with T.Then():
-                finish()
-            with T.Else():
-                for i in range(place.rows):
-                    for j, vector in enumerate(tile.saved(i)):
-                        gemm.kit.store(gemm.partial, self._partial_at(place, i, j), vector)
+                    end(tile, k_block)

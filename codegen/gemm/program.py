@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen.compile import lower, tensor
+from codegen.functions import declare, ir_module
 from codegen.gemm.nest import Gemm
 from codegen.gemm.register_tile import Activations, Place, Weights
-from codegen.kit import Expr, Kit, T, prim_func
+from codegen.kit import Expr, Kit, T
 from codegen.layout.arrays import TensorSpec, bf16_from_float32
 from codegen.layout.matrices import matrix_specs
 from codegen.layout.operands import Int8Rows
@@ -84,7 +85,7 @@ class GemmProgram:
     def __init__(self, spec: GemmSpec, buffers: Mapping[str, npt.NDArray[Any]]) -> None:
         self.spec = spec
         self._arrays = dict(buffers)
-        self._module = lower(gemm_function(spec), isa_row(spec.isa))
+        self._module = lower(gemm_module(spec), isa_row(spec.isa))
         self._function = self._module[NAME]
         self._tensors = [tensor(buffers[name]) for name in spec.arguments()]
 
@@ -112,30 +113,29 @@ class GemmProgram:
         return str(self._module.inspect_source("asm"))
 
 
-def gemm_function(spec: GemmSpec) -> Any:
-    """The PrimFunc of `spec`: (num_rows, copy, *spec.arguments())."""
-    kit, layout = spec.kit, spec.layout
+def gemm_module(spec: GemmSpec) -> Any:
+    """The module of `spec`, whose function takes (num_rows, copy, *spec.arguments())."""
 
     def build() -> None:
         num_rows = T.arg("num_rows", T.int32())
         copy = T.arg("copy", T.int32())
-        handles = {name: T.arg(name, T.handle()) for name in spec.arguments()}
-        b = {
-            name: T.match_buffer(handles[name], [T.int64(n) for n in s.shape], str(s.dtype))
-            for name, s in spec.arguments().items()
-        }
+        buffers = declare(spec.arguments())
+        _multiply(spec, spec.max_rows if spec.has_fixed_rows else num_rows, copy, buffers)
 
-        def store(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
-            for j, vector in zip(place.vectors, vectors, strict=True):
-                column = place.panel * layout.panel + j * layout.lanes
-                kit.store(b["out"], (row, column), vector)
+    return ir_module(NAME, build)
 
-        a = Activations(*(b.get(part) for part in ("a", "a_scales", "a_bias", "a_sums")))
-        extras = (b.get("w" + part) for part in ("_scales", "_zero_points", "_minima"))
-        w = Weights(b["w"], (copy,), *extras)
-        gemm = Gemm(kit, layout, spec.tiles, a, w, b["partial"], store)
-        with kit.imports(), T.parallel(0, spec.num_cores) as core:
-            rows = spec.max_rows if spec.has_fixed_rows else num_rows
-            gemm.emit(core, Cut(spec.num_cores), rows)
 
-    return prim_func(NAME, build)
+def _multiply(spec: GemmSpec, num_rows: Expr, copy: Expr, b: Mapping[str, Expr]) -> None:
+    kit, layout = spec.kit, spec.layout
+
+    def store(row: Expr, place: Place, vectors: Sequence[Expr]) -> None:
+        for j, vector in zip(place.vectors, vectors, strict=True):
+            column = place.panel * layout.panel + j * layout.lanes
+            kit.store(b["out"], (row, column), vector)
+
+    a = Activations(*(b.get(part) for part in ("a", "a_scales", "a_bias", "a_sums")))
+    extras = (b.get("w" + part) for part in ("_scales", "_zero_points", "_minima"))
+    w = Weights(b["w"], (copy,), *extras)
+    gemm = Gemm(kit, layout, spec.tiles, a, w, b["partial"], store)
+    with kit.imports(), T.parallel(0, spec.num_cores) as core:
+        gemm.emit(core, Cut(spec.num_cores), num_rows)

@@ -194,6 +194,13 @@ class RegisterTile(PanelReader, ABC):
         unroll = max(1, self.tile.k_unroll // per_group)
         k_loop(k_block * per_block, per_block, self.layout.num_groups, unroll, step)
 
+    def _each_word_of(self, group: Expr, step: Callable[[Expr], None], at_once: int = 1) -> None:
+        """step(k_word) for every `at_once`th word of a group."""
+        words = self.layout.group_words // at_once
+        unroll = max(1, self.tile.k_unroll // at_once)
+        total = words * self.layout.num_groups
+        k_loop(group * words, words, total, unroll, lambda run: step(run * at_once))
+
 
 class Accumulators:
     """A register tile of vectors of `dtype`, `rows` x `num_vectors`.

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from codegen.compile import lower, tensor
 from codegen.cores.barrier import LINE_WORDS, barrier_spec
 from codegen.cores.parallel import Team, each_core, parallel_region
-from codegen.kit import Expr, T, prim_func
+from codegen.functions import ir_module
+from codegen.kit import Expr, T
 from codegen.layout.arrays import TensorSpec
 from codegen.spec import Groups, num_cores
 from platforms.isa import IsaRow
@@ -60,7 +61,7 @@ def _barriers(isa: IsaRow, groups: Groups, spec: TensorSpec, is_tvm: bool) -> An
         with parallel_region(team), T.serial(0, num_barriers):
             each_core(team, lambda core: None)
 
-    return prim_func(NAME, build)
+    return ir_module(NAME, build)
 
 
 def _tvm_barriers(count: int, num_barriers: Expr, state: Expr) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen.compile import lower, tensor
-from codegen.kit import CACHE_LINE_BYTES, T, prim_func
+from codegen.functions import ir_module
+from codegen.kit import CACHE_LINE_BYTES, T
 from platforms.isa import IsaRow
 
 LINE_WORDS = CACHE_LINE_BYTES // 4
@@ -54,7 +55,7 @@ class PingPongProbe:
     """Two threads pass a cache line back and forth: each calls `play` with its side, 0 or 1."""
 
     def __init__(self, isa: IsaRow) -> None:
-        self._function = lower(prim_func("probe_ping_pong", _ping_pong), isa)["probe_ping_pong"]
+        self._function = lower(ir_module("probe_ping_pong", _ping_pong), isa)["probe_ping_pong"]
 
     def play(self, side: int, num_turns: int, line: Words, played: Words) -> None:
         """Answer the other side `num_turns` times. `line` (LINE_WORDS,) is shared and starts as

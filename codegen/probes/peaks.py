@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen.compile import lower, tensor
-from codegen.kit import Kit, T, prim_func
+from codegen.functions import ir_module
+from codegen.kit import Kit, T
 from platforms.isa import IsaRow
 
 # A core reads its share as this many streams, of each so many vectors in a turn. On Zen 4, two
@@ -178,9 +179,10 @@ class ClockProbe:
         self._count(tensor(turns), tensor(result))
 
 
-def compiled(prim_func: Any, isa: IsaRow) -> Any:
-    """The PrimFunc as a function of tensors."""
-    return lower(prim_func, isa)[prim_func.attrs["global_symbol"]]
+def compiled(module: Any, isa: IsaRow) -> Any:
+    """The one function of a module, to call with tensors."""
+    (function,) = module.get_global_vars()
+    return lower(module, isa)[function.name_hint]
 
 
 def over_share(
@@ -210,7 +212,7 @@ def fill_function(kit: Kit, num_cores: int, num_words: int) -> Any:
         with T.parallel(0, num_cores) as core:
             over_share(kit, core, num_cores, num_words, lambda at, i: kit.store(words, (at,), ones))
 
-    return prim_func("limit_fill", build)
+    return ir_module("limit_fill", build)
 
 
 def read_function(kit: Kit, num_cores: int, num_words: int) -> Any:
@@ -231,7 +233,7 @@ def read_function(kit: Kit, num_cores: int, num_words: int) -> Any:
             over_share(kit, core, num_cores, num_words, add)
             kit.store(sums, (core, 0), sum_of([kit.load(acc, i) for i in chains]))
 
-    return prim_func("limit_read", build)
+    return ir_module("limit_read", build)
 
 
 def peak_function(kit: Kit, num_cores: int, tile: PeakTile, dot: str | None = None) -> Any:
@@ -281,7 +283,7 @@ def peak_function(kit: Kit, num_cores: int, tile: PeakTile, dot: str | None = No
             total = sum_of([kit.load(acc, i * kit.lanes) for i in range(tile.num_sums)])
             kit.store(sums, (core, 0), total)
 
-    return prim_func("limit_peak", build)
+    return ir_module("limit_peak", build)
 
 
 def clock_function() -> Any:
@@ -298,7 +300,7 @@ def clock_function() -> Any:
                 T.buffer_store(link, (link[0] ^ mask) + step, [0])
         T.buffer_store(result, link[0], [0])
 
-    return prim_func("limit_clock", build)
+    return ir_module("limit_clock", build)
 
 
 def sum_of(vectors: list[Any]) -> Any:

@@ -1,7 +1,7 @@
 """The arguments of a phase program: their order, shapes and types, and the layouts they follow.
 
 `argument_specs` is the one list; the executor allocates from it and
-`codegen.step.step.Step.declare` turns it into the PrimFunc's parameters. Values only, so that
+`codegen.step.step.Step.declare` turns it into the parameters of a function. Values only, so that
 memory can be planned without a compiler.
 """
 

@@ -1,4 +1,4 @@
-"""A phase program: one PrimFunc that runs a whole forward step, from token ids to logits, their
+"""A phase program: one function that runs a whole forward step, from token ids to logits, their
 argmax and the scores of tokens.
 
 Its operators are those that `codegen.step.operators` records of the text of the model. The step is
@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from codegen.cores.parallel import each_share, parallel_region
+from codegen.functions import ir_module
 from codegen.gemm.nest import Epilogue, Gemm, Slice
 from codegen.gemm.register_tile import Weights
-from codegen.kit import Expr, T, prim_func
+from codegen.kit import Expr, T
 from codegen.model.pattern import Period
 from codegen.spec import ProgramSpec
 from codegen.step.arguments import TIMER_WORDS
@@ -59,14 +60,14 @@ Body = Callable[[Step], None]
 
 
 def phase_program(spec: ProgramSpec) -> Any:
-    """The PrimFunc of `spec`, named after its phase; its arguments are step.SCALARS, then
-    argument_specs(spec).
+    """The module of `spec`, whose function is named after the phase; its arguments are
+    step.SCALARS, then argument_specs(spec).
     """
     return step_program(spec, forward)
 
 
 def step_program(spec: ProgramSpec, body: Body) -> Any:
-    """A PrimFunc with a step's arguments whose parallel region runs `body`."""
+    """A module whose function has a step's arguments and whose parallel region runs `body`."""
 
     def build() -> None:
         step = Step.of(spec)
@@ -78,7 +79,7 @@ def step_program(spec: ProgramSpec, body: Body) -> Any:
             frames.enter_context(parallel_region(step.team))
             body(step)
 
-    return prim_func(spec.phase.value, build)
+    return ir_module(spec.phase.value, build)
 
 
 def forward(step: Step) -> None:

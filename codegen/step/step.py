@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from codegen.cores.parallel import Team
+from codegen.functions import declare
 from codegen.gemm.register_tile import Activations
 from codegen.kit import Expr, Kit, T
 from codegen.layout.model import KvLayout, ModelLayout
@@ -60,15 +61,11 @@ class Step:
         return Step(spec, kit, kv_kit, layouts.model, layouts.kv, operators)
 
     def declare(self) -> None:
-        """Add the parameters to the PrimFunc under construction: the scalars, then every buffer."""
+        """Add the parameters to the function under construction: the scalars, then every buffer."""
         for name in SCALARS:
             setattr(self, name, T.arg(name, T.int32()))
         specs = {k: s for group in argument_specs(self.spec).values() for k, s in group.items()}
-        handles = {name: T.arg(name, T.handle()) for name in specs}
-        for name, tensor in specs.items():
-            # 64-bit sizes make 64-bit addresses: weights and caches exceed 2**31 elements
-            shape = [T.int64(size) for size in tensor.shape]
-            self.b[name] = T.match_buffer(handles[name], shape, str(tensor.dtype))
+        self.b |= declare(specs)
 
     @property
     def team(self) -> Team:

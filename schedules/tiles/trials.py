@@ -21,7 +21,7 @@ import numpy.typing as npt
 from codegen.cache import ProgramCache
 from codegen.compile import load, lower, object_code, pin_pool, tensor
 from codegen.gemm.check import as_read, error_beyond_rounding
-from codegen.gemm.program import NAME, GemmProgram, GemmSpec, gemm_function
+from codegen.gemm.program import NAME, GemmProgram, GemmSpec, gemm_module
 from codegen.layout.arrays import TensorSpec, bf16_from_float32
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.spec import BLOCK_ASPECT, GemmTile
@@ -119,7 +119,7 @@ class TrialRunner:
     def _compile(self, spec: GemmSpec) -> bytes:
         isa = isa_row(spec.isa)
         key = self._cache.key(spec, isa)
-        return self._cache.get(key, lambda: object_code(lower(gemm_function(spec), isa)))
+        return self._cache.get(key, lambda: object_code(lower(gemm_module(spec), isa)))
 
     def _bound(
         self, function: Any, spec: GemmSpec, toucher: ThreadPoolExecutor

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tvm.tirx import PrimFunc
-from tvm.tirx.analysis import undefined_vars
 
 from codegen.compile import load, lower, object_code, tensor
 from codegen.kit import Kit
@@ -227,26 +225,17 @@ def undefined_symbols(code: bytes) -> set[str]:
     return names
 
 
-def small_func(spec: ProgramSpec, body: Body) -> tuple[Any, list[str]]:
-    """The PrimFunc of `body` with only those parameters of a step that it uses; their names."""
-    names = [*SCALARS, *(name for group in argument_specs(spec).values() for name in group)]
-    func = step_program(spec, body)
-    used = set(undefined_vars(func.body))
-    kept = {name: param for name, param in zip(names, func.params, strict=True) if param in used}
-    return PrimFunc(list(kept.values()), func.body, func.ret_type, func.attrs), list(kept)
-
-
 Compile = Callable[[ProgramSpec, Body], Kernel]
 Link = Callable[[bytes, str], Callable[..., None]]  # object code, the function's name
 
 
 def make_kernel(spec: ProgramSpec, body: Body, link: Link, launcher: Launcher) -> Kernel:
     """Compile `body`; the arrays of each kernel are its own."""
-    func, names = small_func(spec, body)
-    code = object_code(lower(func, isa_row(spec.isa)))
+    code = object_code(lower(step_program(spec, body), isa_row(spec.isa)))
     assert undefined_symbols(code) <= GIVEN_SYMBOLS
     groups = argument_specs(spec)
     specs = {name: item for group in groups.values() for name, item in group.items()}
+    names = [*SCALARS, *specs]
     arena = Arena(sum(item.arena_nbytes for item in specs.values()), "kernel")
     arrays = {name: arena.array(item.shape, item.dtype) for name, item in specs.items()}
     kernel = Kernel(spec, arrays, link(code, spec.phase.value), names, launcher)

@@ -12,7 +12,7 @@ import pytest
 
 from codegen.compile import lower, object_code, tensor
 from codegen.gemm.program import NAME as GEMM_NAME
-from codegen.gemm.program import GemmProgram, GemmSpec, gemm_function
+from codegen.gemm.program import GemmProgram, GemmSpec, gemm_module
 from codegen.intrinsics import intrinsics_for
 from codegen.spec import Phase, WeightFormat
 from codegen.step.program import phase_program
@@ -98,7 +98,7 @@ class EmulatedGemm(GemmProgram):
 
     def __init__(self, emulator: Emulator, spec: GemmSpec, buffers: Mapping[str, Array]) -> None:
         self.spec, self._arrays = spec, dict(buffers)
-        code = object_code(lower(gemm_function(spec), isa_row(spec.isa)))
+        code = object_code(lower(gemm_module(spec), isa_row(spec.isa)))
         assert undefined_symbols(code) <= GIVEN_SYMBOLS
         self._function = emulator.link(code, GEMM_NAME)
         self._tensors = [tensor(buffers[name]) for name in spec.arguments()]

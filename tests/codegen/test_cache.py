@@ -17,7 +17,8 @@ import pytest
 from codegen import cache as cache_module
 from codegen.cache import ProgramCache, generator_hash
 from codegen.compile import load, lower, object_code, tensor
-from codegen.kit import T, prim_func
+from codegen.functions import ir_module
+from codegen.kit import T
 from codegen.spec import GemmTile, Phase, WeightFormat
 from platforms.isa import ISA_TABLE, isa_row
 from platforms.memory import Arena
@@ -230,7 +231,7 @@ def test_a_cached_program_computes_what_the_fresh_one_did(cache: ProgramCache) -
             T.buffer_store(a, a[i] * T.float32(2), [i])
 
     def compile_it() -> bytes:
-        return object_code(lower(prim_func("twice", build), GENERIC))
+        return object_code(lower(ir_module("twice", build), GENERIC))
 
     array = Arena(64, "a").array((16,), np.float32)
     array[:] = np.arange(16)

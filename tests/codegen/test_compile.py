@@ -12,10 +12,11 @@ import pytest
 
 import codegen.compile
 from codegen.compile import load, lower, object_code, pin_pool, tensor
-from codegen.kit import T, prim_func
+from codegen.functions import ir_module
+from codegen.kit import T
 from codegen.spec import GemmTile
 from codegen.step.epilogues import store
-from codegen.step.program import linear, phase_program, run
+from codegen.step.program import linear, phase_program, run, step_program
 from codegen.step.step import Step
 from platforms.isa import isa_row
 from platforms.memory import Arena
@@ -25,7 +26,6 @@ from tests.codegen.conftest import (
     ISAS,
     make_spec,
     panel_of,
-    small_func,
     undefined_symbols,
 )
 
@@ -49,7 +49,7 @@ def constant_func(value: float) -> object:
         with T.serial(0, 16) as i:
             T.buffer_store(buffer, T.float32(value), [i])
 
-    return prim_func("fill", build)
+    return ir_module("fill", build)
 
 
 def code_of(value: float) -> bytes:
@@ -77,8 +77,7 @@ def test_the_hot_loop_multiplies_in_registers_and_calls_nobody(isa: str, dtype: 
         gemm = linear(step, "lm_head", "final", store(step, "lm_head", "logits"))
         run(step, "lm_head", lambda core: gemm.emit(core, step.spec.cut, step.num_logits))
 
-    func, _ = small_func(spec, body)
-    assembly = lower(func, isa_row(isa)).inspect_source("asm")
+    assembly = lower(step_program(spec, body), isa_row(isa)).inspect_source("asm")
     is_split = dtype == "bfloat16" and not isa_row(isa).has_bf16_dot  # a pair is two multiplies
     per_turn = TILE.mr * (panel // lanes) * TILE.k_unroll * (1 + is_split)
     counts = {len(re.findall(MULTIPLY[isa, dtype], loop)): loop for loop in loops(assembly)}

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from codegen.compile import load, lower, object_code, tensor
+from codegen.functions import ir_module
 from codegen.intrinsics import intrinsics_for
-from codegen.kit import Kit, T, prim_func
+from codegen.kit import Kit, T
 from codegen.layout.arrays import bf16_from_float32
 from platforms.isa import ISA_TABLE, IsaRow, isa_row
 from platforms.memory import Arena
@@ -138,7 +139,7 @@ def function_of(isa: IsaRow, name: str, operands: Sequence[Array]) -> tuple[Any,
             values = [buffer[tuple(at(i, row))] for i, buffer in enumerate(buffers)][1:]
             T.buffer_store(buffers[0], kit.call(name, *values), at(0, row))
 
-    return prim_func("apply", build), arrays
+    return ir_module("apply", build), arrays
 
 
 def apply(isa: IsaRow, name: str, operands: Sequence[Array], link: Link = load) -> Array:
@@ -268,5 +269,5 @@ def test_a_prefetch_of_any_address_does_nothing_that_can_be_seen(row: IsaRow) ->
                 kit.prefetch(buffer, 0, ahead_bytes=ahead)
                 kit.prefetch(buffer, 0, ahead_bytes=ahead, level=2)
 
-    load(object_code(lower(prim_func("prefetch", build), row)), "prefetch")(tensor(array))
+    load(object_code(lower(ir_module("prefetch", build), row)), "prefetch")(tensor(array))
     assert (array == 1.0).all()

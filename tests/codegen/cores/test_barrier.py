@@ -21,7 +21,8 @@ from codegen.cores.barrier import (
     barrier_text,
 )
 from codegen.cores.parallel import Team, each_core, parallel_region
-from codegen.kit import Expr, T, prim_func
+from codegen.functions import ir_module
+from codegen.kit import Expr, T
 from codegen.probes.barriers import BarrierProbe
 from codegen.spec import Groups
 from platforms.isa import isa_row
@@ -74,7 +75,7 @@ def regions(groups: Groups) -> Callable[[int, np.ndarray, np.ndarray], None]:
 
             each_core(team, add)
 
-    function = load(object_code(lower(prim_func("regions", build), GENERIC)), "regions")
+    function = load(object_code(lower(ir_module("regions", build), GENERIC)), "regions")
     return lambda count, values, state: function(count, tensor(values), tensor(state))
 
 

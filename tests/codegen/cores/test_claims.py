@@ -23,7 +23,8 @@ from codegen.cores.claims import (
     waited_ns,
 )
 from codegen.cores.parallel import Team, each_share, parallel_region
-from codegen.kit import Expr, T, prim_func
+from codegen.functions import ir_module
+from codegen.kit import Expr, T
 from codegen.spec import Cut
 from platforms.isa import isa_row
 from platforms.memory import Arena
@@ -58,7 +59,7 @@ def run(launcher: Launcher, num_cores: int, mode: int, body: Body, rows: int) ->
         with parallel_region(team), T.serial(0, NUM_OPERATORS) as operator:
             each_share(team, lambda share: body(operator, share, values))
 
-    function = load(object_code(lower(prim_func("operators", build), GENERIC)), "operators")
+    function = load(object_code(lower(ir_module("operators", build), GENERIC)), "operators")
     arena = Arena(1 << 20, "claims")
     arrays = [arena.array(shape, np.int32) for shape in shapes]
     arrays[2][MODE_LINE, 0] = mode

@@ -12,7 +12,7 @@ import pytest
 from codegen import intrinsics
 from codegen.compile import lower
 from codegen.gemm.amx_tile import has_tiles
-from codegen.gemm.program import GemmProgram, GemmSpec, gemm_function
+from codegen.gemm.program import GemmProgram, GemmSpec, gemm_module
 from codegen.intrinsics import amx
 from codegen.layout.arrays import bf16_from_float32, float32_from_bf16
 from codegen.layout.panels import PackedMatrix, PanelLayout
@@ -37,7 +37,7 @@ MOST_ROWS = NUM_ROWS[-1]
 
 def assembly(weights: WeightFormat) -> str:
     layout = PanelLayout(2 * PANEL, 128, weights, PANEL, AMX.lanes)
-    func = gemm_function(GemmSpec("amx", layout, 1, 1, 64, TILES))
+    func = gemm_module(GemmSpec("amx", layout, 1, 1, 64, TILES))
     return str(lower(func, AMX).inspect_source("asm"))
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from codegen.compile import lower, tensor
+from codegen.functions import ir_module
 from codegen.gemm.walk import Share, curve, walk
-from codegen.kit import Expr, T, prim_func
+from codegen.kit import Expr, T
 from codegen.spec import LOOP_ORDERS
 from platforms.isa import isa_row
 from platforms.memory import Arena
@@ -44,7 +45,7 @@ def compiled(name: str, num_sizes: int, num_values: int, body: Callable[..., Non
         visits = T.match_buffer(handles[0], [MOST_VISITS, num_values], "int32")
         body(Diary(visits, T.match_buffer(handles[1], [1], "int32")).visit, *sizes)
 
-    function = lower(prim_func(name, build), isa_row("generic"))[name]
+    function = lower(ir_module(name, build), isa_row("generic"))[name]
     arena = Arena(MOST_VISITS * num_values * 4 + 128, name)
     visits = arena.array((MOST_VISITS, num_values), np.int32)
     count = arena.array((1,), np.int32)

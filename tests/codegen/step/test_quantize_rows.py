@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from codegen.compile import load, lower, object_code, tensor
+from codegen.functions import ir_module
 from codegen.gemm.register_tile import Activations
-from codegen.kit import Kit, T, prim_func
+from codegen.kit import Kit, T
 from codegen.layout.operands import Int8Rows
 from codegen.layout.panels import PanelLayout
 from codegen.reference import quantize_activations
@@ -43,7 +44,7 @@ def quantized(isa: str, form: Int8Rows, x: Array) -> dict[str, Array]:
         with kit.imports(), T.serial(0, NUM_ROWS) as i:
             quantize_row(kit, form, out, i, lambda column: kit.load(b["x"], i, column))
 
-    function = load(object_code(lower(prim_func("rows", build), row)), "rows")
+    function = load(object_code(lower(ir_module("rows", build), row)), "rows")
     function(tensor(source), *map(tensor, arrays.values()))
     return arrays
 

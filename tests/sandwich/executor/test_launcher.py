@@ -16,7 +16,8 @@ import pytest
 from codegen.compile import load, lower, object_code, tensor
 from codegen.cores.barrier import barrier_spec
 from codegen.cores.parallel import Team, each_core, parallel_region
-from codegen.kit import T, prim_func
+from codegen.functions import ir_module
+from codegen.kit import T
 from platforms.isa import isa_row
 from platforms.memory import Arena
 from sandwich.executor import launcher as launcher_module
@@ -49,7 +50,7 @@ def worker_ids() -> Callable[[Launcher], list[int]]:
                 team, lambda core: T.buffer_store(ids, T.call_extern("int32", "gettid"), [core])
             )
 
-    code = object_code(lower(prim_func("who_runs", build), isa_row("generic")))
+    code = object_code(lower(ir_module("who_runs", build), isa_row("generic")))
     function = load(code, "who_runs")
     arena = Arena(1 << 12, "ids")
     ids, state = arena.array((2,), np.int32), arena.array(spec.shape, spec.dtype)
