@@ -39,9 +39,9 @@ $(VENV)/.runtime: $(VENV)/.python requirements/runtime.txt requirements/model.tx
 	@$(INSTALL) --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.runtime requirements/test.txt
+$(VENV)/.test: $(VENV)/.runtime requirements/traces.txt requirements/test.txt
 	@echo "sandwich: installing pinned test dependencies (torch among them, once)"
-	@$(INSTALL) -r requirements/test.txt
+	@$(INSTALL) -r requirements/traces.txt -r requirements/test.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test requirements/dev.txt

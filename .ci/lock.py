@@ -30,6 +30,7 @@ def main() -> None:
     extras = project["optional-dependencies"]
     sets = {
         "runtime": [*project["dependencies"], BUILD_BACKEND],
+        "traces": extras["traces"],
         "test": extras["test"],
         "dev": extras["dev"],
         "plot": extras["plot"],

@@ -300,6 +300,13 @@ class ServerConfig:
     ssl_keyfile: str | None = option(
         "server", "its private key in PEM, if it is not in the same file", str, metavar="FILE"
     )
+    otlp_traces_endpoint: str | None = option(
+        "server",
+        "collector of OpenTelemetry traces, such as http://127.0.0.1:4318/v1/traces; needs the "
+        "extra `traces`",
+        str,
+        metavar="URL",
+    )
     log_format: str = option(
         "server",
         "lines of the log as text, or as JSON objects",

@@ -40,7 +40,7 @@ def test_every_package_on_disk_is_listed_and_the_other_way_round(
     assert [f for f in folders if not (f / "__init__.py").exists()] == []
 
 
-@pytest.mark.parametrize("name", ["runtime", "test", "dev", "plot", "eval"])
+@pytest.mark.parametrize("name", ["runtime", "traces", "test", "dev", "plot", "eval"])
 def test_the_requirement_files_hold_the_pins_of_pyproject(
     checkout: Path, pyproject: dict[str, Any], name: str
 ) -> None:
@@ -59,7 +59,7 @@ def test_the_models_that_can_be_named_are_the_ones_that_are_installed(checkout: 
 def test_no_package_is_pinned_twice(checkout: Path) -> None:
     names = [
         n
-        for f in ("runtime", "model", "test", "dev", "plot", "eval")
+        for f in ("runtime", "model", "traces", "test", "dev", "plot", "eval")
         for n in requirements(checkout, f)
     ]
     assert len(names) == len(set(names))

@@ -30,7 +30,7 @@ class AccessLogger(AbstractAccessLogger):
             "status": response.status,
             "duration_ms": round(time * 1e3, 3),
             "response_bytes": response.body_length,
-            **request.get(NOTES, {}),
+            **{k: v for k, v in request.get(NOTES, {}).items() if k != "phases"},
         }
         self.logger.info(
             "%s %s %d in %.0f ms (%s)",

@@ -33,6 +33,7 @@ from sandwich.server.server_limits import ServerLimits
 from sandwich.server.service import Service
 from sandwich.server.state import STATE, ServerState
 from sandwich.server.tls import tls_context
+from sandwich.server.traces import Tracing
 
 ResultT = TypeVar("ResultT")
 
@@ -74,8 +75,9 @@ async def _key_middleware(request: web.Request, handler: Handler) -> web.StreamR
 def create_app(state: ServerState) -> web.Application:
     """The endpoints over `state`, whose service may come later: until then they answer 503."""
     cors = cors_middleware(state.config.allowed_origins)
+    traces = [] if state.tracing is None else [state.tracing.middleware()]
     app = web.Application(
-        middlewares=[_id_middleware, *cors, error_middleware, _key_middleware],
+        middlewares=[_id_middleware, *cors, *traces, error_middleware, _key_middleware],
         client_max_size=state.config.max_body_size,
     )
     app[STATE] = state
@@ -95,7 +97,12 @@ class Server:
         """Raises ConfigError if a file that `config` names cannot be used."""
         self.config = config
         self._tls = tls_context(config)
-        self.state = ServerState(config, ApiKeys.of(config), limits or ServerLimits())
+        self.state = ServerState(
+            config,
+            ApiKeys.of(config),
+            limits or ServerLimits(),
+            Tracing.of(config.otlp_traces_endpoint),
+        )
         self._runner = web.AppRunner(
             create_app(self.state),
             handler_cancellation=True,  # a client that leaves cancels its handler
@@ -147,6 +154,8 @@ class Server:
         await self._runner.cleanup()
         if self.state.service is not None:
             await self.state.service.stop()
+        if self.state.tracing is not None:
+            await self.state.tracing.close()
 
 
 def run_server(

@@ -159,7 +159,7 @@ class Generation:
         )
 
     def notes(self) -> dict[str, Any]:
-        """What the log tells of this call."""
+        """What log and traces tell of this call."""
         usage, timings = self.usage(), self.timings()
         reasons = [choice.output.finish_reason for choice in self.choices]
         return {
@@ -169,7 +169,22 @@ class Generation:
             "prefill_ms": round(timings.prompt_ms, 3),
             "decode_ms": round(timings.predicted_ms, 3),
             "finish_reasons": reasons,
+            "phases": self._phases(),
         }
+
+    def _phases(self) -> dict[str, tuple[float, float]]:
+        """Start and end of what the first choice went through, by time.monotonic()."""
+        timings = self.choices[0].output.timings
+        if timings is None or timings.first_scheduled is None:
+            return {}
+        prefilled = _prefill_end(timings)
+        phases = {
+            "waiting": (timings.arrival, timings.first_scheduled),
+            "prefill": (timings.first_scheduled, prefilled),
+        }
+        if timings.last_token is not None and timings.last_token > prefilled:
+            phases["decode"] = (prefilled, timings.last_token)
+        return phases
 
     async def _feed(self, output: OutputStream, event: TokenEvent) -> OutputDelta:
         if event.prompt_logprobs and len(event.prompt_logprobs) > _MAX_INLINE_LOGPROBS:

@@ -11,6 +11,7 @@ from sandwich.server.keys import ApiKeys
 from sandwich.server.metrics import Metrics
 from sandwich.server.server_limits import ServerLimits
 from sandwich.server.service import Service
+from sandwich.server.traces import Tracing
 
 
 @dataclass
@@ -18,6 +19,7 @@ class ServerState:
     config: ServerConfig
     keys: ApiKeys
     limits: ServerLimits = field(default_factory=ServerLimits)
+    tracing: Tracing | None = None
     metrics: Metrics = field(default_factory=Metrics)
     service: Service | None = None  # None: the model is loading
 
