@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,8 @@ NO_TOKENS = SampledTokens()
 # Weights are summed in blocks of this many first: at 128k entries a plain float64 cumulative sum
 # costs more than everything else in `choose` together.
 _BLOCK = 256
+_FEW = 4096  # weights of which a nucleus is found faster than an attempt is checked
+_MOST_ATTEMPTS = 4  # to draw in a nucleus, before it is found
 _BIN_OF_ONE = int(np.float32(1.0).view(np.int32)) >> 16
 
 
@@ -86,8 +90,8 @@ class Sampler:
             edit_logits(row, request)
         if request.params.is_greedy:
             return int(row.argmax())
-        uniform = self._uniform(request.seed, request.choice_index, request.num_output_tokens)
-        return choose(row, request.params, uniform)
+        place = (request.seed, request.choice_index, request.num_output_tokens)
+        return choose(row, request.params, partial(self._uniform, *place))
 
 
 def _add_states(tokens: list[SampledTokens], states: Float32Array, batch: Batch) -> None:
@@ -104,10 +108,11 @@ def _add_states(tokens: list[SampledTokens], states: Float32Array, batch: Batch)
 
 
 class UniformStream:
-    """Numbers in [0, 1) that are a function of (seed, choice, index) alone.
+    """Numbers in [0, 1) that are a function of (seed, choice, index, attempt) alone.
 
-    Philox 4x64 (Salmon et al., SC 2011) with key (seed, choice) and counter index, its first word.
-    One generator is repositioned for each number; to build one would cost several times more.
+    Philox 4x64 (Salmon et al., SC 2011) with key (seed, choice) and counter (index, attempt), its
+    first word. One generator is repositioned for each number; to build one would cost several times
+    more.
     """
 
     def __init__(self) -> None:
@@ -115,26 +120,58 @@ class UniformStream:
         self._state: Any = self._philox.state
         self._state["buffer_pos"] = 4  # nothing is left of the last block
 
-    def __call__(self, seed: int, choice: int, index: int) -> float:
+    def __call__(self, seed: int, choice: int, index: int, attempt: int = 0) -> float:
         self._state["state"]["key"][:] = seed, choice
-        self._state["state"]["counter"][0] = index
+        self._state["state"]["counter"][:2] = index, attempt
         self._philox.state = self._state
         return (int(self._philox.random_raw()) >> 11) * 2.0**-53
 
 
-def choose(row: Float32Array, params: SamplingParams, uniform: float) -> int:
-    """The token at `uniform` of the distribution that temperature, top_k, min_p and top_p leave."""
+def choose(row: Float32Array, params: SamplingParams, uniform: Callable[[int], float]) -> int:
+    """A token of the distribution that temperature, top_k, min_p and top_p leave: the one at
+    `uniform(0)`, or, where attempts may fail, at the first of `uniform(0)`, `uniform(1)`, ... that
+    succeeds.
+    """
     ids: Ids | None = top_ids(row, params.top_k) if 0 < params.top_k < len(row) else None
     logits = row if ids is None else row[ids]
-    weights: Weights = np.exp((logits - logits.max()) / params.temperature)  # the largest is 1
+    weights: Weights = logits - logits.max()
+    weights /= np.float32(params.temperature)
+    np.exp(weights, out=weights)  # the largest is 1
     if params.min_p > 0.0:
         weights[weights < params.min_p] = 0.0
-    if params.top_p < 1.0:
-        kept = nucleus(weights, params.top_p)
-        weights = weights[kept]
-        ids = kept if ids is None else ids[kept]
-    index = draw(weights, uniform)
+    if params.top_p == 1.0:
+        index = draw(weights, uniform(0))
+    elif len(weights) <= _FEW:
+        index = draw_from(weights, nucleus(weights, params.top_p), uniform(0))
+    else:
+        index = draw_in_nucleus(weights, params.top_p, uniform)
     return index if ids is None else int(ids[index])
+
+
+def draw_in_nucleus(weights: Weights, top_p: float, uniform: Callable[[int], float]) -> int:
+    """Index of a weight of the `nucleus`, drawn by rejection (von Neumann, 1951): a draw from all
+    weights that lies in the nucleus is a draw from it. To see whether one index lies in it takes a
+    fraction of the time that finding all of them does, and as long whatever the distribution is.
+    """
+    sums = block_sums(weights)
+    for attempt in range(_MOST_ATTEMPTS):
+        index = draw(weights, uniform(attempt), sums)
+        if weight_before(weights, index) < top_p * sums[-1]:
+            return index
+    return draw_from(weights, nucleus(weights, top_p), uniform(_MOST_ATTEMPTS))
+
+
+def weight_before(weights: Weights, index: int) -> float:
+    """Sum of the weights that come before one in descending order, the lower index first."""
+    weight = weights[index]
+    larger = weights > weight
+    num_equal = int(np.count_nonzero(weights[:index] == weight))
+    return float((weights * larger).sum()) + num_equal * float(weight)
+
+
+def draw_from(weights: Weights, kept: Ids, uniform: float) -> int:
+    """As `draw`, of the weights at the indices `kept` alone."""
+    return int(kept[draw(weights[kept], uniform)])
 
 
 def nucleus(weights: Weights, top_p: float) -> Ids:
@@ -159,10 +196,20 @@ def nucleus(weights: Weights, top_p: float) -> Ids:
     return candidates[kept]
 
 
-def draw(weights: Weights, uniform: float) -> int:
-    """Index of the weight at `uniform` in [0, 1) of the running sum; never one of weight 0."""
+def block_sums(weights: Weights) -> npt.NDArray[np.float64]:
+    """The running sum at the end of each block of weights."""
     starts = np.arange(0, len(weights), _BLOCK)
-    sums = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    sums: npt.NDArray[np.float64] = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    return sums
+
+
+def draw(weights: Weights, uniform: float, sums: npt.NDArray[np.float64] | None = None) -> int:
+    """Index of the weight at `uniform` in [0, 1) of the running sum; never one of weight 0.
+
+    `sums`: `block_sums` of the weights, if they are known.
+    """
+    if sums is None:
+        sums = block_sums(weights)
     target = uniform * sums[-1]  # below sums[-1], also rounded, as uniform <= 1 - 2^-53
     block = int(np.searchsorted(sums, target, side="right"))
     before = sums[block - 1] if block else 0.0
