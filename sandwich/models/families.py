@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.models import gemma, llama, mistral, olmo2, olmoe, qwen2, qwen3
+from sandwich.models import gemma, llama, mistral, olmo2, olmoe, qwen2, qwen3, qwen3_moe
 from sandwich.models.family import Family
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -16,6 +16,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     olmoe.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
+    qwen3_moe.FAMILY,
 )
 
 

@@ -213,6 +213,17 @@ CASES = [
     Case("olmoe", sizes(60, 3, 1, 20, num_experts=5, num_experts_per_tok=2), "olmoe"),
     Case("qwen2", sizes(64, 4, 2, 16, rms_norm_eps=1e-6), "qwen2"),
     Case("qwen3", sizes(60, 3, 1, 20, rms_norm_eps=1e-6), "qwen3"),
+    Case(
+        "qwen3-moe",
+        sizes(
+            *(64, 4, 2, 16),
+            num_experts=17,
+            num_experts_per_tok=3,
+            moe_intermediate_size=24,
+            norm_topk_prob=True,
+        ),
+        "qwen3_moe",
+    ),
     Case("qwen3-wide-heads-tied", sizes(40, 4, 2, 32, tie_word_embeddings=True), "qwen3"),
 ]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from codegen.spec import Experts
 from sandwich.checkpoint.huggingface import HuggingFaceFolder
 from sandwich.errors import ModelError
 from sandwich.models.config import ModelConfig
@@ -222,6 +223,43 @@ def test_what_is_not_supported_is_refused_by_file_key_and_value(
     assert message.startswith(f"{tmp_path / 'config.json'}: ")
     assert key in message
     assert complaint in message
+
+
+QWEN3_30B_A3B = {
+    **LLAMA_2_7B,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
+
+
+def test_experts_are_read_as_published_and_as_transformers_5_writes_them(tmp_path: Path) -> None:
+    expected = Experts(count=128, per_token=8, size=768, is_normalised=True)
+    assert read(tmp_path, QWEN3_30B_A3B).switches.traits.experts == expected
+    renamed = {**QWEN3_30B_A3B, "num_local_experts": QWEN3_30B_A3B["num_experts"]}
+    del renamed["num_experts"]
+    assert read(tmp_path, renamed).switches.traits.experts == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("num_experts_per_tok", 129, "at most num_experts, which is 128"),
+        ("num_experts", 0, "at least 1"),
+        ("mlp_only_layers", [0], "experts in every layer"),
+        ("decoder_sparse_step", 2, "experts in every layer"),
+    ],
+)
+def test_experts_that_are_not_supported_are_refused(
+    tmp_path: Path, key: str, value: Any, complaint: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"{key}.*{complaint}"):
+        read(tmp_path, {**QWEN3_30B_A3B, key: value})
 
 
 def test_another_model_type_without_architectures_is_refused(tmp_path: Path) -> None:
