@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.models import gemma, llama, mistral, olmo2, olmoe, qwen2, qwen3, qwen3_moe
+from sandwich.models import gemma, llama, mistral, mixtral, olmo2, olmoe, qwen2, qwen3, qwen3_moe
 from sandwich.models.family import Family
 
 FAMILIES: Final[tuple[Family, ...]] = (
     *gemma.FAMILIES,
     llama.FAMILY,
     mistral.FAMILY,
+    mixtral.FAMILY,
     olmo2.FAMILY,
     olmoe.FAMILY,
     qwen2.FAMILY,

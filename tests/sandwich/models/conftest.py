@@ -173,6 +173,7 @@ CASES = [
     Case("stored-as-f16-tied", sizes(64, 4, 2, 16, tie_word_embeddings=True), dtype=torch.float16),
     Case("mistral", sizes(64, 4, 2, 16, sliding_window=40), "mistral"),
     Case("mistral-narrow-window", sizes(60, 3, 1, 20, sliding_window=7), "mistral"),
+    Case("mixtral", sizes(60, 3, 1, 20, sliding_window=9, num_local_experts=4), "mixtral"),
     Case(
         "qwen2-windows-in-turn",
         sizes(
