@@ -218,6 +218,16 @@ class EngineConfig:
         parse_nbytes,
         metavar="SIZE",
     )
+    kv_offload: int | None = option(
+        "memory",
+        "size of a second tier for blocks that the KV cache has no room for; they come back where "
+        "that is cheaper than to compute them again (default: none)",
+        parse_nbytes,
+        metavar="SIZE",
+    )
+    kv_offload_dir: str | None = option(
+        "memory", "folder on whose disk that tier lies (default: in memory)", str, metavar="DIR"
+    )
     cpu_bind: str = option(
         "machine",
         "cores to use: auto, nobind, or CPU lists like 0-31|32-63",

@@ -63,9 +63,11 @@ def build_batch(
     )
 
 
-def decode_batch(requests: Sequence[Request]) -> Batch:
-    """As `build_batch`, of the one token that each request has not computed."""
+def decode_batch(requests: Sequence[Request]) -> Batch | None:
+    """As `build_batch`, of the one token that each request has not computed; None without any."""
     count = len(requests)
+    if not count:
+        return None
     return Batch(
         phase=Phase.DECODE,
         requests=tuple(requests),

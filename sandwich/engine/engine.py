@@ -22,6 +22,7 @@ from sandwich.engine.scheduler import Scheduler
 from sandwich.engine.stats import EngineStats
 from sandwich.errors import InvalidRequestError, UnavailableError
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, NativeTime, StepOutput
+from sandwich.requests.block_store import BlockStore
 from sandwich.requests.request import Request, SampledTokens, TokenEvent
 from schedules.mixed.plan import TAKE_TURNS, MixedPlan
 
@@ -42,9 +43,10 @@ class Engine:
         shares_prefixes: bool = True,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
+        store: BlockStore | None = None,
     ) -> None:
         self.executor = executor
-        self.scheduler = Scheduler(executor.limits, mixed, shares_prefixes, pace, clock)
+        self.scheduler = Scheduler(executor.limits, mixed, shares_prefixes, pace, clock, store)
         self.sampler = Sampler()
         self._started = 0.0  # when the batch in flight began, by the scheduler's clock
         self._last_native: tuple[Phase, float] | None = None  # and when it ended; None: was idle

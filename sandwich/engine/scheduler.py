@@ -22,6 +22,7 @@ from sandwich.engine.pace import FixedPace, Load, Pace, Turn
 from sandwich.engine.stats import EngineStats
 from sandwich.errors import ContextLengthError, InvalidRequestError
 from sandwich.executor.base import Batch, ExecutorLimits, StepKind
+from sandwich.requests.block_store import BlockStore
 from sandwich.requests.kv_cache import Copies, KvCache, Prefix, num_common_tokens
 from sandwich.requests.request import Request, SampledTokens, TokenEvent
 from schedules.mixed.plan import TAKE_TURNS, MixedMode, MixedPlan
@@ -48,16 +49,17 @@ class Scheduler:
         shares_prefixes: bool = True,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
+        store: BlockStore | None = None,
     ) -> None:
         self.limits = limits
         self.use(mixed, pace)
         self.cache = KvCache(
-            limits.num_blocks, limits.block_size, shares_prefixes, self.pace.token_cost
+            limits.num_blocks, limits.block_size, shares_prefixes, self.pace.token_cost, store
         )
         self.clock = clock
         self.waiting: list[Request] = []
         self.running: list[Request] = []
-        self.stats = EngineStats(num_blocks=limits.num_blocks)
+        self.stats = EngineStats(num_blocks=limits.num_blocks, store=store)
         self._requests: dict[str, Request] = {}
         self._last: StepKind | None = None
         self.in_flight: Batch | None = None
@@ -217,15 +219,15 @@ class Scheduler:
 
     def _next_batch(self) -> Batch | None:
         if self.in_flight:
-            return self._decode_batch(self._decoding())
+            return decode_batch(self._decoding())
         self._make_way()
         turn = self._turn()
         if turn.rides:
             riders = self._decoding()
-            return self._prefill_batch(turn.num_tokens, riders) or self._decode_batch(riders)
+            return self._prefill_batch(turn.num_tokens, riders) or decode_batch(riders)
         if turn.num_tokens and (batch := self._prefill_batch(turn.num_tokens)):
             return batch
-        return self._decode_batch(self._decoding()) or self._prefill_batch(self._most_tokens)
+        return decode_batch(self._decoding()) or self._prefill_batch(self._most_tokens)
 
     def _turn(self) -> Turn:
         decoding = self._past_prefill()
@@ -323,9 +325,6 @@ class Scheduler:
         return [
             request for request in self.running if not request.is_prefilling and self._grow(request)
         ]
-
-    def _decode_batch(self, requests: Sequence[Request]) -> Batch | None:
-        return decode_batch(requests) if requests else None
 
     def _grow(self, request: Request) -> bool:
         """Give the request a slot for its last token; False if it was itself the one to yield, or

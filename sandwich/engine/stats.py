@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from sandwich.executor.base import StepKind
+from sandwich.requests.block_store import BlockStore
 
 
 @dataclass(slots=True)
@@ -51,6 +52,7 @@ class EngineStats:
     """Gauges as of the last step, add or abort, and counters since the start."""
 
     num_blocks: int
+    store: BlockStore | None = None  # counts what it saved and restored
     num_used_blocks: int = 0
     num_waiting: int = 0
     num_running: int = 0

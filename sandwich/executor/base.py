@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codegen.spec import Phase
+from sandwich.requests.block_store import Row
 from sandwich.requests.request import Request
 from sandwich.requests.want import Want
 
@@ -204,7 +205,35 @@ class Executor(Protocol):
         unless steps still compute what they did at the start. They write to a block nobody needs.
         """
 
+    @property
+    def block_nbytes(self) -> int:
+        """Of one block of the KV cache."""
+
+    def save_block(self, block_id: int, row: Row) -> None:
+        """Copy the bytes of a block that no step in flight writes to `row`."""
+
+    def load_block(self, block_id: int, row: Row) -> None:
+        """Copy them back, to any block."""
+
     def close(self) -> None: ...
+
+
+def save_block(block_id: int, cache: Iterable[npt.NDArray[Any]], row: Row) -> None:
+    """Copy a block of all arrays (layers, kv_heads, num_blocks, ...) of the KV cache to `row`."""
+    at = 0
+    for array in cache:
+        part = array[:, :, block_id]
+        row[at : at + part.nbytes].view(part.dtype).reshape(part.shape)[:] = part
+        at += part.nbytes
+
+
+def load_block(block_id: int, cache: Iterable[npt.NDArray[Any]], row: Row) -> None:
+    """The way back of `save_block`."""
+    at = 0
+    for array in cache:
+        part = array[:, :, block_id]
+        part[:] = row[at : at + part.nbytes].view(part.dtype).reshape(part.shape)
+        at += part.nbytes
 
 
 def copy_blocks(batch: Batch, cache: Iterable[npt.NDArray[Any]]) -> None:
@@ -218,7 +247,9 @@ def copy_blocks(batch: Batch, cache: Iterable[npt.NDArray[Any]]) -> None:
 
 
 class LazyStart(ABC):
-    """The `start` of an executor that does one thing at a time: the batch runs in `wait`."""
+    """The `start` of an executor that does one thing at a time: the batch runs in `wait`. One that
+    has a KV cache says how its blocks are saved.
+    """
 
     _started: Batch
     _is_stopped = False
@@ -238,6 +269,17 @@ class LazyStart(ABC):
 
     def prove(self, block_id: int) -> None:  # noqa: B027
         """A failure leaves nothing behind that a later step would find."""
+
+    @property
+    def block_nbytes(self) -> int:
+        """By which a store counts blocks."""
+        return 1
+
+    def save_block(self, block_id: int, row: Row) -> None:  # noqa: B027
+        """There is nothing to save."""
+
+    def load_block(self, block_id: int, row: Row) -> None:  # noqa: B027
+        """There is nothing to load."""
 
     def start(self, batch: Batch) -> None:
         self._started = batch

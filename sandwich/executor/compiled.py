@@ -12,11 +12,19 @@ from collections.abc import Mapping
 from codegen.spec import Phase
 from platforms.memory import Arena
 from sandwich.errors import UnsoundExecutorError
-from sandwich.executor.base import Batch, ExecutorLimits, StepOutput, copy_blocks
+from sandwich.executor.base import (
+    Batch,
+    ExecutorLimits,
+    StepOutput,
+    copy_blocks,
+    load_block,
+    save_block,
+)
 from sandwich.executor.bound import Arrays, BoundProgram, bind
 from sandwich.executor.programs import PhaseProgram
 from sandwich.executor.rehearsal import rehearsal
 from sandwich.executor.step_report import operator_ns
+from sandwich.requests.block_store import Row
 
 Programs = Mapping[Phase, PhaseProgram]
 
@@ -134,6 +142,19 @@ class CompiledExecutor:
         batch = rehearsal(spec.phase, [(0, 1)], size, vocab_size=1, first_block=block_id)
         output = program.run(batch)
         return output.argmax[0], output.peaks[0]
+
+    @property
+    def block_nbytes(self) -> int:
+        """Of one block of the KV cache."""
+        return sum(array[:, :, 0].nbytes for array in self._cache.values())
+
+    def save_block(self, block_id: int, row: Row) -> None:
+        """Copy a block's bytes to `row`."""
+        save_block(block_id, self._cache.values(), row)
+
+    def load_block(self, block_id: int, row: Row) -> None:
+        """Copy them back, to any block."""
+        load_block(block_id, self._cache.values(), row)
 
     def close(self) -> None:
         """End the launchers, once they have done what was started."""

@@ -26,9 +26,12 @@ from sandwich.executor.base import (
     LazyStart,
     StepOutput,
     copy_blocks,
+    load_block,
+    save_block,
 )
 from sandwich.executor.inputs import StepInputs
 from sandwich.executor.scoring import read_rows
+from sandwich.requests.block_store import Row
 from sandwich.weights.load import ModelWeights
 
 Array = npt.NDArray[Any]
@@ -88,6 +91,19 @@ class ReferenceExecutor(LazyStart):
         peaks = logits[np.arange(len(argmax)), argmax]
         states = step.states(batch.state_rows) if batch.pooled else None
         return StepOutput(kept, argmax.tolist(), peaks.tolist(), scores, states=states)
+
+    @property
+    def block_nbytes(self) -> int:
+        """Of one block of the KV cache."""
+        return sum(array[:, :, 0].nbytes for array in (self._model.keys, self._model.values))
+
+    def save_block(self, block_id: int, row: Row) -> None:
+        """Copy a block's bytes to `row`."""
+        save_block(block_id, (self._model.keys, self._model.values), row)
+
+    def load_block(self, block_id: int, row: Row) -> None:
+        """Copy them back, to any block."""
+        load_block(block_id, (self._model.keys, self._model.values), row)
 
     def close(self) -> None:
         """There is nothing to let go of but memory."""

@@ -14,6 +14,7 @@ import numpy as np
 from codegen.spec import Phase
 from sandwich.errors import SandwichError
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, Float32Array, StepOutput
+from sandwich.requests.block_store import Row
 
 # The largest difference that rounding explains, as a share of the row's largest logit. In float32
 # only the order of sums differs; with bf16 any input of a product may be rounded the other way, and
@@ -87,6 +88,23 @@ class VerifyingExecutor:
     def prove(self, block_id: int) -> None:
         """For the executor."""
         self._executor.prove(block_id)
+
+    @property
+    def block_nbytes(self) -> int:
+        """Of a block in both caches."""
+        return self._executor.block_nbytes + self._reference.block_nbytes
+
+    def save_block(self, block_id: int, row: Row) -> None:
+        """From both."""
+        own = self._executor.block_nbytes
+        self._executor.save_block(block_id, row[:own])
+        self._reference.save_block(block_id, row[own:])
+
+    def load_block(self, block_id: int, row: Row) -> None:
+        """To both."""
+        own = self._executor.block_nbytes
+        self._executor.load_block(block_id, row[:own])
+        self._reference.load_block(block_id, row[own:])
 
     def close(self) -> None:
         """Close both."""

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sandwich.requests.block_store import BlockStore, block_key
 from sandwich.requests.blocks import BlockPool, BlockTable
 from sandwich.requests.prefix_tree import Node, PrefixTree, TokenCost
 from sandwich.requests.request import Request
@@ -23,11 +24,12 @@ Copies = list[tuple[int, int]]  # of blocks: source, target
 
 
 class Prefix(NamedTuple):
-    """The beginning of a prompt that need not be computed: blocks to share, and the one whose first
-    `num_copied` tokens are to be copied.
+    """The beginning of a prompt that need not be computed: blocks to share, then the keys of those
+    to restore from the store, or the block whose first `num_copied` tokens are to be copied.
     """
 
     shared: tuple[Node, ...] = ()
+    restored: tuple[bytes, ...] = ()
     copied: Node | None = None
     num_copied: int = 0
 
@@ -51,7 +53,8 @@ class KvCache:
     """Ask for `room`, then `admit`; `can_grow`, then `grow`. `publish` what has been computed, and
     `free` the table in the end. Without `shares_prefixes` nothing can be found again.
 
-    token_cost: what it costs to compute a token again, by position, in any unit.
+    token_cost: seconds, or any other unit, that it takes to compute a token again, by position.
+    store: where evicted blocks go, and come back from where that is cheaper.
     """
 
     def __init__(
@@ -60,10 +63,13 @@ class KvCache:
         block_size: int,
         shares_prefixes: bool = True,
         token_cost: TokenCost = even_cost,
+        store: BlockStore | None = None,
     ) -> None:
         self._pool = BlockPool(num_blocks, block_size)
         self._tree = PrefixTree(block_size, token_cost)
         self._block_size = block_size
+        self._token_cost = token_cost
+        self._store = store
         self.shares_prefixes = shares_prefixes
 
     @property
@@ -92,13 +98,56 @@ class KvCache:
             return NO_PREFIX
         tokens = request.token_ids[: request.num_skippable_tokens]
         nodes, length = self._tree.find(request.cache_salt, tokens)
-        if not nodes or length == self._block_size:
-            return Prefix(tuple(nodes))
-        return Prefix(tuple(nodes[:-1]), nodes[-1], length)
+        shared = tuple(nodes if length == self._block_size else nodes[:-1])
+        if restored := self._restorable(request.cache_salt, tokens, shared):
+            return Prefix(shared, restored)
+        return (
+            Prefix(shared) if len(shared) == len(nodes) else Prefix(shared, (), nodes[-1], length)
+        )
+
+    def _restorable(
+        self, salt: str, tokens: Int32Array, shared: tuple[Node, ...]
+    ) -> tuple[bytes, ...]:
+        """Keys of the blocks behind the shared ones that the store has, if to copy them back takes
+        less time than to compute them.
+        """
+        size = self._block_size
+        start = len(shared) * size
+        if self._store is None or start + size > len(tokens):
+            return ()
+        if self._token_cost(start) * size < self._store.seconds_per_block:
+            return ()
+        keys: list[bytes] = []
+        key = self._key(shared[-1]) if shared else salt.encode()
+        for at in range(start, len(tokens) - size + 1, size):
+            key = block_key(key, tokens[at : at + size].tobytes())
+            if key not in self._store:
+                break
+            keys.append(key)
+        return tuple(keys)
+
+    def _key(self, node: Node) -> bytes:
+        """Of a full block, for the store."""
+        path = []
+        while not node.key and node.parent is not None:
+            path.append(node)
+            node = node.parent
+        key = node.key or node.tokens  # a root's tokens are its salt
+        for each in reversed(path):
+            each.key = key = block_key(key, each.tokens)
+        return key
+
+    def _evict(self) -> None:
+        """Free the block that is worth least; the store keeps what is in it, if it is full."""
+        node = self._tree.evict()
+        if self._store is not None and node.num_tokens == self._block_size:
+            self._store.save(self._key(node), node.block_id)
+        self._pool.put_back(node.block_id)
 
     def num_tokens(self, prefix: Prefix) -> int:
         """Tokens of a prefix."""
-        return len(prefix.shared) * self._block_size + prefix.num_copied
+        num_blocks = len(prefix.shared) + len(prefix.restored)
+        return num_blocks * self._block_size + prefix.num_copied
 
     def room(self, request: Request, num_spare: int = 0) -> Prefix | None:
         """The longest prefix behind which there is room for all its tokens and for `num_spare`
@@ -123,7 +172,11 @@ class KvCache:
             self._hold(prefix.copied)
         table.ids += [node.block_id for node in prefix.shared]
         table.nodes += prefix.shared
+        slots = [self._store.take(key) for key in prefix.restored] if self._store else []
         self.grow(table, request.num_tokens)
+        for slot, block_id in zip(slots, table.ids[len(prefix.shared) :], strict=False):
+            assert self._store is not None
+            self._store.restore(slot, block_id)
         request.num_computed = self.num_tokens(prefix)
         if prefix.copied is None:
             return []
@@ -137,13 +190,13 @@ class KvCache:
         """Grow `table` to hold `num_tokens` tokens; only after `can_grow` said yes."""
         if num_missing := self.num_missing(table, num_tokens):
             while self._pool.num_free < num_missing and self._tree.num_idle:
-                self._pool.put_back(self._tree.evict())
+                self._evict()
             table.ids += self._pool.take(num_missing)
 
     def spare_block(self) -> int:
         """A block that nobody holds and whose content is forgotten, until the next `grow`."""
         if not self._pool.num_free:
-            self._pool.put_back(self._tree.evict())
+            self._evict()
         [block_id] = self._pool.take(1)
         self._pool.release(block_id)
         self._pool.put_back(block_id)
@@ -244,6 +297,8 @@ class KvCache:
         kept = [node.block_id for node in self._tree.nodes() if node.is_idle]
         self._pool.check_integrity([*held, *copies], kept)
         self._tree.check_integrity(self._pool.num_holders)
+        if self._store is not None:
+            self._store.check_integrity()
         for request in listed:
             nodes, ids = request.block_table.nodes, request.block_table.ids
             assert [node.block_id for node in nodes] == ids[: len(nodes)]

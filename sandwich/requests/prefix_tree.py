@@ -36,6 +36,7 @@ class Node:
         "depth",
         "entry",
         "is_idle",
+        "key",
         "keys",
         "parent",
         "tokens",
@@ -49,6 +50,7 @@ class Node:
         self.depth: int = -1 if parent is None else parent.depth + 1  # blocks in front of it
         self.keys: list[bytes] = []
         self.children: list[Node] = []
+        self.key = b""  # by which a store knows the block, once somebody asked
         self.is_idle = False  # nobody holds the block
         self.worth = 0.0  # the least is evicted first
         self.entry = 0  # its number in the queue of the tree; 0: it is not there
@@ -162,14 +164,15 @@ class PrefixTree:
         node.entry = 0
         self.num_idle -= 1
 
-    def evict(self) -> int:
-        """Forget the idle leaf of the least worth; its block. There must be an idle node."""
+    def evict(self) -> Node:
+        """Forget the idle leaf of the least worth. There must be an idle node."""
         while True:
             worth, entry, node = heappop(self._idle_leaves)
             if entry == node.entry:
                 break
         self._clock = worth
-        return self.drop(node)
+        self.drop(node)
+        return node
 
     def drop(self, node: Node) -> int:
         """Forget an idle leaf; its block, which is free then."""

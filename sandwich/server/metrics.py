@@ -122,6 +122,9 @@ class _EngineCollector(Collector):
         yield _counter(
             "prefix_cache_hits", "Tokens found there, not computed again", stats.num_prefix_hits
         )
+        if (store := stats.store) is not None:
+            yield _counter("kv_offload_saved_blocks", "Evicted blocks kept", store.num_saved)
+            yield _counter("kv_offload_restored_blocks", "Blocks taken back", store.num_restored)
         yield _counter("num_preemptions", "Requests put back", stats.num_preemptions)
         yield _counter("plan_switches", "Changes of the phase", stats.num_phase_switches)
         yield _durations(

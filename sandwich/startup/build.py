@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from codegen.spec import ModelShape
@@ -19,6 +20,7 @@ from platforms.probe import probe
 from platforms.render import render
 from sandwich.config import EngineConfig
 from sandwich.engine.engine import Engine
+from sandwich.errors import ConfigError
 from sandwich.executor.assembly import compiled_executor
 from sandwich.executor.base import Executor
 from sandwich.executor.null import NullExecutor
@@ -27,6 +29,7 @@ from sandwich.executor.reference import ReferenceExecutor
 from sandwich.executor.verify import TOLERANCE, VerifyingExecutor
 from sandwich.models.config import ModelConfig
 from sandwich.models.embedding import EmbeddingUse
+from sandwich.requests.block_store import BlockStore
 from sandwich.startup.memory_plan import MemoryPlan
 from sandwich.startup.model import Model
 from sandwich.startup.plans import TimeSteps, executor_limits, make_pace, make_plans
@@ -95,8 +98,9 @@ def build_engine(
         _log.info("memory   %s", placement.render())
     executor = _executor(config, model, plans, memory, placement)
     pace = make_pace(config, result, executor.limits) if config.executor == "compiled" else None
+    store = block_store(config, executor)
     return EngineParts(
-        engine=Engine(executor, plans.mixed, config.enable_prefix_caching, pace),
+        engine=Engine(executor, plans.mixed, config.enable_prefix_caching, pace, store=store),
         tokenizer=tokenizer,
         model_config=model.config,
         generation_defaults=model.generation_defaults,
@@ -107,6 +111,21 @@ def build_engine(
         memory=memory,
         embedding_use=model.embedding_use,
     )
+
+
+def block_store(config: EngineConfig, executor: Executor) -> BlockStore | None:
+    """The second tier of the prefix cache that `config` asks for, if it does.
+
+    Raises ConfigError if there is no room for it, or nothing that it could be for.
+    """
+    if config.kv_offload is None:
+        if config.kv_offload_dir is not None:
+            raise ConfigError("--kv-offload-dir needs --kv-offload, the size; give that too")
+        return None
+    if not config.enable_prefix_caching:
+        raise ConfigError("--kv-offload has no use with --no-enable-prefix-caching; drop one")
+    folder = config.kv_offload_dir
+    return BlockStore(executor, config.kv_offload, Path(folder) if folder else None)
 
 
 def _time_steps(config: EngineConfig) -> TimeSteps | None:

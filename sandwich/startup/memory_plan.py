@@ -72,6 +72,7 @@ class MemoryPlan:
     kv: KvLayout
     workspace_bytes: int
     budget: MemoryBudget
+    offload_bytes: int = 0  # of a second tier of the cache in memory
     notes: tuple[str, ...] = ()  # what was decided for the user, and how to decide otherwise
 
     @property
@@ -96,6 +97,7 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         needed = self.layout.weight_bytes + self.kv_bytes + self.workspace_bytes
+        needed += self.offload_bytes
         return needed + self.budget.process_bytes + RESERVE_BYTES
 
     def render(self) -> str:
@@ -106,11 +108,14 @@ class MemoryPlan:
         rows = (
             ("weights", self.layout.weight_bytes, f"{self.model_name}, {self.weights}"),
             ("KV cache", self.kv_bytes, f"{cache}, {kv.dtype}; {self.max_model_len} a request"),
+            ("offload", self.offload_bytes, "KV blocks that the cache has no room for"),
             ("workspace", self.workspace_bytes, "activations and logits of one step"),
             ("process", budget.process_bytes + RESERVE_BYTES, f"{_size(RESERVE_BYTES)} in reserve"),
             ("total", self.total_bytes, f"of {_size(budget.limit_bytes)}, {budget.source}"),
         )
-        lines = [f"  {name:<10}{_size(nbytes):>12}  {what}" for name, nbytes, what in rows]
+        lines = [
+            f"  {name:<10}{_size(nbytes):>12}  {what}" for name, nbytes, what in rows if nbytes
+        ]
         return "\n".join(["memory plan", *lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -164,7 +169,10 @@ def plan_memory(
             ", which is what the cache holds; --max-model-len or --kv-cache-size change it"
         )
         layout = layout.of_shape(shape)
-    return MemoryPlan(config.name, layout, kv, workspace_bytes, planner.budget, tuple(notes))
+    offload = planner.offload_bytes
+    return MemoryPlan(
+        config.name, layout, kv, workspace_bytes, planner.budget, offload, tuple(notes)
+    )
 
 
 class _Planner:
@@ -182,7 +190,9 @@ class _Planner:
         self.engine = engine
         self.budget = budget
         self.kv = KvLayout.of_shape(shape, DEFAULT_BLOCK_SIZE, layout.lanes, kv_dtype, num_blocks=1)
-        self.fixed_bytes = layout.weight_bytes + workspace_bytes
+        in_memory = engine.kv_offload_dir is None
+        self.offload_bytes = (engine.kv_offload or 0) if in_memory else 0
+        self.fixed_bytes = layout.weight_bytes + workspace_bytes + self.offload_bytes
         self.free_bytes = self.budget.free_bytes - self.fixed_bytes  # for the cache
         self.blocks_per_seq = self._blocks_of(shape.max_model_len)
         self._layout = layout
@@ -195,9 +205,10 @@ class _Planner:
         smaller = _SMALLER_WEIGHTS.get(self._layout.weights.bits, "")
         raise self._error(
             self.fixed_bytes + self.kv.bytes_per_block,
-            f"{_size(self._layout.weight_bytes)} of weights, {_size(self._workspace_bytes)} of "
-            "workspace",
-            f"take a smaller model{smaller}, less --max-num-batched-tokens or --max-num-seqs",
+            f"{_size(self._layout.weight_bytes)} of weights, "
+            f"{_size(self._workspace_bytes + self.offload_bytes)} of workspace",
+            f"take a smaller model{smaller}, less --max-num-batched-tokens, --max-num-seqs or "
+            "--kv-offload",
         )
 
     def num_blocks(self) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from sandwich import LLM, SamplingParams
+from sandwich.config import EngineConfig
+from sandwich.startup.build import build_engine
 from sandwich.text.output import RequestOutput
 
 PARAMS = {"temperature": 0.9, "seed": 3, "max_tokens": 37, "ignore_eos": True, "logprobs": 20}
@@ -83,6 +85,40 @@ def test_later_turns_and_prompts_that_part_from_them_have_the_same_bits(
         result = answer(caching, tokens)
         assert num_cached(result) == num_expected, name
         assert exact(result) == exact(answer(plain, tokens)), name
+
+
+@pytest.mark.parametrize("is_on_disk", [False, True])
+def test_what_was_evicted_and_came_back_has_the_same_bits(
+    programs_dir: Path, tmp_path: Path, is_on_disk: bool
+) -> None:
+    options: dict[str, Any] = {
+        "model": "tiny",
+        "random_weights": True,
+        "dtype": "bfloat16",
+        "max_num_seqs": 2,
+        "max_num_batched_tokens": 64,
+        "max_model_len": 256,
+        "cache_dir": programs_dir,
+    }
+    parts = build_engine(EngineConfig(**options, executor="null"))
+    parts.engine.close()
+    options["kv_cache_size"] = 8 * parts.memory.kv.bytes_per_block
+    offload: dict[str, Any] = {
+        "kv_offload": 1 << 24,
+        "kv_offload_dir": str(tmp_path) if is_on_disk else None,
+    }
+    prompts = [[(7 * i * i + k * i) % 500 + 5 for i in range(150)] for k in range(3)]
+    plainly = options | {"enable_prefix_caching": False}
+    with LLM(**options, **offload) as small, LLM(**plainly) as plain:
+        for prompt in prompts:
+            answer(small, prompt)
+        again = [answer(small, prompt) for prompt in prompts]
+        expected = [answer(plain, prompt) for prompt in prompts]
+        store = small._engine.stats.store
+    assert store is not None
+    assert store.num_restored > 0
+    assert [num_cached(result) for result in again] == [128] * 3
+    assert [exact(result) for result in again] == [exact(result) for result in expected]
 
 
 def test_choices_that_share_a_prompt_have_the_bits_of_those_that_do_not(

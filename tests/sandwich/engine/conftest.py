@@ -19,6 +19,7 @@ from sandwich.engine.engine import Engine
 from sandwich.engine.pace import Pace
 from sandwich.executor.base import Batch, ExecutorLimits, StepKind, StepOutput
 from sandwich.executor.null import NullExecutor
+from sandwich.requests.block_store import BlockStore, Row
 from sandwich.requests.request import Request, RequestTimings, TokenEvent
 from sandwich.requests.sampling_params import SamplingParams
 from schedules.mixed.plan import TAKE_TURNS, MixedPlan
@@ -76,6 +77,16 @@ class AuditingExecutor(NullExecutor):
     def wait(self) -> StepOutput:
         self._in_flight = None
         return super().wait()
+
+    @property
+    def block_nbytes(self) -> int:
+        return self.limits.block_size * self._cached.itemsize
+
+    def save_block(self, block_id: int, row: Row) -> None:
+        row.view(np.int64)[:] = self._cached.reshape(self.limits.num_blocks, -1)[block_id]
+
+    def load_block(self, block_id: int, row: Row) -> None:
+        self._cached.reshape(self.limits.num_blocks, -1)[block_id] = row.view(np.int64)
 
     def run(self, batch: Batch) -> StepOutput:
         self.batches.append(batch)
@@ -188,9 +199,12 @@ class Driver:
         shares_prefixes: bool = False,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
+        num_stored: int = 0,
     ) -> None:
         self.executor = AuditingExecutor(limits, failing_runs)
-        self.engine = Engine(self.executor, mixed, shares_prefixes, pace, clock)
+        nbytes = num_stored * self.executor.block_nbytes
+        self.store = BlockStore(self.executor, nbytes) if num_stored else None
+        self.engine = Engine(self.executor, mixed, shares_prefixes, pace, clock, store=self.store)
         self.requests: dict[str, Request] = {}
         self.events: dict[str, list[TokenEvent]] = defaultdict(list)
 
@@ -259,7 +273,8 @@ class Driver:
 @pytest.fixture(scope="session")
 def drive() -> Callable[..., Driver]:
     """`drive(failing_runs=(), mixed=TAKE_TURNS, shares_prefixes=False, pace=None, clock=...,
-    **changed_limits)`: a Driver over a tiny, audited null executor.
+    num_stored=0, **changed_limits)`: a Driver over a tiny, audited null executor; `num_stored`:
+    blocks of a second tier.
     """
 
     def make(
@@ -268,9 +283,10 @@ def drive() -> Callable[..., Driver]:
         shares_prefixes: bool = False,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
+        num_stored: int = 0,
         **changes: int,
     ) -> Driver:
         limits = tiny_limits(**changes)
-        return Driver(limits, failing_runs, mixed, shares_prefixes, pace, clock)
+        return Driver(limits, failing_runs, mixed, shares_prefixes, pace, clock, num_stored)
 
     return make

@@ -56,6 +56,48 @@ def test_twenty_interleaved_conversations_keep_their_hits_while_there_is_room(dr
         assert num_computed(driver) - before == 20 * 3
 
 
+@pytest.mark.parametrize("num_stored", [0, 5, 100])
+def test_what_there_was_no_room_for_comes_back_from_the_store(
+    drive: Drive, num_stored: int
+) -> None:
+    driver = drive(shares_prefixes=True, num_blocks=12, num_stored=num_stored)
+    prompts = [[number, *range(1, 30)] for number in range(40, 46)]
+    for prompt in prompts:
+        driver.add(prompt, max_tokens=2)
+        driver.run()
+    for prompt in prompts[::-1]:
+        before = num_computed(driver)
+        name = driver.add([*prompt, 77], max_tokens=2)
+        driver.run()
+        assert driver.tokens(name) == driver.executor.continuation([*prompt, 77], 2)
+        num_cached = driver.timings(name).num_cached_tokens
+        assert num_computed(driver) - before == 31 - num_cached
+        if num_stored == 100 and prompt is not prompts[-1]:
+            assert num_cached == 28  # whole blocks
+    if driver.store is not None:
+        assert driver.store.num_restored > 0
+        assert driver.engine.stats.store is driver.store
+
+
+def test_a_store_that_is_slower_than_computing_is_left_alone(drive: Drive) -> None:
+    driver = drive(shares_prefixes=True, num_blocks=12, num_stored=100)
+    assert driver.store is not None
+    driver.store.seconds_per_block = 1e9
+    for number in (1, 2, 1):
+        driver.add([number] * 40, max_tokens=2)
+        driver.run()
+    assert driver.store.num_saved > 0
+    assert driver.store.num_restored == 0
+
+
+def test_the_store_keeps_salts_apart(drive: Drive) -> None:
+    driver = drive(shares_prefixes=True, num_blocks=12, num_stored=100)
+    for salt in ("a", "b", "a"):
+        name = driver.add([7] * 41, salt=salt, max_tokens=2)
+        driver.run()
+        assert driver.timings(name).num_cached_tokens == (40 if name == "r2" else 0)
+
+
 @pytest.mark.parametrize("prompt_length", [3, 4, 9, 40])
 def test_choices_of_one_prompt_share_it(drive: Drive, prompt_length: int) -> None:
     driver = drive(shares_prefixes=True, **LARGE)

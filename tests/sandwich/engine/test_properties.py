@@ -88,6 +88,7 @@ mixed_plans = st.one_of(
     st.builds(MixedPlan, st.just(MixedMode.CORUN), chunks, st.just((0,)), st.just((1,))),
 )
 patiences = st.integers(0, 5)  # runs beside a batch in flight until it is done
+stored = st.sampled_from([0, 1, 6])  # blocks of a second tier of the cache
 
 
 def alone(drive: Drive, capacity: int, prompt: list[int], params: dict[str, Any]) -> list[int]:
@@ -122,7 +123,14 @@ def play(driver: Driver, script: list[tuple[Any, Any]]) -> dict[str, tuple[list[
 
 
 @settings(max_examples=120)
-@given(sizes=limits, script=happenings, mixed=mixed_plans, patience=patiences, shares=st.booleans())
+@given(
+    sizes=limits,
+    script=happenings,
+    mixed=mixed_plans,
+    patience=patiences,
+    shares=st.booleans(),
+    num_stored=stored,
+)
 def test_tokens_and_ends_are_those_of_a_request_alone(
     drive: Drive,
     sizes: dict[str, int],
@@ -130,8 +138,10 @@ def test_tokens_and_ends_are_those_of_a_request_alone(
     mixed: MixedPlan,
     patience: int,
     shares: bool,
+    num_stored: int,
 ) -> None:
-    driver = drive((), mixed, shares, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    lengths = {"vocab_size": VOCAB_SIZE, "max_model_len": MAX_MODEL_LEN, "num_stored": num_stored}
+    driver = drive((), mixed, shares, **lengths, **sizes)
     driver.executor.patience = patience
     capacity = driver.engine.scheduler.max_tokens_per_request
     added = play(driver, script)
@@ -155,6 +165,7 @@ def test_tokens_and_ends_are_those_of_a_request_alone(
     mixed=mixed_plans,
     patience=patiences,
     shares=st.booleans(),
+    num_stored=stored,
 )
 def test_failures_end_requests_but_lose_nothing(
     drive: Drive,
@@ -165,8 +176,9 @@ def test_failures_end_requests_but_lose_nothing(
     mixed: MixedPlan,
     patience: int,
     shares: bool,
+    num_stored: int,
 ) -> None:
-    lengths = {"vocab_size": VOCAB_SIZE, "max_model_len": MAX_MODEL_LEN}
+    lengths = {"vocab_size": VOCAB_SIZE, "max_model_len": MAX_MODEL_LEN, "num_stored": num_stored}
     driver = drive(failing_runs, mixed, shares, **lengths, **sizes)
     driver.executor.patience = patience
     driver.executor.poisoned = {f"r{number}" for number in poisoned}
@@ -230,7 +242,14 @@ def test_a_starved_cache_preempts_yet_everyone_finishes(
 
 
 @settings(max_examples=80)
-@given(sizes=limits, script=happenings, mixed=mixed_plans, patience=patiences, shares=st.booleans())
+@given(
+    sizes=limits,
+    script=happenings,
+    mixed=mixed_plans,
+    patience=patiences,
+    shares=st.booleans(),
+    num_stored=stored,
+)
 def test_no_room_of_a_step_is_left_to_those_who_wait_and_the_oldest_is_in_every_other_step(
     drive: Drive,
     sizes: dict[str, int],
@@ -238,8 +257,10 @@ def test_no_room_of_a_step_is_left_to_those_who_wait_and_the_oldest_is_in_every_
     mixed: MixedPlan,
     patience: int,
     shares: bool,
+    num_stored: int,
 ) -> None:
-    driver = drive((), mixed, shares, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN, **sizes)
+    lengths = {"vocab_size": VOCAB_SIZE, "max_model_len": MAX_MODEL_LEN, "num_stored": num_stored}
+    driver = drive((), mixed, shares, **lengths, **sizes)
     driver.executor.patience = patience
     scheduler = driver.engine.scheduler
     most_absent = 1 + (patience + 1) * (mixed.mode is MixedMode.CORUN)

@@ -111,7 +111,7 @@ def test_what_is_found_is_what_a_plain_search_finds(
 def test_leaves_go_first_and_parents_follow() -> None:
     tree = tree_of()
     idle(tree, add(tree, range(12)))
-    assert [tree.evict() for _ in range(3)] == [2, 1, 0]
+    assert [tree.evict().block_id for _ in range(3)] == [2, 1, 0]
     assert find(tree, [0, 1]) == ([], 0)
     assert tree.num_idle == 0
     tree.check_integrity([])
@@ -122,11 +122,11 @@ def test_what_was_used_last_stays_longest() -> None:
     paths = [add(tree, [start] * 4) for start in (1, 2, 3)]
     for path in paths:
         idle(tree, path)
-    assert tree.evict() == 0
+    assert tree.evict().block_id == 0
     tree.set_held(paths[1][0])
     tree.set_idle(paths[1][0])
     idle(tree, add(tree, [4] * 4))
-    assert tree.evict() == 2
+    assert tree.evict().block_id == 2
 
 
 def test_what_is_dear_to_compute_outlives_what_was_used_later_but_not_for_ever() -> None:
@@ -136,7 +136,7 @@ def test_what_is_dear_to_compute_outlives_what_was_used_later_but_not_for_ever()
     evicted = []
     for start in range(12):
         idle(tree, add(tree, [start] * 4, first_id=1000 + start))
-        evicted.append(tree.evict())
+        evicted.append(tree.evict().block_id)
     last = late[-1].block_id
     assert evicted.index(last) > 0
     # the others of its path were nearer to the beginning, and had to wait for it
@@ -147,11 +147,14 @@ def test_a_held_block_is_not_evicted_and_neither_are_those_above_it() -> None:
     tree = tree_of()
     first, second = add(tree, range(8)), add(tree, [*range(4), 9, 9, 9, 9])
     tree.set_idle(first[1])
-    assert tree.evict() == first[1].block_id
+    assert tree.evict().block_id == first[1].block_id
     with pytest.raises(IndexError):
         tree.evict()
     idle(tree, second)
-    assert [tree.evict(), tree.evict()] == [second[1].block_id, second[0].block_id]
+    assert [tree.evict().block_id, tree.evict().block_id] == [
+        second[1].block_id,
+        second[0].block_id,
+    ]
 
 
 def test_the_queue_does_not_grow_with_the_times_a_block_is_used() -> None:
