@@ -7,6 +7,7 @@ import gc
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sandwich.cli.logs import set_up_logging
@@ -51,8 +52,8 @@ def main(args: argparse.Namespace) -> None:
 
     loaded: list[Backend] = []
 
-    def load() -> Backend:
-        loaded.append(build_backend(engine_config))
+    def load(on_progress: Callable[[float], None]) -> Backend:
+        loaded.append(build_backend(engine_config, on_progress))
         # What was made so far stays; no collection need walk over it while a step waits.
         gc.collect()
         gc.freeze()

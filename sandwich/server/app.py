@@ -9,6 +9,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -36,6 +37,7 @@ from sandwich.server.tls import tls_context
 from sandwich.server.traces import Tracing
 
 ResultT = TypeVar("ResultT")
+Load = Callable[[Callable[[float], None]], Backend]  # given what to tell the share that is done
 
 logger = logging.getLogger("sandwich.server")
 
@@ -136,6 +138,10 @@ class Server:
                 f"cannot listen on {host} port {port}: {error}; choose others with --host, --port"
             ) from error
 
+    def loading(self, share: float) -> None:
+        """Say how much of the model is loaded; any thread may."""
+        self.state.share_loaded = share
+
     def ready(self, backend: Backend) -> None:
         """Serve `backend` from now on, and own its engine."""
         service = Service(backend, self.state.limits, self.state.metrics)
@@ -158,20 +164,17 @@ class Server:
             await self.state.tracing.close()
 
 
-def run_server(
-    config: ServerConfig, load: Callable[[], Backend], on_ready: Callable[[str], None]
-) -> None:
+def run_server(config: ServerConfig, load: Load, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
 
-    `load` runs on a thread of its own while the server already answers 503; `on_ready` gets the
-    URL. Raises what `load` raises, and ConfigError if the address cannot be had.
+    `load` runs on a thread of its own, and says how far it is, while the server already answers
+    503; `on_ready` gets the URL. Raises what `load` raises, and ConfigError if the address cannot
+    be had.
     """
     asyncio.run(_serve(config, load, on_ready))
 
 
-async def _serve(
-    config: ServerConfig, load: Callable[[], Backend], on_ready: Callable[[str], None]
-) -> None:
+async def _serve(config: ServerConfig, load: Load, on_ready: Callable[[str], None]) -> None:
     stopping, hurrying = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -182,7 +185,7 @@ async def _serve(
     server = Server(config)
     await server.start()
     try:
-        backend = await _unless(stopping, _on_a_thread(load))
+        backend = await _unless(stopping, _on_a_thread(partial(load, server.loading)))
         if backend is None:
             return
         server.ready(backend)

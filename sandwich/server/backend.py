@@ -14,6 +14,7 @@ from sandwich.config import EngineConfig
 from sandwich.engine.engine import Engine
 from sandwich.models.embedding import EmbeddingUse
 from sandwich.text.tokenizer import Tokenizer
+from sandwich.weights.load import OnProgress, told_nobody
 
 if TYPE_CHECKING:
     from sandwich.startup.build import EngineParts
@@ -54,14 +55,14 @@ class Backend:
         return self.engine.scheduler.max_tokens_per_request
 
 
-def build_backend(config: EngineConfig) -> Backend:
+def build_backend(config: EngineConfig, on_progress: OnProgress = told_nobody) -> Backend:
     """Load the model and build its engine. Takes as long as that takes.
 
     Raises ConfigError, ModelError or MemoryLimitError.
     """
     from sandwich.startup.build import build_engine
 
-    parts = build_engine(config)
+    parts = build_engine(config, on_progress=on_progress)
     return Backend(
         engine=parts.engine,
         tokenizer=parts.tokenizer,

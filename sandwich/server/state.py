@@ -22,6 +22,7 @@ class ServerState:
     tracing: Tracing | None = None
     metrics: Metrics = field(default_factory=Metrics)
     service: Service | None = None  # None: the model is loading
+    share_loaded: float = 0.0  # of the weights; a loader's thread writes it
 
 
 STATE = web.AppKey("state", ServerState)

@@ -24,10 +24,11 @@ BodyT = TypeVar("BodyT", bound=Body)
 
 def service_of(request: web.Request) -> Service:
     """The service, or UnavailableError while there is none."""
-    service = request.app[STATE].service
-    if service is None:
-        raise UnavailableError("the model is still loading; try again later")
-    return service
+    state = request.app[STATE]
+    if state.service is None:
+        share = f"{state.share_loaded:.0%} of the weights are there"
+        raise UnavailableError(f"the model is still loading: {share}; try again later")
+    return state.service
 
 
 async def read_body(request: web.Request, body: type[BodyT]) -> BodyT:

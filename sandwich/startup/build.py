@@ -35,7 +35,7 @@ from sandwich.startup.model import Model
 from sandwich.startup.plans import TimeSteps, executor_limits, make_pace, make_plans
 from sandwich.startup.step_bench import timed_steps
 from sandwich.text.tokenizer import Tokenizer
-from sandwich.weights.load import ModelWeights
+from sandwich.weights.load import ModelWeights, OnProgress, told_nobody
 from schedules.plan import PlanPair
 from schedules.search import SearchResult
 
@@ -74,11 +74,14 @@ class EngineParts:
 
 
 def build_engine(
-    config: EngineConfig, change_plans: Callable[[PlanPair], PlanPair] | None = None
+    config: EngineConfig,
+    change_plans: Callable[[PlanPair], PlanPair] | None = None,
+    on_progress: OnProgress = told_nobody,
 ) -> EngineParts:
     """Build what `config` asks for. Takes as long as reading the weights, and compiling at first.
 
-    change_plans: what a benchmark makes of the plans that were chosen.
+    change_plans: what a benchmark makes of the plans that were chosen. on_progress: told how far
+    the weights are, by the calling thread.
     Raises ConfigError, ModelError, IsaError or MemoryLimitError, each before anything is loaded.
     """
     machine = probe(isa=config.isa)
@@ -96,7 +99,7 @@ def build_engine(
     placement = place(machine, plans.decode.cpus, memory.layout, memory.kv, is_pinned)
     if placement.nodes:
         _log.info("memory   %s", placement.render())
-    executor = _executor(config, model, plans, memory, placement)
+    executor = _executor(config, model, plans, memory, placement, on_progress)
     pace = make_pace(config, result, executor.limits) if config.executor == "compiled" else None
     store = block_store(config, executor)
     return EngineParts(
@@ -141,6 +144,7 @@ def _executor(
     plans: PlanPair,
     memory: MemoryPlan,
     placement: Placement,
+    on_progress: OnProgress,
 ) -> Executor:
     limits = executor_limits(config, memory.layout.shape, memory.kv.num_blocks)
     if config.executor == "null":
@@ -150,7 +154,7 @@ def _executor(
 
     @functools.cache
     def load() -> ModelWeights:
-        weights = model.load(memory.layout, arena, config.weights_seed)
+        weights = model.load(memory.layout, arena, config.weights_seed, on_progress)
         report(arena, placement.weights)
         return weights
 

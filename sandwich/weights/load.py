@@ -77,10 +77,19 @@ class Chunk:
 # Gives the rows of a chunk as float32, float16 or bf16 bit patterns, perhaps in the buffer, or as
 # codes. It is called from several threads, each with a buffer of its own.
 ReadRows = Callable[[Chunk, Buffer], Rows]
+OnProgress = Callable[[float], None]  # told the share of the weights that is packed, from 0 to 1
+
+
+def told_nobody(share: float) -> None:
+    """An OnProgress for where nobody asks."""
 
 
 def load_weights(
-    checkpoint: Checkpoint, config: ModelConfig, layout: ModelLayout, arena: Arena
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    layout: ModelLayout,
+    arena: Arena,
+    on_progress: OnProgress = told_nobody,
 ) -> ModelWeights:
     """Pack the tensors of a checkpoint, which is opened and closed here, into `arena`.
 
@@ -112,7 +121,7 @@ def load_weights(
         tensors = sorted(checkpoint_tensors(layout.shape, config.names), key=position)
         kept = {tensor.name for tensor in tensors if _keeps_codes(checkpoint, tensor, layout)}
         chunks = list(_chunks(tensors, layout))
-        return _pack(read_rows, chunks, config, layout, arena)
+        return _pack(read_rows, chunks, config, layout, arena, on_progress)
 
 
 def _keeps_codes(checkpoint: Checkpoint, tensor: CheckpointTensor, layout: ModelLayout) -> bool:
@@ -152,7 +161,7 @@ def random_weights(
         rows = block[at : at + chunk.num_values]
         return rows.reshape(chunk.stop - chunk.start, *chunk.tensor.shape[1:])
 
-    return _pack(read_rows, chunks, config, layout, arena)
+    return _pack(read_rows, chunks, config, layout, arena, told_nobody)
 
 
 def _check_tensors(checkpoint: Checkpoint, shape: ModelShape, names: TensorNames) -> None:
@@ -219,6 +228,7 @@ def _pack(
     config: ModelConfig,
     layout: ModelLayout,
     arena: Arena,
+    on_progress: OnProgress,
 ) -> ModelWeights:
     tensors = {
         name: arena.array(spec.shape, spec.dtype) for name, spec in layout.tensor_specs().items()
@@ -238,10 +248,13 @@ def _pack(
     threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pack-weights")
     try:
         with _progress() as progress:
-            total = sum(chunk.num_values for chunk in chunks) * value_nbytes
-            bar = progress.add_task(f"loading {config.name}", total=total)
+            total = sum(chunk.num_values for chunk in chunks)
+            num_packed = 0
+            bar = progress.add_task(f"loading {config.name}", total=total * value_nbytes)
             for packed in as_completed([threads.submit(pack_chunk, chunk) for chunk in chunks]):
-                progress.advance(bar, packed.result() * value_nbytes)
+                num_packed += packed.result()
+                progress.update(bar, completed=num_packed * value_nbytes)
+                on_progress(num_packed / total)
     finally:
         threads.shutdown(cancel_futures=True)
     return ModelWeights(layout, tensors)

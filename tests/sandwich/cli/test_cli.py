@@ -277,12 +277,12 @@ def test_serve_passes_flags_and_file_on(
 ) -> None:
     seen: list[Any] = []
 
-    def run_server(config: ServerConfig, load: Callable[[], Any], on_ready: Any) -> None:
+    def run_server(config: ServerConfig, load: Any, on_ready: Any) -> None:
         seen.append(config)
-        load()
+        load(seen.append)
         on_ready("http://127.0.0.1:1")
 
-    def build_backend(config: EngineConfig) -> Any:
+    def build_backend(config: EngineConfig, on_progress: Any) -> Any:
         seen.append(config)
         return backend(model_name=config.model_name)
 

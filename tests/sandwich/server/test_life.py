@@ -240,7 +240,7 @@ async def test_sigterm_drains_and_ends(
     serving = asyncio.create_task(
         _serve(
             ServerConfig(port=0, shutdown_timeout=PATIENCE_S),
-            lambda: backend_of(Setup(), Engine(executor)),
+            lambda _: backend_of(Setup(), Engine(executor)),
             ready.put_nowait,
         )
     )
@@ -266,7 +266,7 @@ async def test_a_second_signal_ends_the_draining(backend_of: BackendOf) -> None:
     serving = asyncio.create_task(
         _serve(
             ServerConfig(port=0, shutdown_timeout=PATIENCE_S * 10),
-            lambda: backend_of(Setup(), Engine(executor)),
+            lambda _: backend_of(Setup(), Engine(executor)),
             ready.put_nowait,
         )
     )
@@ -287,7 +287,8 @@ async def test_a_signal_ends_the_loading(backend_of: BackendOf) -> None:
     begun, leave = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def load() -> Backend:
+    def load(on_progress: Callable[[float], None]) -> Backend:
+        on_progress(0.25)
         loop.call_soon_threadsafe(begun.set)
         leave.wait(PATIENCE_S)
         return backend_of(Setup(), Engine(GatedExecutor(LIMITS)))
@@ -300,8 +301,17 @@ async def test_a_signal_ends_the_loading(backend_of: BackendOf) -> None:
 
 
 async def test_an_error_of_the_loading_comes_out() -> None:
-    def load() -> Backend:
+    def load(_: Callable[[float], None]) -> Backend:
         raise ModelError("no such model")
 
     with pytest.raises(ModelError, match="no such model"):
         await _serve(ServerConfig(port=0), load, pytest.fail)
+
+
+async def test_health_says_how_far_the_loading_is(start: StartRig) -> None:
+    rig = await start(is_ready=False)
+    for share, text in ((0.0, "0% of the weights"), (0.426, "43% of the weights")):
+        rig.server.loading(share)
+        status, answer = await rig.get("/health")
+        assert status == 503
+        assert text in answer["error"]["message"]

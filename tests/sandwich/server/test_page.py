@@ -159,6 +159,22 @@ async def test_a_person_chats_and_sees_the_engine_at_work(start: StartRig, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+async def test_reasoning_is_shown_apart(start: StartRig, tmp_path: Path) -> None:
+    template = "{{ messages[0].content }}<think>{# </think> #}"
+    text = "." * len("hi<think>") + "Hm.</think>Yes."
+    defaults = {"temperature": 0.0, "max_tokens": len("Hm.</think>Yes.")}
+    rig = await start(chat_template=template, text=text, generation_defaults=defaults)
+    async with browser_at(rig.url, tmp_path / "profile") as browser:
+        await browser.until("by('model').textContent.startsWith('null')")
+        await browser.say("hi")
+        await browser.until("document.querySelector('.turn.assistant small')")
+        answer = "document.querySelector('.turn.assistant')"
+        assert await browser.value(f"{answer}.querySelector('em').textContent") == "Hm."
+        assert await browser.value(f"{answer}.childNodes[1].data") == "Yes."
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 async def test_the_page_asks_for_the_key(start: StartRig, tmp_path: Path) -> None:
     config = ServerConfig(port=0, api_key="secret")
     rig = await start(config=config, generation_defaults={"temperature": 0.0, "max_tokens": 3})
