@@ -12,6 +12,7 @@ import numpy as np
 from sandwich.engine.engine import Engine
 from sandwich.errors import SandwichError
 from sandwich.executor.base import Batch, Executor, ExecutorLimits, StepKind, StepOutput
+from sandwich.requests.block_store import Row
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
 from schedules.mixed.plan import TAKE_TURNS
@@ -75,6 +76,16 @@ class StopWatch:
 
     def prove(self, block_id: int) -> None:
         self._executor.prove(block_id)
+
+    @property
+    def block_nbytes(self) -> int:
+        return self._executor.block_nbytes
+
+    def save_block(self, block_id: int, row: Row) -> None:
+        self._executor.save_block(block_id, row)
+
+    def load_block(self, block_id: int, row: Row) -> None:
+        self._executor.load_block(block_id, row)
 
     def close(self) -> None:
         self._executor.close()

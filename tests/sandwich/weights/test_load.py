@@ -256,18 +256,6 @@ def test_small_chunks_give_the_same_weights(
     assert_same(unpack(load(write_checkpoint(tmp_path, tensors), config)), tensors)
 
 
-def test_the_share_that_is_packed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_module, "CHUNK_VALUES", 36 * 16)
-    config = make_config()
-    checkpoint = SafetensorsCheckpoint(write_checkpoint(tmp_path, make_tensors(config)))
-    layout = make_layout(config, "float32")
-    shares: list[float] = []
-    load_weights(checkpoint, config, layout, Arena(layout.weight_bytes, "weights"), shares.append)
-    assert len(shares) > 10
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
-
-
 def test_padding_is_zero(tmp_path: Path) -> None:
     config = make_config(hidden_size=37, attention_bias=True)
     packed = load(write_checkpoint(tmp_path, make_tensors(config)), config).tensors
