@@ -34,7 +34,7 @@ def default_tiles(isa: IsaRow, phase: Phase, weights: WeightFormat) -> TileRange
     if weights.is_quantized and not weights.has_int8_activations:
         return _widening(isa, phase, weights)
     if weights.group or (weights.dtype == "int4" and isa.has_short_sums):
-        return _grouped(phase) if _has_32(isa) else _grouped_of_16()
+        return _grouped(weights) if _has_32(isa) else _grouped_of_16()
     return _plain(isa, phase, weights) if _has_32(isa) else _plain_of_16(isa, weights)
 
 
@@ -68,14 +68,15 @@ def _plain_of_16(isa: IsaRow, weights: WeightFormat) -> TileRanges:
     return _ROW_OF_16, (INT8_ROWS if is_int8 else SOME_ROWS, some), (MANY_ROWS, many)
 
 
-def _grouped(phase: Phase) -> TileRanges:
-    """Two sets of sums, of a group and of groups, or of 16 and of 32 bits: half as many vectors."""
+def _grouped(weights: WeightFormat) -> TileRanges:
+    """Two sets of sums, of a group and of groups, or of 16 and of 32 bits: half as many vectors, for
+    both phases. Few rows read whole panels, as many of them as do not spill; some fetch the next K
+    block while they multiply.
+    """
+    few = GemmTile(2 if weights.has_minima else PAIR_ROWS, K_BLOCK, k_unroll=4)
+    some = GemmTile(MOST_ROWS, PAIR_K_BLOCK, k_unroll=4, nv=2, block_prefetch=1)
     many = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=4, nv=2)
-    few = GemmTile(PAIR_ROWS, K_BLOCK, k_unroll=4)
-    if phase is Phase.PREFILL:
-        return ((PAIR_ROWS, few), (MANY_ROWS, many))
-    pair = GemmTile(PAIR_ROWS, PAIR_K_BLOCK, k_unroll=4, block_prefetch=2)
-    return ((PAIR_ROWS, few), (2 * PAIR_ROWS, pair), (MANY_ROWS, many))
+    return (few.mr, few), (SOME_ROWS, some), (MANY_ROWS, many)
 
 
 def _grouped_of_16() -> TileRanges:
