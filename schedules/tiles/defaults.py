@@ -69,9 +69,9 @@ def _plain_of_16(isa: IsaRow, weights: WeightFormat) -> TileRanges:
 
 
 def _grouped(weights: WeightFormat) -> TileRanges:
-    """Two sets of sums, of a group and of groups, or of 16 and of 32 bits: half as many vectors, for
-    both phases. Few rows read whole panels, as many of them as do not spill; some fetch the next K
-    block while they multiply.
+    """Two sets of sums, of a group and of groups, or of 16 and of 32 bits: half as many vectors,
+    for both phases. Few rows read whole panels, as many of them as do not spill; some fetch the
+    next K block while they multiply.
     """
     few = GemmTile(2 if weights.has_minima else PAIR_ROWS, K_BLOCK, k_unroll=4)
     some = GemmTile(MOST_ROWS, PAIR_K_BLOCK, k_unroll=4, nv=2, block_prefetch=1)

@@ -213,6 +213,15 @@ class TileSpace:
             tile, mr=mr, kc=kc, nv=nv, block_prefetch=tile.block_prefetch if is_cut else 0
         )
 
+    def in_blocks(self, tile: GemmTile) -> GemmTile:
+        """What a tile that fetches the next K block comes to where K is one block: one of blocks so
+        small that there is a next one.
+        """
+        shorter = [kc for kc in K_BLOCKS if kc < self.layout.k]
+        if not (tile.block_prefetch and shorter) or self.layout.num_k_blocks(tile.kc) > 1:
+            return tile
+        return replace(tile, kc=max(shorter))
+
     def in_pairs(self, tile: GemmTile) -> GemmTile:
         """What a tile of an odd number of vectors comes to in halves: of one more, and of so few
         rows that it fits the registers.

@@ -76,7 +76,7 @@ def tasks_of(
         part = slice_of(panels, rows, len(plan.cpus))
         entry = (role, key_of(plan, panels, rows))
         space = _space(plan, matrix, part, rows, l2_bytes)
-        default = tile_at(dict(plan.tiles)[role], rows)
+        default = space.in_blocks(tile_at(dict(plan.tiles)[role], rows))
         start = space.in_pairs(default)
         key = (part, rows, plan.cpus, start == default)
         known = tasks.get(key, Task((), space, plan.cpus, start, 0.0))
@@ -168,7 +168,7 @@ def _tuned_ranges(
     ranges: list[tuple[int, GemmTile]] = []
     origins = []
     anything = _space(plan, matrix, panels, MANY_ROWS, l2_bytes=0)
-    default = tuple((most, anything.in_pairs(tile)) for most, tile in default)
+    default = tuple((most, anything.in_pairs(anything.in_blocks(tile))) for most, tile in default)
     above = 0
     for most, rows in ranges_of(plan.phase, matrix):
         origin, pieces = "default", _between(default, above, most)

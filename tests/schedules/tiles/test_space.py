@@ -231,3 +231,19 @@ def test_an_odd_tile_becomes_an_even_one_in_halves(
 
 def test_start_cuts_a_tile_to_the_problem() -> None:
     assert space_of(rows=4, k=1024).start(GemmTile(6, 2048, 8, 0, 4)) == GemmTile(4, 0, 8, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("k", "tile", "cut"),
+    [
+        (576, GemmTile(8, 1024, block_prefetch=1), GemmTile(8, 512, block_prefetch=1)),
+        (1024, GemmTile(8, 1024, block_prefetch=1), GemmTile(8, 512, block_prefetch=1)),
+        (1025, GemmTile(8, 1024, block_prefetch=1), GemmTile(8, 1024, block_prefetch=1)),
+        (576, GemmTile(8, 1024), GemmTile(8, 1024)),  # it fetches nothing
+        (512, GemmTile(8, 1024, block_prefetch=1), GemmTile(8, 1024, block_prefetch=1)),
+    ],
+)
+def test_a_tile_that_fetches_the_next_block_cuts_k_where_there_is_none(
+    k: int, tile: GemmTile, cut: GemmTile
+) -> None:
+    assert space_of(k=k).in_blocks(tile) == cut
