@@ -13,6 +13,8 @@ from typing import Any
 import aiohttp
 import psutil  # type: ignore[import-untyped]
 
+from sandwich.config import SANDWICH_API_KEY
+
 _READY = "ready: "
 
 
@@ -55,7 +57,7 @@ class ServerProcess:
             *("--log-format", "json", "--log-requests", *arguments),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", SANDWICH_API_KEY.name: ""},
             limit=1 << 24,
         )
         server = ServerProcess(process)

@@ -60,7 +60,7 @@ async def run_batch(
     """
     counts = Counts()
     pending = iter(request for request in requests if request.custom_id not in output.done)
-    server = Server(ServerConfig())
+    server = Server(ServerConfig(api_key=None))  # also where the environment has one
     with tempfile.TemporaryDirectory(prefix="sandwich-") as folder:  # nobody else may enter it
         socket = Path(folder) / "socket"
         await server.start(socket)

@@ -60,7 +60,10 @@ def answers(folder: Path) -> dict[str, dict[str, Any]]:
     return by_id
 
 
-async def test_each_endpoint_answers_as_the_server_does(make: Any, tmp_path: Path) -> None:
+async def test_each_endpoint_answers_as_the_server_does(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDWICH_API_KEY", "k")  # is for servers
     backend, executor = make()
     write(
         tmp_path / "in",
@@ -104,16 +107,18 @@ async def test_an_engine_that_fails_leaves_the_rest_for_the_next_time(
     make: Any, tmp_path: Path
 ) -> None:
     backend, _ = make()
-    body = {"prompt": "x", "max_tokens": 2}
-    write(tmp_path / "in", [("/v1/completions", body)] * 30)
-    backend.engine.step = _dying(backend.engine.step, after=9)
+    body, count = {"prompt": "x", "max_tokens": 2}, 60
+    write(tmp_path / "in", [("/v1/completions", body)] * count)
+    backend.engine.step = _dying(
+        backend.engine.step, after=20
+    )  # the first eight requests need less, all of them more
     with pytest.raises(UnavailableError, match="start again to go on"):
         await run(backend, tmp_path)
     num_done = len(answers(tmp_path))
-    assert 0 < num_done < 30
+    assert 0 < num_done < count
     backend, _ = make()
-    assert (await run(backend, tmp_path)).num_answered == 30 - num_done
-    assert len(answers(tmp_path)) == 30
+    assert (await run(backend, tmp_path)).num_answered == count - num_done
+    assert len(answers(tmp_path)) == count
 
 
 def _dying(step: Callable[[], Any], after: int) -> Callable[[], Any]:
