@@ -22,6 +22,7 @@ from sandwich.server.errors import REQUEST_ID, Handler
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
+_EXPORT_TIMEOUT_S = 5.0  # for a collector to take spans; the last ones hold the shutdown up so long
 # Notes of a request -> attributes of its span.
 _ATTRIBUTES: Final = {
     "prompt_tokens": "gen_ai.usage.input_tokens",
@@ -59,7 +60,7 @@ class Tracing:
                 f"--otlp-traces-endpoint needs the package {error.name}; "
                 "`pip install sandwich-llm[traces]`"
             ) from error
-        return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+        return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=_EXPORT_TIMEOUT_S)))
 
     def middleware(self) -> Any:
         """Makes the spans of requests; a client's `traceparent` makes them part of its trace."""

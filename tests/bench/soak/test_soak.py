@@ -27,7 +27,8 @@ async def aim() -> AsyncIterator[Aim]:
     session = aiohttp.ClientSession()
 
     async def aim(handler: Handler) -> Soaker:
-        runner = web.ServerRunner(web.Server(handler))  # type: ignore[arg-type]
+        server = web.Server(handler)  # type: ignore[arg-type]
+        runner = web.ServerRunner(server, shutdown_timeout=0.1)
         runners.append(runner)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

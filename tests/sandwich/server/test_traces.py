@@ -95,7 +95,10 @@ async def test_a_refusal_is_a_span_too(start: StartRig, collector: Collector) ->
     assert attributes(call)["http.response.status_code"] == 400
 
 
-async def test_a_collector_that_is_not_there_holds_nobody_up(start: StartRig) -> None:
+async def test_a_collector_that_is_not_there_holds_nobody_up(
+    start: StartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandwich.server.traces._EXPORT_TIMEOUT_S", 0.1)
     config = ServerConfig(port=0, otlp_traces_endpoint="http://127.0.0.1:1/v1/traces")
     rig = await start(config=config)
     assert await post(rig, {"prompt": "x", "max_tokens": 1}) == 200
