@@ -46,17 +46,10 @@ class CodedFormats:
         return {"quant_method": METHOD, **formats, HEAD_KEY: self.head}
 
 
-def read_formats(fields: Fields) -> CodedFormats | None:
-    """The formats that a config.json says its folder is stored in, None for floats. ModelError for
-    codes of other programs, or of a format that is not made.
+def read_formats(stored: Fields) -> CodedFormats:
+    """The formats that a config.json's `quantization_config` names. ModelError for one that is not
+    made.
     """
-    if not fields.has(CONFIG_KEY):
-        return None
-    stored = fields.object(CONFIG_KEY)
-    if stored.get("quant_method") != METHOD:
-        raise fields.error(
-            CONFIG_KEY, "codes of other programs are not supported; use the original checkpoint"
-        )
     return CodedFormats(
         _read_format(stored, "layers"), _read_format(stored, "lm_head"), str(stored.get(HEAD_KEY))
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandwich.checkpoint.codes import CodedCheckpoint, read_formats
 from sandwich.checkpoint.fields import Fields, read_json
+from sandwich.checkpoint.quantized.methods import open_folder
 from sandwich.checkpoint.safetensors import SafetensorsCheckpoint, has_weights
 from sandwich.checkpoint.strangers import what_is
 from sandwich.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -47,7 +47,4 @@ class HuggingFaceFolder:
         return read_tokenizer(self.folder)
 
     def checkpoint(self) -> SafetensorsCheckpoint:
-        formats = read_formats(self.config())
-        if formats is None:
-            return SafetensorsCheckpoint(self.folder)
-        return CodedCheckpoint(self.folder, formats)
+        return open_folder(self.folder, self.config())

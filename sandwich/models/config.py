@@ -9,8 +9,8 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from codegen.spec import Activation, ModelShape
-from sandwich.checkpoint.codes import read_formats
 from sandwich.checkpoint.fields import Fields
+from sandwich.checkpoint.quantized.methods import read_method
 from sandwich.checkpoint.source import ModelSource
 from sandwich.models import llama
 from sandwich.models.families import family_of
@@ -137,7 +137,7 @@ def _read_config(fields: Fields, name: str) -> ModelConfig:
 def _refuse_unsupported(fields: Fields, activation: Activation) -> None:
     names = ACTIVATIONS[activation]
     fields.choice("hidden_act", names, default=names[0])
-    read_formats(fields)  # refuses those of other programs
+    read_method(fields)  # refuses what is not read
 
 
 def _read_num_kv_heads(fields: Fields, num_heads: int) -> int:

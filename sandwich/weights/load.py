@@ -100,8 +100,8 @@ def load_weights(
             is no number.
     """
     stored = checkpoint.tensors
-    _check_tensors(checkpoint, layout.shape, config.names)
     with checkpoint:
+        _check_tensors(checkpoint, layout.shape, config.names)
         _check_frequencies(checkpoint, config)
 
         def position(tensor: CheckpointTensor) -> tuple[Path, int]:
@@ -130,8 +130,9 @@ def _keeps_codes(checkpoint: Checkpoint, tensor: CheckpointTensor, layout: Model
     if codes is None or any(part.role not in layout.matrices for part in tensor.parts):
         return False
     matrices = [layout.matrices[part.role] for part in tensor.parts]
-    formats = {replace(m.panels.format, activations=codes.activations) for m in matrices}
-    return formats == {codes} and all(matrix.can_keep_codes for matrix in matrices)
+    formats = {matrix.panels.format for matrix in matrices}
+    same = {replace(codes, activations=each.activations) for each in formats}
+    return formats == same and all(matrix.can_keep_codes for matrix in matrices)
 
 
 def _is_finite(rows: Rows) -> bool:
@@ -168,7 +169,12 @@ def _check_tensors(checkpoint: Checkpoint, shape: ModelShape, names: TensorNames
     """ModelError if the checkpoint lacks tensors, has others, or has them in another shape."""
     stored = checkpoint.tensors
     expected = {tensor.name: tensor.shape for tensor in checkpoint_tensors(shape, names)}
-    found = {name for name in stored if name in expected or not is_redundant(name, shape, names)}
+    found = {
+        name
+        for name in stored
+        if name in expected
+        or not (is_redundant(name, shape, names) or _is_zero_bias(checkpoint, name))
+    }
     common = [name for name in expected if name in stored]
     problems = {
         "missing": [name for name in expected if name not in stored],
@@ -190,6 +196,16 @@ def _check_tensors(checkpoint: Checkpoint, shape: ModelShape, names: TensorNames
             f"{checkpoint.path}: the tensors do not fit the model's configuration: "
             f"{'; '.join(lines)}. Fetch it again, or correct the configuration"
         )
+
+
+def _is_zero_bias(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor is a bias that adds nothing: some programs write one for every matrix."""
+    tensor = checkpoint.tensors[name]
+    if not name.endswith(".bias") or len(tensor.shape) != 1 or tensor.codes is not None:
+        return False
+    buffer = np.empty(tensor.num_values * MAX_VALUE_NBYTES, np.uint8)
+    readable = tensor.dtype in checkpoint.dtypes
+    return readable and not widen(checkpoint.read_rows(name, 0, tensor.shape[0], buffer)).any()
 
 
 def _check_frequencies(checkpoint: Checkpoint, config: ModelConfig) -> None:

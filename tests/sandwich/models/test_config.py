@@ -179,7 +179,7 @@ def test_llama3_rope_without_an_original_length_takes_the_models(tmp_path: Path)
         ("architectures", ["GPT2LMHeadModel"], "LlamaForCausalLM"),
         ("architectures", [], "LlamaForCausalLM"),
         ("hidden_act", "gelu", "supported: silu"),
-        ("quantization_config", {"quant_method": "gptq"}, "not supported"),
+        ("quantization_config", {"quant_method": "hqq"}, "supported: gptq, awq"),
         ("sliding_window", 4096, "full attention"),
         (
             "rope_scaling",

@@ -296,7 +296,7 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(tmp_path: Path) -> No
     config = make_config()
     tensors = make_tensors(config)
     del tensors["model.layers.1.mlp.up_proj.weight"]
-    tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(60, np.float32)
+    tensors["model.layers.0.self_attn.q_proj.bias"] = np.ones(60, np.float32)
     tensors["model.norm.weight"] = np.zeros(35, np.float32)
     tensors["lm_head.weight"] = np.zeros((75, 36), np.int64)
     with pytest.raises(ModelError) as caught:

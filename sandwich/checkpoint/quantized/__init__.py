@@ -1,0 +1,1 @@
+"""Folders whose matrices other programs have quantised: GPTQ, AWQ, compressed-tensors, FP8."""
