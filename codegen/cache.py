@@ -23,13 +23,19 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)
 
 
+def source_hash(*folders: Path) -> str:
+    """A digest of every source file in some folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 @functools.cache
 def generator_hash() -> str:
     """A digest of every source file of the generator."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return source_hash(Path(__file__).parent)
 
 
 class ProgramCache:
@@ -56,6 +62,18 @@ class ProgramCache:
             code = build()
             self._write(path, code)
         return code
+
+    def sizes(self) -> list[int]:
+        """Bytes of each program that is kept."""
+        return [path.stat().st_size for path in self.folder.glob("*.o")]
+
+    def clear(self) -> list[int]:
+        """Remove all; their sizes. Raises OSError."""
+        removed = []
+        for path in self.folder.glob("*.o"):
+            removed.append(path.stat().st_size)
+            path.unlink()
+        return removed
 
     def _read(self, path: Path) -> bytes | None:
         try:

@@ -165,6 +165,12 @@ class Arena:
         self.nbytes_used = end
         return self._bytes[start:end].view(dtype).reshape(shape)
 
+    def bytes_between(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes [start, stop) of what was handed out."""
+        assert self._bytes is not None, self.name
+        assert 0 <= start <= stop <= self.nbytes_used, (start, stop, self.nbytes_used)
+        return self._bytes[start:stop]
+
     def huge_page_bytes(self) -> int:
         """How many bytes of the arena lie on huge pages now; grows as pages are first touched."""
         if self._bytes is None:

@@ -228,6 +228,14 @@ class EngineConfig:
     kv_offload_dir: str | None = option(
         "memory", "folder on whose disk that tier lies (default: in memory)", str, metavar="DIR"
     )
+    weight_cache_size: int = option(
+        "memory",
+        "largest sum of the packed weights that are kept on disk for the next start, in the folder "
+        "of --cache-dir; the least recently used go first; 0 keeps none",
+        parse_nbytes,
+        32 << 30,
+        metavar="SIZE",
+    )
     cpu_bind: str = option(
         "machine",
         "cores to use: auto, nobind, or CPU lists like 0-31|32-63",

@@ -45,7 +45,8 @@ class SafetensorsCheckpoint:
         self.tensors: dict[str, StoredTensor] = {}
         self._files = OpenFiles()
         file_of_tensor = _read_index(folder)
-        for file in sorted(set(file_of_tensor.values())) or [folder / SINGLE_FILE]:
+        self.files = sorted(set(file_of_tensor.values())) or [folder / SINGLE_FILE]
+        for file in self.files:
             for name, tensor in _read_header(file):
                 if file_of_tensor.get(name, file) == file:
                     self.tensors[name] = tensor
@@ -56,7 +57,7 @@ class SafetensorsCheckpoint:
                 )
 
     def __enter__(self) -> Self:
-        self._files.open(tensor.file for tensor in self.tensors.values())
+        self._files.open(self.files)
         return self
 
     def __exit__(

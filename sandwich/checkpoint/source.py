@@ -62,6 +62,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def files(self) -> Collection[Path]:
+        """Those that the tensors are in."""
+        ...
+
+    @property
     def dtypes(self) -> Collection[str]:
         """Those that `read_rows` can read."""
         ...

@@ -122,6 +122,12 @@ VERBS = (
         "round a model's weights once and write them to a folder",
         "MODEL OUT",
     ),
+    Verb(
+        "cache",
+        "sandwich.cli.cache",
+        "list or remove what is kept on disk for the next start",
+        "ls | rm NAME...",
+    ),
     Verb("bench", None, "measure speed", verbs=BENCHMARKS),
     Verb("eval", None, "measure quality", verbs=EVALUATIONS),
     Verb("collect-env", "sandwich.cli.collect_env", "print what a bug report needs"),

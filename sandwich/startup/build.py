@@ -35,6 +35,7 @@ from sandwich.startup.model import Model
 from sandwich.startup.plans import TimeSteps, executor_limits, make_pace, make_plans
 from sandwich.startup.step_bench import timed_steps
 from sandwich.text.tokenizer import Tokenizer
+from sandwich.weights.cache import WeightCache
 from sandwich.weights.load import ModelWeights, OnProgress, told_nobody
 from schedules.plan import PlanPair
 from schedules.search import SearchResult
@@ -151,10 +152,11 @@ def _executor(
         return NullExecutor(limits)
     nbytes = memory.layout.weight_bytes
     arena = Arena(nbytes, "weights", placement.nodes, placement.weights)
+    cache = WeightCache(config.cache_dir, config.weight_cache_size)
 
     @functools.cache
     def load() -> ModelWeights:
-        weights = model.load(memory.layout, arena, config.weights_seed, on_progress)
+        weights = model.load(memory.layout, arena, config.weights_seed, cache, on_progress)
         report(arena, placement.weights)
         return weights
 

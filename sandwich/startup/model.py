@@ -19,6 +19,7 @@ from sandwich.models.sampling_defaults import generation_defaults
 from sandwich.startup.hub import resolve_model
 from sandwich.startup.packaged import recommended_sampling
 from sandwich.text.byte_tokenizer import byte_tokenizer
+from sandwich.weights.cache import WeightCache
 from sandwich.weights.load import ModelWeights, OnProgress, load_weights, random_weights
 
 _log = logging.getLogger(__name__)
@@ -58,9 +59,15 @@ class Model:
         )
 
     def load(
-        self, layout: ModelLayout, arena: Arena, seed: int, on_progress: OnProgress
+        self,
+        layout: ModelLayout,
+        arena: Arena,
+        seed: int,
+        cache: WeightCache,
+        on_progress: OnProgress,
     ) -> ModelWeights:
         """Fill `arena`. `seed`: of random weights, which nobody waits for."""
         if self.source is None:
             return random_weights(self.config, layout, arena, seed)
-        return load_weights(self.source.checkpoint(), self.config, layout, arena, on_progress)
+        checkpoint = self.source.checkpoint()
+        return load_weights(checkpoint, self.config, layout, arena, on_progress, cache)

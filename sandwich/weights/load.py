@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -37,11 +38,14 @@ from sandwich.models.tensors import (
     checkpoint_tensors,
     is_redundant,
 )
+from sandwich.weights.cache import WeightCache
 from sandwich.weights.finite import is_finite
+from sandwich.weights.key import packed_nbytes, weights_key
 from sandwich.weights.pack import Rows, WeightPacker
 
 CHUNK_VALUES: Final = 1 << 20  # of a tensor, read and packed at once
 MAX_VALUE_NBYTES: Final = 4  # of the types a checkpoint may hold
+CACHED_FROM_NBYTES: Final = 64 << 20  # of packed weights: less is packed in no time
 NUM_THREADS: Final = 2
 RANDOM_SCALE: Final = 0.02  # standard deviation of random weights, as models are initialised
 NAMES_SHOWN: Final = 5  # of each kind of wrong tensor
@@ -90,8 +94,10 @@ def load_weights(
     layout: ModelLayout,
     arena: Arena,
     on_progress: OnProgress = told_nobody,
+    cache: WeightCache | None = None,
 ) -> ModelWeights:
-    """Pack the tensors of a checkpoint, which is opened and closed here, into `arena`.
+    """Pack the tensors of a checkpoint, which is opened and closed here, into `arena`, or read them
+    from `cache`, which otherwise keeps them for the next time.
 
     The arena needs `layout.weight_bytes` free. Shows a progress bar on a terminal.
 
@@ -100,6 +106,15 @@ def load_weights(
             is no number.
     """
     stored = checkpoint.tensors
+    start = arena.nbytes_used
+    tensors = _allocated(config, layout, arena)
+    packed = arena.bytes_between(start, start + packed_nbytes(layout))
+    key = ""
+    if cache is not None and len(packed) >= CACHED_FROM_NBYTES:
+        key = weights_key(checkpoint, layout, config.names)
+        with _bar(f"reading packed {config.name}", len(packed), on_progress) as advance:
+            if cache.read(key, packed, advance):
+                return ModelWeights(layout, tensors)
     with checkpoint:
         _check_tensors(checkpoint, layout.shape, config.names)
         _check_frequencies(checkpoint, config)
@@ -118,10 +133,13 @@ def load_weights(
                 )
             return rows
 
-        tensors = sorted(checkpoint_tensors(layout.shape, config.names), key=position)
-        kept = {tensor.name for tensor in tensors if _keeps_codes(checkpoint, tensor, layout)}
-        chunks = list(_chunks(tensors, layout))
-        return _pack(read_rows, chunks, config, layout, arena, on_progress)
+        found = sorted(checkpoint_tensors(layout.shape, config.names), key=position)
+        kept = {tensor.name for tensor in found if _keeps_codes(checkpoint, tensor, layout)}
+        chunks = list(_chunks(found, layout))
+        _pack(read_rows, chunks, config.name, layout, tensors, on_progress)
+    if cache is not None and key:
+        cache.write(key, packed, config.name, layout.weights.name)
+    return ModelWeights(layout, tensors)
 
 
 def _keeps_codes(checkpoint: Checkpoint, tensor: CheckpointTensor, layout: ModelLayout) -> bool:
@@ -162,7 +180,9 @@ def random_weights(
         rows = block[at : at + chunk.num_values]
         return rows.reshape(chunk.stop - chunk.start, *chunk.tensor.shape[1:])
 
-    return _pack(read_rows, chunks, config, layout, arena, told_nobody)
+    tensors = _allocated(config, layout, arena)
+    _pack(read_rows, chunks, config.name, layout, tensors, told_nobody)
+    return ModelWeights(layout, tensors)
 
 
 def _check_tensors(checkpoint: Checkpoint, shape: ModelShape, names: TensorNames) -> None:
@@ -238,19 +258,24 @@ def _shorten(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + more + (" is" if len(names) == 1 else " are")
 
 
-def _pack(
-    read_rows: ReadRows,
-    chunks: Sequence[Chunk],
-    config: ModelConfig,
-    layout: ModelLayout,
-    arena: Arena,
-    on_progress: OnProgress,
-) -> ModelWeights:
+def _allocated(config: ModelConfig, layout: ModelLayout, arena: Arena) -> dict[str, Array]:
+    """The packed tensors, zeros but for the tables of rotations."""
     tensors = {
         name: arena.array(spec.shape, spec.dtype) for name, spec in layout.tensor_specs().items()
     }
     for index, rope in enumerate(config.ropes):
         fill_tables(rope, config.head_dim, *(tensors[name] for name in rotation(index)))
+    return tensors
+
+
+def _pack(
+    read_rows: ReadRows,
+    chunks: Sequence[Chunk],
+    name: str,
+    layout: ModelLayout,
+    tensors: dict[str, Array],
+    on_progress: OnProgress,
+) -> None:
     packer = WeightPacker(layout, tensors)
     per_thread = threading.local()
 
@@ -263,17 +288,12 @@ def _pack(
     value_nbytes = layout.weights.bits / 8
     threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pack-weights")
     try:
-        with _progress() as progress:
-            total = sum(chunk.num_values for chunk in chunks)
-            num_packed = 0
-            bar = progress.add_task(f"loading {config.name}", total=total * value_nbytes)
+        total = sum(chunk.num_values for chunk in chunks) * value_nbytes
+        with _bar(f"loading {name}", total, on_progress) as advance:
             for packed in as_completed([threads.submit(pack_chunk, chunk) for chunk in chunks]):
-                num_packed += packed.result()
-                progress.update(bar, completed=num_packed * value_nbytes)
-                on_progress(num_packed / total)
+                advance(packed.result() * value_nbytes)
     finally:
         threads.shutdown(cancel_futures=True)
-    return ModelWeights(layout, tensors)
 
 
 def _chunks(tensors: Iterable[CheckpointTensor], layout: ModelLayout) -> Iterator[Chunk]:
@@ -286,8 +306,21 @@ def _chunks(tensors: Iterable[CheckpointTensor], layout: ModelLayout) -> Iterato
             yield Chunk(tensor, start, min(start + step, num_rows))
 
 
-def _progress() -> Progress:
-    """A bar on standard error, if that is a terminal."""
+@contextmanager
+def _bar(what: str, total: float, on_progress: OnProgress) -> Iterator[Callable[[float], None]]:
+    """A function that takes the bytes done since its last call. It tells `on_progress` the share,
+    and shows a bar on standard error if that is a terminal.
+    """
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    console, done = Console(stderr=True), 0.0
+    is_hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=is_hidden) as progress:
+        bar = progress.add_task(what, total=total)
+
+        def advance(nbytes: float) -> None:
+            nonlocal done
+            done += nbytes
+            progress.update(bar, completed=done)
+            on_progress(min(done / total, 1.0))
+
+        yield advance

@@ -60,9 +60,10 @@ class GgufCheckpoint:
                 raise ModelError(f"{header.file}: holds {name} twice; fetch it again")
             if own_name != ROPE_FACTORS:  # which is a part of the configuration
                 self.tensors[name] = tensor
+        self.files = sorted({tensor.file for tensor in self.tensors.values()})
 
     def __enter__(self) -> Self:
-        self._files.open(tensor.file for tensor in self.tensors.values())
+        self._files.open(self.files)
         return self
 
     def __exit__(
