@@ -17,6 +17,7 @@ from typing import Any
 # than a millisecond), but leaves its core to the other phase and an idle server uses no CPU.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
 
+import codegen.tvm_alone  # noqa: F401  # isort: skip
 import tvm
 import tvm_ffi_orcjit
 from tvm import s_tir, tirx

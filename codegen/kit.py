@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import codegen.tvm_alone  # noqa: F401  # isort: skip
 from tvm.tirx.script.builder import ir as T
 
 from codegen.intrinsics import intrinsics_for, module_text
