@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import codegen.tvm_alone  # noqa: F401  # isort: skip
 import tvm
 import tvm_ffi
 from tvm.script.ir_builder import IRBuilder

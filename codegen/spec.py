@@ -106,6 +106,7 @@ class Traits:
     of the embedding are times it. score_scale: products of queries and keys are times it; 0 for
     one over the root of head_dim. score_cap, logit_cap: soft caps of these products and of logits,
     which become cap * tanh(x / cap); 0 for none. experts: in the place of one MLP, None for that.
+    logit_scale: logits are times it, which the packed weights of the last norm take over.
     """
 
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
@@ -117,6 +118,7 @@ class Traits:
     score_cap: float = 0.0
     logit_cap: float = 0.0
     experts: Experts | None = None
+    logit_scale: float = 1.0
 
     @property
     def num_rotations(self) -> int:

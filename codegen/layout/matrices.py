@@ -53,9 +53,18 @@ class MatrixLayout:
         """Whether `pack` takes codes: room inside heads would shift their groups."""
         return self.panels.k == self.matrix.k
 
-    def pack(self, part: str, rows: Array | QuantizedRows, start: int, out: PackedMatrix) -> None:
-        """Write rows [start, start + r) of a part, as `PanelLayout.pack_rows` takes them."""
-        columns = self.columns(part)[start : start + len(rows)]
+    def pack(
+        self,
+        part: str,
+        rows: Array | QuantizedRows,
+        start: int | npt.NDArray[np.intp],
+        out: PackedMatrix,
+    ) -> None:
+        """Write rows [start, start + r) of a part, or those named by `start`, (r,), as
+        `PanelLayout.pack_rows` takes them.
+        """
+        places = start + np.arange(len(rows)) if isinstance(start, int) else start
+        columns = self.columns(part)[places]
         ends = [*(np.flatnonzero(np.diff(columns) != 1) + 1).tolist(), len(rows)]
         begin = 0
         for end in ends:  # of the runs of neighbouring columns

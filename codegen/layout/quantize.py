@@ -42,7 +42,7 @@ class QuantizedRows:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, rows: slice) -> QuantizedRows:
+    def __getitem__(self, rows: slice | npt.NDArray[np.intp]) -> QuantizedRows:
         """Some of the rows."""
         zeros = None if self.zero_points is None else self.zero_points[rows]
         minima = None if self.minima is None else self.minima[rows]

@@ -115,7 +115,8 @@ class BoundProgram:
         """Few want them, so the final norm of these rows is no part of the program."""
         shape = self.program.spec.shape
         rows = self.arrays["x"][self._state_rows, : shape.hidden_size]
-        return reference.rms_norm(rows, self._norm[: shape.hidden_size], shape.rms_norm_eps)
+        weights = self._norm[: shape.hidden_size] / np.float32(shape.traits.logit_scale)
+        return reference.rms_norm(rows, weights, shape.rms_norm_eps)
 
     def _scores(self) -> Scores:
         arrays, rows = self.arrays, slice(self._num_logits)

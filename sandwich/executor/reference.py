@@ -161,7 +161,8 @@ class _Step:
 
     def states(self, rows: Sequence[int]) -> Floats:
         """Hidden states of token rows, behind the final norm."""
-        return self.norm("norm", self._residual[rows])
+        normed = self.norm("norm", self._residual[rows])
+        return normed / np.float32(self.shape.traits.logit_scale)
 
     def wanted(self, x: Floats) -> Floats:
         return x[self._wanted]

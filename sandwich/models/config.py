@@ -14,8 +14,8 @@ from sandwich.checkpoint.quantized.methods import read_method
 from sandwich.checkpoint.source import ModelSource
 from sandwich.models import llama
 from sandwich.models.families import family_of
-from sandwich.models.family import ACTIVATIONS, Switches
-from sandwich.models.rope import RopeConfig, read_ropes
+from sandwich.models.family import ACTIVATIONS, OtherRotation, Switches
+from sandwich.models.rope import UNROTATED, RopeConfig, head_order, read_rope, read_ropes
 from sandwich.models.stored import FLOATS, StoredFormats, stored_formats
 from sandwich.models.tensors import TensorNames
 from sandwich.models.tied import has_own_head
@@ -52,9 +52,11 @@ class ModelConfig:
     @property
     def max_context_len(self) -> int:
         """The longest sequence the model was made for, in tokens."""
-        is_stretched = self.rope.rope_type == "linear" and not self.more_ropes
-        stretched = self.rope.factor if is_stretched else 1.0
-        return int(self.max_position_embeddings * stretched)
+        rope, longest = self.rope, self.max_position_embeddings
+        if rope.rope_type == "yarn":
+            return max(longest, int(rope.original_max_position_embeddings * rope.factor))
+        is_stretched = rope.rope_type == "linear" and not self.more_ropes
+        return int(longest * rope.factor) if is_stretched else longest
 
     @property
     def ropes(self) -> tuple[RopeConfig, ...]:
@@ -111,20 +113,30 @@ def _read_config(fields: Fields, name: str) -> ModelConfig:
     num_heads = fields.integer("num_attention_heads")
     max_positions = fields.integer("max_position_embeddings", default=2048)
     bos_ids = fields.token_ids("bos_token_id")
-    ropes = read_ropes(fields, max_positions, switches.traits.num_rotations)
+    ropes = _read_ropes(fields, max_positions, switches)
+    head_dim = _read_head_dim(fields, hidden_size, num_heads)
+    _check_rotation(fields, ropes[0], head_dim)
+    # The residual stream over the scale: norms take the scale out again, but for their epsilon.
+    traits = switches.traits
+    residual = dataclasses.replace(
+        traits, embedding_scale=traits.embedding_scale / switches.residual_scale
+    )
     return ModelConfig(
         name=name,
         num_layers=fields.integer("num_hidden_layers", maximum=_MAX_LAYERS),
         hidden_size=hidden_size,
         num_heads=num_heads,
         num_kv_heads=_read_num_kv_heads(fields, num_heads),
-        head_dim=_read_head_dim(fields, hidden_size, num_heads),
+        head_dim=head_dim,
         intermediate_size=fields.integer("intermediate_size"),
         vocab_size=fields.integer("vocab_size"),
         max_position_embeddings=max_positions,
-        rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
-        switches=switches,
-        names=family.names,
+        rms_norm_eps=fields.number("rms_norm_eps", default=1e-6) / switches.residual_scale**2,
+        switches=dataclasses.replace(switches, traits=residual),
+        names=dataclasses.replace(
+            family.names,
+            head_order=head_order(ropes[0], head_dim, switches.is_interleaved),
+        ),
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=family.is_tied),
         rope=ropes[0],
         more_ropes=ropes[1:],
@@ -132,6 +144,29 @@ def _read_config(fields: Fields, name: str) -> ModelConfig:
         bos_token_id=bos_ids[0] if bos_ids else None,
         eos_token_ids=fields.token_ids("eos_token_id"),
     )
+
+
+def _read_ropes(fields: Fields, max_positions: int, switches: Switches) -> tuple[RopeConfig, ...]:
+    """The parameters of every table of rotations."""
+    if switches.traits.num_rotations == 1:
+        return (read_rope(fields, max_positions, switches.partial_rotary),)
+    if switches.other_rotation is OtherRotation.NONE:
+        return read_rope(fields, max_positions, switches.partial_rotary), UNROTATED
+    return read_ropes(fields, max_positions, switches.local_theta)
+
+
+def _check_rotation(fields: Fields, rope: RopeConfig, head_dim: int) -> None:
+    """ModelError unless whole pairs of dims are rotated, each by a divisor of its own."""
+    dims = rope.rotated_dims(head_dim)
+    if dims < 2 or dims % 2:
+        raise fields.error(
+            "partial_rotary_factor", f"{dims} of {head_dim} dims would be rotated; pairs are needed"
+        )
+    for divisors in (rope.short, rope.long):
+        if divisors and len(divisors) != dims // 2:
+            raise fields.error(
+                "rope_scaling", f"{dims // 2} factors are needed, one for each pair of dims"
+            )
 
 
 def _refuse_unsupported(fields: Fields, activation: Activation) -> None:

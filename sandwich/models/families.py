@@ -5,19 +5,41 @@ from __future__ import annotations
 from typing import Final
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.models import gemma, llama, mistral, mixtral, olmo2, olmoe, qwen2, qwen3, qwen3_moe
+from sandwich.models import (
+    exaone4,
+    gemma,
+    glm,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmo3,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from sandwich.models.family import Family
 
 FAMILIES: Final[tuple[Family, ...]] = (
+    exaone4.FAMILY,
     *gemma.FAMILIES,
+    *glm.FAMILIES,
+    granite.FAMILY,
     llama.FAMILY,
-    mistral.FAMILY,
+    *mistral.FAMILIES,
     mixtral.FAMILY,
     olmo2.FAMILY,
+    olmo3.FAMILY,
     olmoe.FAMILY,
+    phi3.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
+    smollm3.FAMILY,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 from codegen.spec import Activation, Experts, LayerKind, Traits
@@ -11,14 +12,32 @@ from sandwich.checkpoint.fields import Fields
 from sandwich.models.tensors import TensorNames
 
 
+class OtherRotation(StrEnum):
+    """What layers that do not rotate by the first table rotate by."""
+
+    OF_WINDOWS = "of windows"  # the parameters of layers with windows
+    NONE = "none"  # nothing
+
+
 @dataclass(frozen=True)
 class Switches:
-    """Which biases a model has, and in what its text differs from Llama's."""
+    """Which biases a model has, and in what its text differs from Llama's.
+
+    residual_scale: what attention and MLP give is times it before it is added. partial_rotary:
+    share of a head's dims that are rotated where config.json does not say. is_interleaved: the
+    partners of a rotated pair lie side by side. other_rotation: what the second table of rotations
+    is, if there is one.
+    """
 
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     traits: Traits = field(default_factory=Traits)
+    residual_scale: float = 1.0
+    partial_rotary: float = 1.0
+    is_interleaved: bool = False
+    other_rotation: OtherRotation = OtherRotation.OF_WINDOWS
+    local_theta: float = 0.0  # base of the table for windows, 0 for that of the first
 
 
 # How config.json spells what the gate of an MLP goes through.

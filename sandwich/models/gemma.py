@@ -42,7 +42,7 @@ def _read(fields: Fields, kinds: tuple[LayerKind, ...], head_norm: HeadNorm) -> 
         score_cap=fields.number("attn_logit_softcapping", default=0.0),
         logit_cap=fields.number("final_logit_softcapping", default=0.0),
     )
-    return Switches(qkv_bias=bias, o_bias=bias, traits=traits)
+    return Switches(qkv_bias=bias, o_bias=bias, traits=traits, local_theta=10000.0)
 
 
 def _read_gemma2(fields: Fields) -> Switches:

@@ -1,4 +1,5 @@
-"""Mistral and Ministral: Llama's text, where a token sees a window of the keys before it.
+"""Mistral and Ministral: Llama's text, where tokens see a window of the keys before them, in all
+layers or in those that `layer_types` names.
 
 Source: "Mistral 7B" (arXiv 2310.06825).
 """
@@ -17,4 +18,7 @@ def _read(fields: Fields) -> Switches:
     return Switches(traits=Traits(window_kinds(fields)))
 
 
-FAMILY: Final = Family("MistralForCausalLM", "mistral", NAMES, _read)
+FAMILIES: Final = (
+    Family("MistralForCausalLM", "mistral", NAMES, _read),
+    Family("MinistralForCausalLM", "ministral", NAMES, _read),
+)

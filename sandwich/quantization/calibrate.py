@@ -29,8 +29,9 @@ class Calibration:
     """Windows of tokens, (windows, tokens), on their way through a model.
 
     tensors: those of the checkpoint. read(tensor, rows): its rows, or all for None, as float32.
-    keep(tensor, rows): takes a matrix of the layers once it is rounded. Memory: a layer, the
-    second moments of the inputs of one matrix, and a few arrays of a value for each token.
+    keep(tensor, rows): takes a matrix of the layers once it is rounded. head_order: as TensorNames
+    has it. Memory: a layer, the second moments of the inputs of one matrix, and a few arrays of a
+    value for each token.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Calibration:
         read: ReadTensor,
         weights: WeightFormat,
         keep: Callable[[CheckpointTensor, QuantizedRows], None],
+        head_order: Sequence[int] = (),
     ) -> None:
         self.shape = shape
         self._read, self._keep, self._weights = read, keep, weights
@@ -52,6 +54,7 @@ class Calibration:
         self._rotations = np.empty(sizes, np.float32)
         for rope, tables in zip(ropes, self._rotations, strict=True):
             fill_tables(rope, shape.head_dim, *tables)
+        self._dims = np.argsort(head_order) if head_order else np.arange(shape.head_dim)
         self._layer: int | None = None
         self._windows: Ints = np.empty((0, 0), np.int32)
         self._cache: Mapping[str, Floats] = {}
@@ -80,7 +83,7 @@ class Calibration:
 
     def norm(self, role: str, x: Floats) -> Floats:
         (tensor,) = self._tensors[role, self._layer]
-        weight = self._read(tensor, None) + np.float32(tensor.offset)
+        weight = (self._read(tensor, None) + np.float32(tensor.offset)) * np.float32(tensor.scale)
         return reference.rms_norm(x, weight, self.shape.rms_norm_eps)
 
     def linear(self, role: str, x: Floats) -> Floats:
@@ -122,9 +125,9 @@ class Calibration:
         first_key, first_value = shape.num_heads, shape.num_heads + shape.num_kv_heads
         positions = np.arange(len(qkv)) % length
         cos, sin = self._rotations[kind.rotation][:, positions]
-        keys = reference.rope(heads[:, first_key:first_value], cos, sin)
+        keys = reference.rope(heads[:, first_key:first_value][..., self._dims], cos, sin)
         self._cache = {"keys": keys, "values": heads[:, first_value:]}
-        return reference.rope(heads[:, :first_key], cos, sin)
+        return reference.rope(heads[:, :first_key][..., self._dims], cos, sin)
 
     def attend(self, kind: LayerKind, queries: Floats) -> Floats:
         shape, (count, length) = self.shape, self._windows.shape

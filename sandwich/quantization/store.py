@@ -62,9 +62,8 @@ def quantize_folder(
     with source.checkpoint() as checkpoint:
         writer = _Writer(checkpoint, formats, done)
         if windows is not None:
-            Calibration(shape, config.ropes, tensors, writer.read, formats.layers, writer.keep).run(
-                windows
-            )
+            how = (writer.read, formats.layers, writer.keep, config.names.head_order)
+            Calibration(shape, config.ropes, tensors, *how).run(windows)
         for tensor in tensors:
             writer.finish(tensor)
     out.mkdir(parents=True)

@@ -41,11 +41,16 @@ class WeightPacker:
             out = layout.matrix(tensors, part.role, tensor.layer, tensor.expert)
             if not isinstance(rows, QuantizedRows):
                 rows = _as_dtype(rows, matrix.panels.value_dtype)
-            matrix.pack(part.name, rows, start, out)
+            places = part.places(start, start + len(rows))
+            if part.order:  # ascending, so that neighbours are packed together
+                ascending = np.argsort(places)
+                rows, places = rows[ascending], places[ascending]
+            matrix.pack(part.name, rows, places, out)
             return
         assert not isinstance(rows, QuantizedRows), tensor
         if len(tensor.shape) == 1:
-            self._pack_vector(tensor, part, start, widen(rows) + np.float32(tensor.offset))
+            values = (widen(rows) + np.float32(tensor.offset)) * np.float32(tensor.scale)
+            self._pack_vector(tensor, part, start, values)
         else:
             table = tensors[part.role]
             table[start : start + len(rows)] = _as_dtype(rows, table.dtype)
@@ -53,7 +58,7 @@ class WeightPacker:
     def _pack_vector(self, tensor: CheckpointTensor, part: Part, start: int, values: Array) -> None:
         """Norm weights in their order; biases in the order of their matrix's packed columns."""
         name = part.role
-        columns: slice | Array = slice(start, start + len(values))
+        columns = part.places(start, start + len(values))
         if name in self._layout.matrices:
             columns = self._layout.matrices[name].columns(part.name)[columns]
             name += "_bias"

@@ -6,7 +6,7 @@ An architecture is a row of ARCHITECTURES. Source: the names that llama.cpp's co
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -43,8 +43,58 @@ _LAYER_TENSORS: Final = {
     "ffn_down": "mlp.down_proj",
 }
 _NORMED_HEADS: Final = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_NORMS_BEHIND: Final = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_NORMS_AROUND: Final = _NORMS_BEHIND | {"ffn_norm": "pre_feedforward_layernorm"}
+_GLM_TENSORS: Final = {
+    "post_attention_norm": "post_self_attn_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_mlp_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+}
+_PHI_TENSORS: Final = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_SOFT_CAPS: Final = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_MULTIPLIERS: Final = {
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "attention.scale": "attention_multiplier",
+    "logit_scale": "logits_scaling",
+}
 ROPE_FACTORS: Final = "rope_freqs.weight"  # divides the frequency of each pair of dims
+LONGROPE_FACTORS: Final = {  # the same, for contexts of two sizes
+    "rope_factors_short.weight": "short_factor",
+    "rope_factors_long.weight": "long_factor",
+}
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_0-9]+)\.(weight|bias)")
+
+Config = dict[str, Any]
+
+
+def _unchanged(_: Config) -> None:
+    """The metadata say all."""
+
+
+def _gemma_scores(layers_of_27b: int) -> Callable[[Config], None]:
+    """What the largest Gemma divides scores by is not in the metadata: it has so many layers."""
+
+    def complete(config: Config) -> None:
+        heads = config["num_attention_heads"]
+        is_largest = config["num_hidden_layers"] == layers_of_27b and isinstance(heads, int)
+        dim = config["hidden_size"] // heads if is_largest else _head_dim(config)
+        config["query_pre_attn_scalar"] = dim or None
+
+    return complete
+
+
+def _olmo_with_windows(config: Config) -> None:
+    """OLMo 3 has the architecture of OLMo 2, and windows."""
+    if config["sliding_window"] is not None:
+        config["architectures"] = ["Olmo3ForCausalLM"]
 
 
 @dataclass(frozen=True)
@@ -54,12 +104,37 @@ class Architecture:
     model_class: str  # of transformers
     layer_tensors: Mapping[str, str] = field(default_factory=dict)  # beside the common ones
     has_paired_rotation: bool = False  # rows of q and k are reordered, so that pairs are neighbours
+    norm_offset: float = 0.0  # what the file's weights of norms are more than a checkpoint's
+    keys: Mapping[str, str] = field(default_factory=dict)  # beside _CONFIG_KEYS
+    complete: Callable[[Config], None] = _unchanged  # adds what the metadata leave out
 
 
 ARCHITECTURES: Final = {
     "llama": Architecture("LlamaForCausalLM", has_paired_rotation=True),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM", _NORMED_HEADS),
+    "gemma2": Architecture(
+        "Gemma2ForCausalLM",
+        _NORMS_AROUND,
+        norm_offset=1.0,
+        keys=_SOFT_CAPS,
+        complete=_gemma_scores(46),
+    ),
+    "gemma3": Architecture(
+        "Gemma3ForCausalLM",
+        _NORMS_AROUND | _NORMED_HEADS,
+        norm_offset=1.0,
+        keys=_SOFT_CAPS | {"rope.freq_base_swa": "rope_local_base_freq"},
+        complete=_gemma_scores(62),
+    ),
+    "olmo2": Architecture(
+        "Olmo2ForCausalLM", _NORMS_BEHIND | _NORMED_HEADS, complete=_olmo_with_windows
+    ),
+    "exaone4": Architecture("Exaone4ForCausalLM", _NORMS_BEHIND | _NORMED_HEADS),
+    "glm4": Architecture("Glm4ForCausalLM", _GLM_TENSORS),
+    "granite": Architecture("GraniteForCausalLM", has_paired_rotation=True, keys=_MULTIPLIERS),
+    "phi3": Architecture("Phi3ForCausalLM", _PHI_TENSORS),
+    "smollm3": Architecture("SmolLM3ForCausalLM", has_paired_rotation=True),
 }
 
 
@@ -96,7 +171,9 @@ def read_config(header: Header) -> dict[str, Any]:
     architecture = architecture_of(header)
     prefix = header.metadata["general.architecture"]
     get = header.metadata.get
-    config = {ours: get(f"{prefix}.{key}") for key, ours in _CONFIG_KEYS.items()}
+    keys = _CONFIG_KEYS | dict(architecture.keys)
+    config = {ours: get(f"{prefix}.{key}") for key, ours in keys.items()}
+    config["sliding_window"] = config["sliding_window"] or None  # 0 is none
     config["architectures"] = [architecture.model_class]
     config["vocab_size"] = _vocab_size(header, prefix)
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
@@ -107,7 +184,13 @@ def read_config(header: Header) -> dict[str, Any]:
     config["rope_scaling"] = _rope_scaling(header, prefix)
     dim, rotated = _head_dim(config), get(f"{prefix}.rope.dimension_count")
     if dim and isinstance(rotated, int) and 0 < rotated != dim:
+        if architecture.has_paired_rotation:  # which is of whole heads
+            raise ModelError(
+                f"{header.file}: {prefix}.rope.dimension_count is {rotated}; {dim}, all dims of a "
+                "head, is needed"
+            )
         config["partial_rotary_factor"] = rotated / dim
+    architecture.complete(config)
     return config
 
 
@@ -153,4 +236,6 @@ def _rope_scaling(header: Header, prefix: str) -> dict[str, Any] | None:
         "rope_type": kind,
         "factor": get(f"{prefix}.rope.scaling.factor"),
         "original_max_position_embeddings": original,
+        "beta_fast": get(f"{prefix}.rope.scaling.yarn_beta_fast"),
+        "beta_slow": get(f"{prefix}.rope.scaling.yarn_beta_slow"),
     }

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from codegen.layout.arrays import widen
 from codegen.layout.quantize import QuantizedRows
 from sandwich.checkpoint.files import OpenFiles
 from sandwich.checkpoint.gguf.architectures import (
+    LONGROPE_FACTORS,
     ROPE_FACTORS,
     architecture_of,
     head_dim,
@@ -58,7 +60,7 @@ class GgufCheckpoint:
             name = tensor_name(self._architecture, own_name)
             if name in self.tensors:
                 raise ModelError(f"{header.file}: holds {name} twice; fetch it again")
-            if own_name != ROPE_FACTORS:  # which is a part of the configuration
+            if own_name not in (ROPE_FACTORS, *LONGROPE_FACTORS):  # parts of the configuration
                 self.tensors[name] = tensor
         self.files = sorted({tensor.file for tensor in self.tensors.values()})
 
@@ -77,6 +79,9 @@ class GgufCheckpoint:
     def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
         """As Checkpoint says; quantised types as float32."""
         tensor = self.tensors[name]
+        if self._architecture.norm_offset and "norm" in name:
+            values = _values(tensor, self._read(tensor, start, stop, buffer), stop - start)
+            return widen(values) - np.float32(self._architecture.norm_offset)
         if not is_paired(self._architecture, name):
             return _values(tensor, self._read(tensor, start, stop, buffer), stop - start)
         raw, picked = self._read_heads(tensor, start, stop)

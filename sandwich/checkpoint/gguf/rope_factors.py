@@ -1,7 +1,8 @@
-"""Llama 3.1's scaling of rotations out of the tensor that a GGUF file has in its place.
+"""Scalings of rotations out of the tensors that a GGUF file has in their place.
 
-The converter of llama.cpp evaluates the formula and stores a divisor for each pair of dims; the
-parameters are found again, and must give the same divisors.
+For Llama 3.1's, the converter of llama.cpp evaluates the formula and stores a divisor for each pair
+of dims; the parameters are found again, and must give the same divisors. For LongRoPE's, it stores
+the two lists of divisors.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from sandwich.checkpoint.gguf.header import Header
 from sandwich.checkpoint.source import StoredTensor
 from sandwich.errors import ModelError
 
@@ -28,7 +30,7 @@ def read_factors(tensor: StoredTensor) -> Floats:
     """The divisors. Raises ModelError if they are not a vector of float32."""
     if tensor.dtype != "F32" or len(tensor.shape) != 1:
         raise ModelError(
-            f"{tensor.file}: rope_freqs.weight is {tensor.dtype} {list(tensor.shape)}, not a "
+            f"{tensor.file}: divisors of rotations are {tensor.dtype} {list(tensor.shape)}, not a "
             "vector of F32; fetch it again"
         )
     return np.fromfile(tensor.file, "<f4", tensor.shape[0], offset=tensor.offset)
@@ -55,6 +57,19 @@ def llama3_scaling(factors: Floats, config: Mapping[str, Any], file: Path) -> di
         "low_freq_factor": _LOW,
         "high_freq_factor": _HIGH,
         "original_max_position_embeddings": _ORIGINAL,
+    }
+
+
+def longrope_scaling(factors: Mapping[str, list[float]], header: Header) -> dict[str, Any]:
+    """`rope_scaling` of a config.json with the lists `factors`."""
+    prefix = f"{header.metadata['general.architecture']}.rope.scaling"
+    return {
+        "rope_type": "longrope",
+        "attention_factor": header.metadata.get(f"{prefix}.attn_factor"),
+        "original_max_position_embeddings": header.metadata.get(
+            f"{prefix}.original_context_length"
+        ),
+        **factors,
     }
 
 

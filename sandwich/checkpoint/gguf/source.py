@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from sandwich.checkpoint.fields import Fields
-from sandwich.checkpoint.gguf.architectures import ROPE_FACTORS, read_config
+from sandwich.checkpoint.gguf.architectures import LONGROPE_FACTORS, ROPE_FACTORS, read_config
 from sandwich.checkpoint.gguf.checkpoint import GgufCheckpoint
 from sandwich.checkpoint.gguf.header import MAGIC, Header
-from sandwich.checkpoint.gguf.rope_factors import llama3_scaling, read_factors
+from sandwich.checkpoint.gguf.rope_factors import llama3_scaling, longrope_scaling, read_factors
 from sandwich.checkpoint.gguf.split import first_file, read_headers
 from sandwich.checkpoint.gguf.tokenizer import end_token_ids, read_tokenizer
 from sandwich.checkpoint.tokenizer_files import TokenizerFiles
@@ -53,6 +53,12 @@ class GgufModel:
         if ROPE_FACTORS in self._header.tensors:
             factors = read_factors(self._header.tensors[ROPE_FACTORS])
             config["rope_scaling"] = llama3_scaling(factors, config, self._header.file)
+        elif all(name in self._header.tensors for name in LONGROPE_FACTORS):
+            lists = {
+                key: read_factors(self._header.tensors[name]).tolist()
+                for name, key in LONGROPE_FACTORS.items()
+            }
+            config["rope_scaling"] = longrope_scaling(lists, self._header)
         return Fields(config, self._header.file)
 
     def generation(self) -> Fields:

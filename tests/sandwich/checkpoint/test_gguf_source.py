@@ -210,7 +210,7 @@ def test_a_file_is_recognised_by_what_it_holds(tmp_path: Path, vocab_size: int) 
         ({"llama.embedding_length": None}, "hidden_size"),
         ({"llama.attention.head_count": [4, 2]}, "num_attention_heads"),
         ({"llama.attention.head_count_kv": 3}, "num_key_value_heads"),
-        ({"llama.rope.dimension_count": 32}, "partial_rotary_factor"),
+        ({"llama.rope.dimension_count": 32}, "dimension_count is 32; 64"),
         ({"llama.attention.sliding_window": 64}, "sliding_window"),
     ],
 )

@@ -10,14 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.sandwich.models.cases import Case, sizes
 from tests.sandwich.models.conftest import (
-    Case,
     Driver,
     ExecutorFactory,
     make_compiled,
     make_reference,
     read_config,
-    sizes,
 )
 
 TIED = Case("tied", sizes(64, 4, 2, 16, tie_word_embeddings=True))

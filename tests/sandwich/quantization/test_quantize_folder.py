@@ -25,7 +25,8 @@ from sandwich.quantization.calibrate import Calibration
 from sandwich.quantization.store import num_rounded, quantize_folder
 from sandwich.startup.quantization import weight_formats
 from sandwich.weights.load import ModelWeights, load_weights
-from tests.sandwich.models.conftest import Case, TinyModel, sizes, write_model
+from tests.sandwich.models.cases import Case, sizes
+from tests.sandwich.models.conftest import TinyModel, write_model
 
 HEAD = WeightFormat("int8", group=32, scale_dtype="float16")
 INT4 = WeightFormat("int4", "int8", 32, "float16", has_minima=True)
@@ -36,6 +37,7 @@ CASES = [
     Case("norms-of-heads", sizes(64, 4, 2, 16), "qwen3"),
     Case("experts", sizes(64, 4, 2, 16, num_experts=3, num_experts_per_tok=2), "olmoe"),
     Case("window", sizes(64, 4, 2, 16, sliding_window=8), "mistral"),
+    Case("rotated-in-pairs", sizes(64, 4, 2, 16, pad_token_id=0), "glm4"),
 ]
 
 
@@ -98,7 +100,9 @@ def test_the_text_goes_through_the_layers_as_through_transformers(tiny: TinyMode
         tensors = list(checkpoint_tensors(shape, config.names))
         weights = WeightFormat("int8", "int8", 32, has_minima=True)
         watched = _Watched(
-            shape, config.ropes, tensors, read, weights, lambda tensor, _: kept.append(tensor.name)
+            *(shape, config.ropes, tensors, read, weights),
+            lambda tensor, _: kept.append(tensor.name),
+            config.names.head_order,
         )
         watched.run(windows)
     of_layers = [t for t in tensors if len(t.shape) == 2 and t.layer is not None]
