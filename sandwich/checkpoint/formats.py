@@ -7,11 +7,16 @@ from typing import Final
 
 from sandwich.checkpoint.gguf.source import GgufModel
 from sandwich.checkpoint.huggingface import HuggingFaceFolder
+from sandwich.checkpoint.onnx.source import OnnxModel
 from sandwich.checkpoint.source import ModelSource
 from sandwich.checkpoint.strangers import what_is
 from sandwich.errors import ModelError
 
-FORMATS: Final = (GgufModel, HuggingFaceFolder)  # the first that recognises a path reads it
+FORMATS: Final = (
+    GgufModel,
+    OnnxModel,
+    HuggingFaceFolder,
+)  # the first that recognises a path reads it
 
 
 def open_source(path: Path) -> ModelSource:

@@ -22,7 +22,6 @@ _RESAVE: Final = (
 _WEIGHTS: Final = (
     (("*.bin", "*.pt", "*.pth"), f"weights in PyTorch's own format, which can run code; {_RESAVE}"),
     (("*.h5", "*.msgpack"), f"weights of TensorFlow or Flax; {_RESAVE}"),
-    (("*.onnx",), "an ONNX graph; give the model it was exported from"),
     (("*.npz",), "weights of MLX; give the model they were converted from"),
 )
 
@@ -37,7 +36,8 @@ def what_is(path: Path) -> str | None:
     if path.is_file():
         if is_lfs_pointer(path):
             return pointer_remedy()
-        return "a file, but no GGUF file; give one, or the folder that holds a config.json"
+        known = "no GGUF file and no ONNX graph"
+        return f"a file, but {known}; give one, or the folder that holds a config.json"
     tests: tuple[Callable[[Path], str | None], ...] = (_adapter, _pointers, _other_weights)
     return next((found for test in tests if (found := test(path)) is not None), None)
 

@@ -62,7 +62,6 @@ def test_a_folder_without_a_config_says_what_it_holds(
         ({"pytorch_model-00001-of-00002.bin": b"PK"}, "can run code.*save_pretrained"),
         ({"consolidated.00.pth": b"PK"}, "PyTorch's own format"),
         ({"tf_model.h5": b""}, "TensorFlow or Flax"),
-        ({"model.onnx": b""}, "an ONNX graph"),
         ({"weights.npz": b""}, "MLX"),
         ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "an adapter"),
     ],
@@ -99,7 +98,7 @@ def test_a_pointer_of_git_is_seen_in_every_file(
     ("content", "reason"),
     [
         (POINTER, "is a pointer of Git LFS"),
-        (b"", "is a file, but no GGUF file; give one"),
+        (b"", "is a file, but no GGUF file and no ONNX graph; give one"),
     ],
 )
 def test_a_file_is_named_for_what_it_holds(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -46,7 +46,7 @@ class Rounded:
 
     @property
     def values(self) -> Array:
-        centred = self.codes.astype(np.float32) - self.zeros[:, self.group_of]
+        centred = (self.codes - self.zeros[:, self.group_of]).astype(np.float32)
         return centred * self.scales.astype(np.float32)[:, self.group_of]
 
 
