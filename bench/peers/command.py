@@ -24,6 +24,7 @@ from bench.peers.checkpoint import as_folder, random_checkpoint
 from bench.peers.contest import compare, or_absent, sweep, thread_counts
 from bench.peers.engine import AbsentError, Engine, Setup
 from bench.peers.llama_cpp import LlamaCpp
+from bench.peers.openvino import OpenVino
 from bench.peers.ours import Ours
 from bench.peers.python_peers import Transformers
 from bench.peers.servers import Load, compare_servers, compare_starts
@@ -39,7 +40,7 @@ from sandwich.errors import ConfigError, SandwichError
 from sandwich.startup.hub import resolve_model
 from schedules.meters import Meter, PeakMeter, ReadMeter, last_level_cache_bytes
 
-PEERS: dict[str, type[Engine]] = {peer.name: peer for peer in (LlamaCpp, Transformers)}
+PEERS: dict[str, type[Engine]] = {peer.name: peer for peer in (LlamaCpp, OpenVino, Transformers)}
 KEYS = ("model", "format", "peer", "work")
 READ_BYTES, PEAK_TURNS = 256 << 20, 1_000_000
 START = "start to first token"

@@ -44,9 +44,9 @@ class Setup:
     def peers_dir(self) -> Path:
         return self.cache_dir / "bench" / "peers"
 
-    def model_path(self, kind: str) -> Path:
-        """Where a converted copy of the checkpoint is kept."""
-        name = f"{self.folder.resolve().name}-{self.format}"
+    def gguf_path(self, kind: str, weights: str | None = None) -> Path:
+        """Where a GGUF copy of the checkpoint is kept, in the format or in `weights`."""
+        name = f"{self.folder.resolve().name}-{weights or self.format}.gguf"
         return self.cache_dir / "bench" / "models" / kind / name
 
 

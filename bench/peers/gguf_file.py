@@ -29,25 +29,35 @@ OTHER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", 
 # How the text is cut before it is merged, by what is told apart in the tokenizer's file; llama.cpp
 # knows these ways by name.
 SMOLLM, GPT_2 = "smollm", "gpt-2"
+FILE_TYPES = {
+    None: gguf.LlamaFileType.MOSTLY_BF16,
+    gguf.GGMLQuantizationType.F16: gguf.LlamaFileType.MOSTLY_F16,
+    gguf.GGMLQuantizationType.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
+    gguf.GGMLQuantizationType.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0,
+}
 
 
-def write_gguf(folder: Path, path: Path) -> None:
-    """Write the checkpoint in `folder` to `path`, a tensor at a time; vectors become float32."""
+def write_gguf(folder: Path, path: Path, kind: gguf.GGMLQuantizationType | None = None) -> None:
+    """Write the checkpoint in `folder` to `path`, a tensor at a time; vectors become float32, and
+    matrices `kind` or what they are.
+    """
     config = json.loads((folder / "config.json").read_text())
     part = path.with_suffix(".part")
     writer = gguf.GGUFWriter(part, ARCHITECTURE)
+    writer.add_file_type(FILE_TYPES[kind])
     _write_sizes(writer, config)
     _write_tokenizer(writer, folder, config)
     tensors = SafetensorsCheckpoint(folder).tensors
     for name, tensor in tensors.items():
-        shape, item, kind = _stored_as(tensor)
-        nbytes = int(np.prod(tensor.shape)) * item.itemsize
-        writer.add_tensor_info(gguf_name(name), shape, item, nbytes, kind)
+        writer.add_tensor_info(gguf_name(name), *_stored_as(tensor, kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, tensor in tensors.items():
-        writer.write_tensor_data(_values(name, tensor, config))
+        values = _values(name, tensor, config)
+        if kind is not None and values.ndim == 2:
+            values = gguf.quants.quantize(_as_float32(values, tensor.dtype), kind)
+        writer.write_tensor_data(values)
     writer.close()
     part.replace(path)
 
@@ -70,12 +80,18 @@ def rotated(rows: npt.NDArray[Any], num_heads: int) -> npt.NDArray[Any]:
 
 
 def _stored_as(
-    tensor: StoredTensor,
-) -> tuple[tuple[int, ...], np.dtype[Any], gguf.GGMLQuantizationType]:
-    if len(tensor.shape) == 1 or tensor.dtype == "F32":
-        return tensor.shape, np.dtype(np.float32), gguf.GGMLQuantizationType.F32
-    kind = gguf.GGMLQuantizationType[tensor.dtype]
-    return tensor.shape, NUMPY_DTYPES[tensor.dtype], kind
+    tensor: StoredTensor, kind: gguf.GGMLQuantizationType | None
+) -> tuple[tuple[int, ...], np.dtype[Any], int, gguf.GGMLQuantizationType]:
+    """Shape, type of the items, bytes and type of a tensor in the file."""
+    shape, num_values = tensor.shape, int(np.prod(tensor.shape))
+    if len(shape) == 1 or (kind is None and tensor.dtype == "F32"):
+        return shape, np.dtype(np.float32), 4 * num_values, gguf.GGMLQuantizationType.F32
+    if kind is None:
+        item = NUMPY_DTYPES[tensor.dtype]
+        return shape, item, item.itemsize * num_values, gguf.GGMLQuantizationType[tensor.dtype]
+    values, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    row = gguf.quant_shape_to_byte_shape(shape, kind)
+    return row, np.dtype(np.uint8), num_values // values * nbytes, kind
 
 
 def _values(name: str, tensor: StoredTensor, config: dict[str, Any]) -> npt.NDArray[Any]:
@@ -86,9 +102,13 @@ def _values(name: str, tensor: StoredTensor, config: dict[str, Any]) -> npt.NDAr
         values = rotated(values, config["num_attention_heads"])
     elif "k_proj" in name:
         values = rotated(values, config["num_key_value_heads"])
-    if len(tensor.shape) > 1 or tensor.dtype == "F32":
+    if len(tensor.shape) > 1:
         return np.ascontiguousarray(values)
-    if tensor.dtype == "BF16":
+    return _as_float32(values, tensor.dtype)
+
+
+def _as_float32(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    if dtype == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
 

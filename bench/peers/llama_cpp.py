@@ -86,7 +86,7 @@ class LlamaCpp(Engine):
 
     def _converted(self) -> Path:
         """The GGUF file of the format, made at first use."""
-        path = self.setup.model_path("gguf").with_suffix(".gguf")
+        path = self.setup.gguf_path("gguf")
         if path.exists():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class LlamaCpp(Engine):
             self.setup.say(f"writing {path}")
             write_gguf(self.setup.folder, path)
             return path
-        plain = path.with_name(path.name.replace(self.setup.format, "bf16"))
+        plain = self.setup.gguf_path("gguf", "bf16")
         if not plain.exists():
             write_gguf(self.setup.folder, plain)
         part = path.with_suffix(".part")

@@ -83,6 +83,12 @@ def setup(folder: Path, **changes: Any) -> Setup:
     return Setup(cache_dir=folder, folder=folder, say=lambda *_, **__: None, **(sizes | changes))
 
 
+def test_each_format_has_a_file_of_its_own_though_the_name_has_a_dot(tmp_path: Path) -> None:
+    made = setup(tmp_path / "llama-3.2-1b", format="q8_0")
+    assert made.gguf_path("gguf").name == "llama-3.2-1b-q8_0.gguf"
+    assert made.gguf_path("gguf", "bf16").name == "llama-3.2-1b-bf16.gguf"
+
+
 @pytest.fixture(autouse=True)
 def no_calls() -> None:
     CALLS.clear()

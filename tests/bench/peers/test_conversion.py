@@ -74,6 +74,23 @@ def test_a_gguf_file_has_the_same_values(folder: Path, tmp_path: Path) -> None:
     assert fields["tokenizer.ggml.tokens"].contents()[tokens["a"]] == "a"
 
 
+@pytest.mark.parametrize(("kind", "levels"), [("Q8_0", 127), ("Q4_0", 8), ("F16", 1 << 10)])
+def test_a_gguf_file_of_a_type_is_near_its_values(
+    folder: Path, tmp_path: Path, kind: str, levels: int
+) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(folder, file, gguf.GGMLQuantizationType[kind])
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    up = tensors["blk.1.ffn_up.weight"]
+    assert up.tensor_type.name == kind
+    stored = values(folder, "model.layers.1.mlp.up_proj.weight").astype(np.uint32) << 16
+    exact = stored.view(np.float32)
+    error = np.abs(gguf.quants.dequantize(up.data, up.tensor_type) - exact)
+    assert error.max() <= np.abs(exact).max() / levels
+    assert tensors["output_norm.weight"].tensor_type.name == "F32"
+    assert config_of(file).num_layers == config_of(folder).num_layers
+
+
 def test_a_file_becomes_a_folder_with_the_same_values(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(folder, file)
