@@ -40,7 +40,7 @@ def seconds(pipeline: Any, rng: np.random.Generator, asked: dict[str, Any]) -> f
     if is_prefill:
         return time.perf_counter() - started
     # microseconds: the prompt, then a step each, of which the first is left out
-    return statistics.median(metrics.token_infer_durations[2:]) / 1e6
+    return float(statistics.median(metrics.token_infer_durations[2:])) / 1e6
 
 
 if __name__ == "__main__":
