@@ -22,7 +22,7 @@ from bench.conditions import watch_and_warn
 from bench.flags import count, counts
 from bench.record import provenance
 from bench.store import Store
-from codegen.layout.arrays import storage_dtype
+from codegen.layout.kv_format import KV_DTYPES, KvFormat
 from codegen.layout.model import DEFAULT_BLOCK_SIZE, ModelLayout
 from codegen.spec import ModelShape, Phase
 from platforms.machine import Machine
@@ -32,12 +32,12 @@ from sandwich.executor.base import Batch
 from sandwich.executor.rehearsal import rehearsal
 from sandwich.models.config import ModelConfig
 from sandwich.models.presets import preset
-from sandwich.startup.calibrate import DTYPES
 from sandwich.startup.quantization import weight_formats
 from sandwich.startup.step_bench import MAX_TOKENS, StepBench, StepTimer
 from schedules.meters import PeakMeter, ReadMeter, last_level_cache_bytes
 from schedules.tiles.default_plans import default_plans, panel_width
 
+DTYPE = "bfloat16"  # of the cache, if nobody says
 KEYS = ("head_dim", "group", "phase", "context", "batch", "dtype")
 NUM_LAYERS, NUM_KV_HEADS, INTERMEDIATE, VOCAB = 4, 2, 256, 512
 READ_BYTES, PEAK_TURNS = 256 << 20, 1_000_000
@@ -67,8 +67,8 @@ class Case:
 
     def nbytes(self, shape: ModelShape, kv_dtype: str) -> int:
         """Of all keys and values, once."""
-        values = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
-        return values * storage_dtype(kv_dtype).itemsize * self.context * self.batch
+        heads = 2 * shape.num_layers * shape.num_kv_heads
+        return heads * KvFormat(kv_dtype).nbytes(shape.head_dim) * self.context * self.batch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=counts, default=default, metavar="N,N", help=f"{text} ({default})"
         )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the KV cache ({DTYPES[0]})"
+        "--dtype", choices=KV_DTYPES, default=DTYPE, help=f"of the KV cache ({DTYPE})"
     )
     parser.add_argument("--repeats", type=count, default=7, metavar="N", help="steps (7)")
     parser.add_argument("--isa", metavar="NAME", help="an instruction set (the best one)")
@@ -130,15 +130,16 @@ def measure(
     isa, cpus = machine.isa_row, machine.usable_cpus()
     model = attention_model(head_dim, group, max(case.context for case in cases))
     shape = model.shape(model.max_position_embeddings)
-    formats = weight_formats(EngineConfig(quantization="none"), dtype)
+    products = KvFormat(dtype).product_dtype
+    formats = weight_formats(EngineConfig(quantization="none"), products)
     both = formats.layers, formats.lm_head
     plans = default_plans(isa, cpus, shape, *both)
-    layout = ModelLayout.build(shape, dtype, isa.lanes, panel_width(isa), *both)
+    layout = ModelLayout.build(shape, products, isa.lanes, panel_width(isa), *both)
     most = max(case.context * case.batch for case in cases)
     rows = []
     with (
         closing(ReadMeter(isa, cpus, last_level_cache_bytes(machine), READ_BYTES)) as read,
-        closing(PeakMeter(isa, dtype, cpus, num_turns=PEAK_TURNS)) as peak,
+        closing(PeakMeter(isa, products, cpus, num_turns=PEAK_TURNS)) as peak,
         closing(StepBench(machine, model, layout, dtype, most)) as bench,
         bench.on(plans, _cache_dir(), has_timers=True) as timer,
     ):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codegen.layout.arrays import storage_dtype
+from codegen.layout.kv_format import KvFormat
 from codegen.layout.panels import PanelLayout
 from codegen.model.tables import Matrix, matrices
 from codegen.spec import ModelShape, WeightFormat
@@ -49,8 +49,7 @@ class StepWork:
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one token holds in the cache, over all layers."""
         s = self.shape
-        values = 2 * s.num_layers * s.num_kv_heads * s.head_dim
-        return values * storage_dtype(self.kv_dtype).itemsize
+        return 2 * s.num_layers * s.num_kv_heads * KvFormat(self.kv_dtype).nbytes(s.head_dim)
 
     def weight_bytes(self, num_tokens: int) -> int:
         """Bytes of matrices with their scales that a step of so many tokens must read; of experts

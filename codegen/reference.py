@@ -189,30 +189,53 @@ def gated(gate: Floats, up: Floats, activation: Activation) -> Floats:
 
 def _values_of(words: Array, kv: KvLayout) -> Array:
     """One layer's words with their values as a last axis of kr, a view."""
-    value_dtype = np.uint16 if kv.dtype == "bfloat16" else np.float32
-    return words.view(value_dtype).reshape(*words.shape, kv.kr)
+    parts = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
+    return words.view(parts[kv.dtype]).reshape(*words.shape, kv.kr)
+
+
+def _stored(new: Floats, scales: Array | None, at: tuple[Ints, Ints], kv: KvLayout) -> Array:
+    """New keys or values (tokens, kv_heads, head_dim) as they are stored; their scales are stored
+    at blocks and offsets.
+    """
+    if scales is None:
+        return bf16_from_float32(new) if kv.dtype == "bfloat16" else new
+    blocks, offsets = at
+    integers, found = quantize_activations(new.reshape(-1, kv.head_dim))
+    scales[:, blocks, offsets] = found.reshape(len(new), -1).T
+    return integers.reshape(new.shape)
 
 
 def write_kv(
-    keys: Array, values: Array, new_keys: Floats, new_values: Floats, slots: Ints, kv: KvLayout
+    keys: Array,
+    values: Array,
+    new_keys: Floats,
+    new_values: Floats,
+    slots: Ints,
+    kv: KvLayout,
+    scales: Sequence[Array] = (),
 ) -> None:
     """Write new_keys and new_values (tokens, kv_heads, head_dim) into one layer's cache, in place.
 
-    keys, values: one layer of `kv.keys`, `kv.values`; slots (tokens,): block * block_size + offset.
+    keys, values, scales: one layer of what `kv.tensor_specs()` says, scales of keys before those of
+    values; slots (tokens,): block * block_size + offset.
     """
-    blocks, offsets = np.divmod(slots, kv.block_size)
-    if kv.dtype == "bfloat16":
-        key_bits, value_bits = bf16_from_float32(new_keys), bf16_from_float32(new_values)
-    else:
-        key_bits, value_bits = new_keys, new_values  # type: ignore[assignment]
-    paired = key_bits.reshape(len(slots), kv.num_kv_heads, kv.head_dim // kv.kr, kv.kr)
+    blocks, offsets = at = np.divmod(slots, kv.block_size)
+    of_keys, of_values = scales or (None, None)
+    shape = (len(slots), kv.num_kv_heads, kv.head_dim // kv.kr, kv.kr)
+    paired = _stored(new_keys, of_keys, at, kv).reshape(shape)
     _values_of(keys, kv)[:, blocks, :, offsets, :] = paired
     row, half = np.divmod(offsets, kv.kr)
-    _values_of(values, kv)[:, blocks, row, : kv.head_dim, half] = value_bits
+    stored = _stored(new_values, of_values, at, kv)
+    _values_of(values, kv)[:, blocks, row, : kv.head_dim, half] = stored
 
 
 def read_kv(
-    keys: Array, values: Array, block_table: Ints, num_tokens: int, kv: KvLayout
+    keys: Array,
+    values: Array,
+    block_table: Ints,
+    num_tokens: int,
+    kv: KvLayout,
+    scales: Sequence[Array] = (),
 ) -> tuple[Floats, Floats]:
     """One sequence's keys and values out of one layer's cache: (kv_heads, tokens, head_dim)."""
     blocks = block_table[: -(-num_tokens // kv.block_size)]
@@ -221,7 +244,12 @@ def read_kv(
     found_keys = _values_of(keys, kv)[:, blocks].transpose(0, 1, 3, 2, 4).reshape(shape)
     # values (heads, blocks, tokens / kr, dims, kr) -> kr beside tokens
     found_values = _values_of(values, kv)[:, blocks].transpose(0, 1, 2, 4, 3).reshape(shape)
-    return widen(found_keys[:, :num_tokens]), widen(found_values[:, :num_tokens, : kv.head_dim])
+    found = found_keys[:, :num_tokens], found_values[:, :num_tokens, : kv.head_dim]
+    widened_keys, widened_values = (widen(part) for part in found)
+    if not scales:
+        return widened_keys, widened_values
+    of_keys, of_values = (widen(each[:, blocks].reshape(shape)[:, :num_tokens]) for each in scales)
+    return widened_keys * of_keys, widened_values * of_values
 
 
 def soft_cap(x: Floats, cap: float) -> Floats:
@@ -247,14 +275,16 @@ def paged_attention(
     window: int = 0,
     scale: float = 0.0,
     cap: float = 0.0,
+    scales: Sequence[Array] = (),
 ) -> Floats:
     """Causal attention of every token over its own sequence in the cache: (tokens, heads, dim).
 
-    queries (tokens, heads, head_dim); keys, values: one layer of the cache, the new tokens already
-    written; query_starts (seqs + 1,), context_lens (seqs,), block_tables (seqs, max_blocks). The
-    queries of a sequence are its last tokens: a prefill chunk, or one token of decode. window: keys
-    that a query sees, its own and those just before it; 0 for all. scale: of the products of
-    queries and keys, 0 for one over the root of head_dim; cap: their soft cap, 0 for none.
+    queries (tokens, heads, head_dim); keys, values, scales: one layer of the cache, the new tokens
+    already written; query_starts (seqs + 1,), context_lens (seqs,), block_tables (seqs, most blocks
+    of one). The queries of a sequence are its last tokens: a prefill chunk, or one token of decode.
+    window: keys that a query sees, its own and those just before it; 0 for all. scale: of the
+    products of queries and keys, 0 for one over the root of head_dim; cap: their soft cap, 0 for
+    none.
     """
     output = np.empty_like(queries)
     group = queries.shape[1] // kv.num_kv_heads
@@ -262,7 +292,8 @@ def paged_attention(
     for seq, context_len in enumerate(context_lens):
         rows = slice(query_starts[seq], query_starts[seq + 1])
         num_queries = rows.stop - rows.start
-        seq_keys, seq_values = read_kv(keys, values, block_tables[seq], int(context_len), kv)
+        blocks, length = block_tables[seq], int(context_len)
+        seq_keys, seq_values = read_kv(keys, values, blocks, length, kv, scales)
         positions = np.arange(context_len - num_queries, context_len)
         is_hidden = np.arange(context_len)[None, :] > positions[:, None]  # (queries, context)
         if window:

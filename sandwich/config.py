@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from codegen.layout.kv_format import KV_DTYPES
 from sandwich.errors import ConfigError
 from sandwich.options import (
     EnvironmentVariable,
@@ -30,6 +31,7 @@ from sandwich.options import (
 DEFAULT_MODEL: Final = "smollm2"  # of sandwich/startup/packaged.py
 
 DTYPES: Final = ("auto", "float32", "bfloat16")
+KV_CACHE_DTYPES: Final = ("auto", *KV_DTYPES)
 PLAN_SEARCHES: Final = ("estimate", "measure")
 EXECUTORS: Final = ("compiled", "null", "reference")
 MIXED_STEPS: Final = ("auto", "turns", "ride", "corun")
@@ -44,6 +46,11 @@ _CPU_BIND = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(\|\d+(-\d+)?(,\d+(-\d+)?)*)*")
 def parse_dtype(text: str) -> str:
     """One of DTYPES; "bf16" and "fp32" are understood too."""
     return one_of(_DTYPE_ALIASES.get(text, text), DTYPES)
+
+
+def parse_kv_dtype(text: str) -> str:
+    """One of KV_CACHE_DTYPES, spelled as `parse_dtype` has it."""
+    return one_of(_DTYPE_ALIASES.get(text, text), KV_CACHE_DTYPES)
 
 
 def parse_quantization_group(text: str | int) -> int:
@@ -204,7 +211,11 @@ class EngineConfig:
     )
     weights_seed: int = option("model", "seed of --random-weights", integer_between(0), 0)
     kv_cache_dtype: str = option(
-        "memory", "type of the KV cache; auto is --dtype", parse_dtype, "auto", choices=DTYPES
+        "memory",
+        "type of the KV cache; auto is --dtype. int8 has a scale for each token and head",
+        parse_kv_dtype,
+        "auto",
+        choices=KV_CACHE_DTYPES,
     )
     kv_cache_size: int | None = option(
         "memory",

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate, pairwise
 
-import numpy as np
-
+from codegen.layout.kv_format import KvFormat
 from codegen.layout.model import ModelLayout
 from codegen.spec import Phase
 from codegen.step import operators as text
@@ -181,7 +180,7 @@ def _counted(
                 if step.phase is Phase.DECODE:
                     num_cached = min(num_cached, tokens * window)
             num_units = step.num_tiles * shape.num_kv_heads
-            cached_bytes = 2 * shape.num_kv_heads * shape.head_dim * _value_bytes(kv_dtype)
+            cached_bytes = 2 * shape.num_kv_heads * KvFormat(kv_dtype).nbytes(shape.head_dim)
             return Operator(
                 op.name,
                 Kind.ATTENTION,
@@ -234,10 +233,6 @@ def _product(role: str, repeats: int, layout: ModelLayout, step: StepSize) -> Op
         nbytes=num_read * panels.nbytes / num_units,
         rows=rows / num_read,
     )
-
-
-def _value_bytes(kv_dtype: str) -> int:
-    return 2 if kv_dtype == "bfloat16" else np.dtype(kv_dtype).itemsize
 
 
 @dataclass(frozen=True)

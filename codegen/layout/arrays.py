@@ -15,7 +15,7 @@ from platforms.memory import ALIGNMENT
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
-DTYPES = ("float32", "bfloat16")  # of weights that are not quantised, and of the KV cache
+DTYPES = ("float32", "bfloat16")  # of weights that are not quantised
 FLOAT_DTYPES = (*DTYPES, "float16")  # of scales
 
 

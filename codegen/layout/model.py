@@ -13,7 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from codegen.layout.arrays import DTYPES, Array, TensorSpec, round_up, storage_dtype
+from codegen.layout.arrays import Array, TensorSpec, round_up, storage_dtype
+from codegen.layout.kv_format import KvFormat
 from codegen.layout.matrices import MatrixLayout
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.model.tables import Matrix, embedding, matrices, norms, rotation
@@ -176,7 +177,7 @@ class KvLayout:
     head_dim: int
     block_size: int  # tokens, a multiple of lanes
     lanes: int
-    dtype: str  # "float32" | "bfloat16"
+    dtype: str  # as KvFormat has it
     num_blocks: int
 
     @staticmethod
@@ -188,14 +189,18 @@ class KvLayout:
         return KvLayout(*sizes, block_size, lanes, dtype, num_blocks)
 
     def __post_init__(self) -> None:
-        assert self.dtype in DTYPES, self.dtype
         assert self.head_dim % 2 == 0, self
         assert self.block_size % max(2, self.lanes) == 0, self
 
     @property
+    def format(self) -> KvFormat:
+        """How a key or a value is stored."""
+        return KvFormat(self.dtype)
+
+    @property
     def kr(self) -> int:
         """Values in a word: keys pair dims 2i, 2i+1 of a token, values pair tokens 2j, 2j+1."""
-        return 2 if self.dtype == "bfloat16" else 1
+        return 1 if self.dtype == "float32" else 2
 
     @property
     def head_dim_padded(self) -> int:
@@ -203,7 +208,8 @@ class KvLayout:
 
     @property
     def word_dtype(self) -> np.dtype[np.generic]:
-        return np.dtype(np.int32 if self.dtype == "bfloat16" else np.float32)
+        words = {"float32": np.float32, "bfloat16": np.int32, "int8": np.int16}
+        return np.dtype(words[self.dtype])
 
     @property
     def keys(self) -> TensorSpec:
@@ -217,7 +223,12 @@ class KvLayout:
 
     def tensor_specs(self) -> dict[str, TensorSpec]:
         """Name -> spec of the arrays of the cache, in the order in which an arena holds them."""
-        return {"keys": self.keys, "values": self.values}
+        specs = {"keys": self.keys, "values": self.values}
+        if self.format.has_scales:
+            heads = (self.num_layers, self.num_kv_heads, self.num_blocks)
+            scales = TensorSpec((*heads, self.block_size), np.dtype(np.float32))
+            specs |= {"key_scales": scales, "value_scales": scales}
+        return specs
 
     @property
     def nbytes(self) -> int:
@@ -231,5 +242,4 @@ class KvLayout:
     @property
     def bytes_per_block(self) -> int:
         """Bytes of one block's keys and values over all layers and heads."""
-        words = self.block_size * (self.head_dim + self.head_dim_padded) // self.kr
-        return self.num_layers * self.num_kv_heads * words * self.word_dtype.itemsize
+        return sum(spec.nbytes for spec in self.tensor_specs().values()) // self.num_blocks

@@ -133,7 +133,7 @@ def _routing_specs(spec: ProgramSpec) -> dict[str, TensorSpec]:
 def argument_specs(spec: ProgramSpec) -> dict[str, dict[str, TensorSpec]]:
     """The program's buffers in order, by kind: "metadata", "weights", "cache", "workspace"."""
     layouts, isa = Layouts.of(spec), isa_row(spec.isa)
-    cache = Operands(isa, spec.kv_dtype)
+    cache = Operands(isa, layouts.kv.format.product_dtype)
     model, kv, shape, limits = layouts.model, layouts.kv, spec.shape, spec.limits
     operators = step_operators(model)
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)

@@ -86,7 +86,7 @@ class _QueryTile:
             if step.spec.phase is Phase.DECODE:
                 self._prefetch(head, sequence, T.min(i + 1, num_blocks - 1))
             self._scores(state, head, first, block, position + 1 - start)
-            self._softmax(state)
+            self._softmax(state, head, block)
             self._weigh(state, head, block, T.bind(T.min(visible - start, block_size)))
         self._store(state, head, first)
 
@@ -125,10 +125,11 @@ class _QueryTile:
         prefetcher follows, and decode reads each of them from memory just once."""
         step = self.step
         block = T.bind(T.cast(step.b["block_tables"][sequence, index], "int64"))
+        per_line = CACHE_LINE_BYTES // step.kv.word_dtype.itemsize
         for cache in (step.b["keys"], step.b["values"]):
             rows, columns = (int(size) for size in cache.shape[-2:])
-            with T.serial(0, rows * columns * 4 // CACHE_LINE_BYTES) as line:
-                word = line * (CACHE_LINE_BYTES // 4)
+            with T.serial(0, rows * columns // per_line) as line:
+                word = line * per_line
                 at = (self.layer, head, block, word // columns, word % columns)
                 step.kit.prefetch(cache, *at)
 
@@ -161,14 +162,7 @@ class _QueryTile:
                 return step.b["queries"][token, query_head * words + word]
 
             def multiply(word: Expr) -> None:
-                keys = [
-                    T.bind(
-                        kit.load(
-                            step.b["keys"], self.layer, head, block, word, (column + j) * lanes
-                        )
-                    )
-                    for j in range(columns)
-                ]
+                keys = [self._cached("keys", head, block, word, column + j) for j in range(columns)]
                 acc.multiply(keys, lambda i: kit.a_operand(lambda w: query(i, w), word))
 
             total = step.spec.shape.head_dim // step.kv.kr
@@ -177,6 +171,9 @@ class _QueryTile:
                 limit = T.bind(num_valid + (row + i) // group)
                 for j, vector in enumerate(acc.row(i)):
                     at = (column + j) * lanes
+                    if step.kv.format.has_scales:
+                        scales = kit.load(step.b["key_scales"], self.layer, head, block, at)
+                        vector = vector * scales
                     if cap:
                         vector = kit.call("sw_tanh", vector) * kit.splat(cap * LOG2_E)
                     masked = kit.call("sw_mask_from", vector, limit - at)
@@ -186,9 +183,17 @@ class _QueryTile:
 
         self._each_register_tile(step.kv.block_size // lanes, product)
 
-    def _softmax(self, state: _State) -> None:
-        """probabilities = 2**(scores - running maximum); running sums and the factor for `out`
-        follow. The rows' factors 2**(old - new maximum) are taken side by side, in lanes.
+    def _cached(self, name: str, head: Expr, block: Expr, word: Expr, vector: Expr) -> Expr:
+        """A vector of words of keys or values, as products take them."""
+        kit = self.step.kv_kit
+        at = (self.layer, head, block, word, vector * kit.lanes)
+        words = T.bind(kit.load(self.step.b[name], *at))
+        return T.bind(kit.call("sw_s8_bf16", words)) if self.step.kv.format.has_scales else words
+
+    def _softmax(self, state: _State, head: Expr, block: Expr) -> None:
+        """probabilities = 2**(scores - running maximum), times the scales of values if they have
+        some; running sums and the factor for `out` follow. The rows' factors 2**(old - new maximum)
+        are taken side by side, in lanes.
         """
         kit, lanes = self.step.kv_kit, self.step.kv_kit.lanes
         num_vectors = self.step.kv.block_size // lanes
@@ -210,8 +215,13 @@ class _QueryTile:
             for j in range(num_vectors):
                 score = kit.load(state.scores, row, j * lanes)
                 power = T.bind(kit.call("sw_exp2", score - maximum))
-                kit.store_act(state.probabilities, row, j * lanes, power)
                 total = total + power
+                if self.step.kv.format.has_scales:
+                    at = (self.layer, head, block, j * lanes)
+                    scaled = power * kit.load(self.step.b["value_scales"], *at)
+                    # where no token is, the scale is whatever another sequence has left
+                    power = T.Select(power > kit.zeros(), scaled, power)
+                kit.store_act(state.probabilities, row, j * lanes, power)
             kit.store(state.sums, (row, 0), total)
 
     def _weigh(self, state: _State, head: Expr, block: Expr, num_tokens: Expr) -> None:
@@ -231,12 +241,7 @@ class _QueryTile:
             )
             with T.serial(0, num_words) as word:
                 values = [
-                    T.bind(
-                        kit.load(
-                            step.b["values"], self.layer, head, block, word, (column + j) * lanes
-                        )
-                    )
-                    for j in range(columns)
+                    self._cached("values", head, block, word, column + j) for j in range(columns)
                 ]
                 acc.multiply(
                     values, lambda i: kit.a_operand(lambda w: state.probabilities[row + i, w], word)

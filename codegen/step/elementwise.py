@@ -7,7 +7,7 @@ zeros, so loops run over whole vectors and need no masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from codegen.cores.parallel import split
 from codegen.gemm.register_tile import Accumulators
@@ -15,6 +15,7 @@ from codegen.kit import Expr, Kit, T
 from codegen.model.tables import rotation
 from codegen.spec import ModelShape
 from codegen.step.arguments import FLOAT_ROWS
+from codegen.step.quantize_rows import magnitude_bits, scale_and_inverse
 from codegen.step.step import LogitBlock, Step
 
 SUM_CHAINS = 4  # independent accumulators of a row's sum of squares
@@ -118,7 +119,7 @@ def rope_and_cache(step: Step, core: Expr, layer: Expr, table: int = 0) -> None:
             _store_query(step, token, head * shape.group_size + member, rotated)
         _rotate(step, table, token, shape.num_heads + head, rotated)
         _store_key(step, layer, head, token, rotated)
-        _store_value(step, layer, head, token)
+        _store_value(step, layer, head, token, rotated)
 
 
 def _rotate(step: Step, table: int, token: Expr, column_head: Expr, rotated: Expr) -> None:
@@ -151,6 +152,13 @@ def _store_query(step: Step, token: Expr, head: Expr, rotated: Expr) -> None:
 
 def _store_key(step: Step, layer: Expr, head: Expr, token: Expr, rotated: Expr) -> None:
     slot, size = T.bind(step.b["slots"][token]), step.kv.block_size
+    if step.kv.format.has_scales:
+        block, offset = [layer, head, slot // size], T.bind(slot % size)
+        codes = _rounded_head(step, "key_scales", [*block, offset], rotated)
+        bytes_ = _as_parts(step, "keys", "int8")
+        with T.serial(0, step.spec.shape.head_dim) as d:
+            T.buffer_store(bytes_, codes[d], [*block, d // 2, offset * 2 + d % 2])
+        return
     with T.serial(0, step.spec.shape.head_dim // step.kv.kr) as i:
         if step.kv.kr == 1:
             word = rotated[i]
@@ -160,8 +168,9 @@ def _store_key(step: Step, layer: Expr, head: Expr, token: Expr, rotated: Expr) 
         T.buffer_store(step.b["keys"], word, [layer, head, slot // size, i, slot % size])
 
 
-def _store_value(step: Step, layer: Expr, head: Expr, token: Expr) -> None:
-    """Put the token's V into its half of the words it shares with its neighbour.
+def _store_value(step: Step, layer: Expr, head: Expr, token: Expr, head_row: Expr) -> None:
+    """Put the token's V into its half of the words it shares with its neighbour. head_row: memory
+    for a head, with zeros behind it.
 
     The last token of a sequence's run also clears the other half, so that a product with it is
     never NaN.
@@ -174,16 +183,48 @@ def _store_value(step: Step, layer: Expr, head: Expr, token: Expr) -> None:
         with T.serial(0, shape.head_dim) as d:
             T.buffer_store(step.b["values"], source[token, base + d], [*row, d])
         return
-    halves = T.decl_buffer(
-        [*step.b["values"].shape[:-1], kv.head_dim_padded * 2], "uint16", data=step.b["values"].data
-    )
     parity = T.bind(slot % 2)
+    if kv.format.has_scales:
+        with T.serial(0, shape.head_dim) as d:
+            T.buffer_store(head_row, source[token, base + d], [d])
+        at = [*row[:-1], slot % kv.block_size]
+        codes = _rounded_head(step, "value_scales", at, head_row)
+        bytes_ = _as_parts(step, "values", "int8")
+        with T.serial(0, shape.head_dim) as d:
+            T.buffer_store(bytes_, codes[d], [*row, d * 2 + parity])
+        return
+    halves = _as_parts(step, "values", "uint16")
     with T.serial(0, shape.head_dim) as d:
         T.buffer_store(halves, bf16_bits(step, source[token, base + d]), [*row, d * 2 + parity])
     next_slot = step.b["slots"][T.min(token + 1, step.num_tokens - 1)]
     with T.If(T.And(parity == 0, next_slot != slot + 1)), T.Then():
         with T.serial(0, shape.head_dim) as d:
             T.buffer_store(halves, T.uint16(0), [*row, d * 2 + 1])
+
+
+def _as_parts(step: Step, name: str, dtype: str) -> Expr:
+    """Keys or values by the halves of their words."""
+    whole = step.b[name]
+    columns = int(whole.shape[-1]) * 2
+    return T.decl_buffer([*whole.shape[:-1], columns], dtype, data=whole.data)
+
+
+def _rounded_head(step: Step, scales: str, at: Sequence[Expr], values: Expr) -> Expr:
+    """The values of a head, (head_dim_padded,) float32 with zeros at the end, as int8; their scale,
+    the largest magnitude over LARGEST, goes to `scales` at `at`.
+    """
+    kit, padded = step.kv_kit, step.kv.head_dim_padded
+    codes = T.alloc_buffer((padded,), "int8", scope="local")
+    largest = None
+    for first in range(0, padded, kit.lanes):
+        bits = magnitude_bits(kit, kit.load(values, first))
+        largest = bits if largest is None else T.max(largest, bits)
+    scale, inverse = scale_and_inverse(kit, largest)
+    T.buffer_store(step.b[scales], scale, at)
+    for first in range(0, padded, kit.lanes):
+        rounded = kit.call("sw_round_int", kit.load(values, first) * inverse)
+        kit.store(codes, (first,), T.cast(rounded, f"int8x{kit.lanes}"))
+    return codes
 
 
 def bf16_bits(step: Step, value: Expr) -> Expr:

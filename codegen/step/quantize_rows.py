@@ -38,16 +38,16 @@ def quantize_group(
     """A group of K of a row of `out`, from its float32 vectors; the last group of a row may have
     fewer of them than the others. Its scale is no finite number if a value is none.
     """
-    largest = _magnitude_bits(kit, vectors[0])
+    largest = magnitude_bits(kit, vectors[0])
     for vector in vectors[1:]:
-        largest = T.max(largest, _magnitude_bits(kit, vector))
-    scale, inverse = _scale_and_inverse(kit, largest)
+        largest = T.max(largest, magnitude_bits(kit, vector))
+    scale, inverse = scale_and_inverse(kit, largest)
     first = group * form.weights.format.group
     total = _store_rounded(kit, form, out, row, first, vectors, inverse)
     _finish(kit, form, out, row, group, scale, total)
 
 
-def _scale_and_inverse(kit: Kit, largest: Expr) -> tuple[Expr, Expr]:
+def scale_and_inverse(kit: Kit, largest: Expr) -> tuple[Expr, Expr]:
     """The scale that makes the largest of the magnitudes, in lanes as bits, LARGEST; and what to
     multiply values with, a vector.
     """
@@ -89,7 +89,7 @@ def _store_rounded(
     return total
 
 
-def _magnitude_bits(kit: Kit, vector: Expr) -> Expr:
+def magnitude_bits(kit: Kit, vector: Expr) -> Expr:
     """The bits of magnitudes: integers in the same order, above which lies what is no number."""
     return T.reinterpret(f"int32x{kit.lanes}", kit.call("sw_abs", vector))
 
@@ -131,9 +131,9 @@ def _whole_row(
     largest = T.alloc_buffer((kit.lanes,), "int32")
     kit.store(largest, (0,), T.broadcast(T.int32(0), kit.lanes))
     with T.serial(0, num_vectors) as i:
-        magnitude = _magnitude_bits(kit, load(i * kit.lanes))
+        magnitude = magnitude_bits(kit, load(i * kit.lanes))
         kit.store(largest, (0,), T.max(kit.load(largest, 0), magnitude))
-    scale, factor = _scale_and_inverse(kit, kit.load(largest, 0))
+    scale, factor = scale_and_inverse(kit, kit.load(largest, 0))
     sums = T.alloc_buffer((kit.lanes,), "int32")
     kit.store(sums, (0,), T.broadcast(T.int32(0), kit.lanes))
     with T.serial(0, num_vectors) as i:

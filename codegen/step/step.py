@@ -56,7 +56,7 @@ class Step:
     def of(spec: ProgramSpec) -> Step:
         """A Step with its kits and layouts and, until `declare`, no buffers."""
         layouts, isa = Layouts.of(spec), isa_row(spec.isa)
-        kit, kv_kit = Kit(isa, spec.dtype), Kit(isa, spec.kv_dtype)
+        kit, kv_kit = Kit(isa, spec.dtype), Kit(isa, layouts.kv.format.product_dtype)
         operators = step_operators(layouts.model)
         return Step(spec, kit, kv_kit, layouts.model, layouts.kv, operators)
 

@@ -77,12 +77,11 @@ class ReferenceExecutor(LazyStart):
                 for which in np.ndindex(*weights.layout.stack(role))
             },
             kv=kv,
-            keys=np.zeros(kv.keys.shape, kv.word_dtype),
-            values=np.zeros(kv.values.shape, kv.word_dtype),
+            cache={n: np.zeros(s.shape, s.dtype) for n, s in kv.tensor_specs().items()},
         )
 
     def run(self, batch: Batch) -> StepOutput:
-        copy_blocks(batch, (self._model.keys, self._model.values))
+        copy_blocks(batch, self._model.cache.values())
         self._inputs.write(batch)
         step = _Step(self._model, batch, self._inputs.arrays)
         forward(step)
@@ -95,15 +94,15 @@ class ReferenceExecutor(LazyStart):
     @property
     def block_nbytes(self) -> int:
         """Of one block of the KV cache."""
-        return sum(array[:, :, 0].nbytes for array in (self._model.keys, self._model.values))
+        return sum(array[:, :, 0].nbytes for array in self._model.cache.values())
 
     def save_block(self, block_id: int, row: Row) -> None:
         """Copy a block's bytes to `row`."""
-        save_block(block_id, (self._model.keys, self._model.values), row)
+        save_block(block_id, self._model.cache.values(), row)
 
     def load_block(self, block_id: int, row: Row) -> None:
         """Copy them back, to any block."""
-        load_block(block_id, (self._model.keys, self._model.values), row)
+        load_block(block_id, self._model.cache.values(), row)
 
     def close(self) -> None:
         """There is nothing to let go of but memory."""
@@ -117,8 +116,12 @@ class _Model:
     tensors: Mapping[str, Array]
     matrices: Mapping[tuple[str | int, ...], Linear]
     kv: KvLayout
-    keys: Array
-    values: Array
+    cache: Mapping[str, Array]
+
+    def cached(self, layer: int | None) -> tuple[Array, Array, tuple[Array, ...]]:
+        """Keys, values, and their scales if they have some, of a layer."""
+        keys, values, *scales = (array[layer] for array in self.cache.values())
+        return keys, values, tuple(scales)
 
 
 class _Step:
@@ -193,17 +196,18 @@ class _Step:
         first_key, first_value = shape.num_heads, shape.num_heads + shape.num_kv_heads
         cos, sin = (model.tensors[name][self._positions] for name in rotation(kind.rotation))
         new_keys = reference.rope(heads[:, first_key:first_value], cos, sin)
-        keys, values = model.keys[self._layer], model.values[self._layer]
+        keys, values, scales = model.cached(self._layer)
         new_values = heads[:, first_value:]
-        reference.write_kv(keys, values, new_keys, new_values, self._slots, model.kv)
+        reference.write_kv(keys, values, new_keys, new_values, self._slots, model.kv, scales)
         return reference.rope(heads[:, :first_key], cos, sin)
 
     def attend(self, kind: LayerKind, queries: Floats) -> Floats:
         model = self._model
+        keys, values, scales = model.cached(self._layer)
         attended = reference.paged_attention(
             queries,
-            model.keys[self._layer],
-            model.values[self._layer],
+            keys,
+            values,
             self._query_starts,
             self._context_lens,
             self._block_tables,
@@ -211,6 +215,7 @@ class _Step:
             kind.window,
             self.shape.score_scale,
             self.shape.traits.score_cap,
+            scales,
         )
         return attended.reshape(len(queries), -1)
 

@@ -178,6 +178,6 @@ def _executor(
     _log.warning("every step is compared with the reference, which takes time and memory")
     layout = memory.layout
     has_int8 = any(f.has_int8_activations for f in (layout.weights, layout.head))
-    dtypes = (layout.dtype, memory.kv.dtype, *(["int8"] if has_int8 else []))
+    dtypes = (layout.dtype, memory.kv.format.product_dtype, *(["int8"] if has_int8 else []))
     coarsest = next(dtype for dtype in reversed(TOLERANCE) if dtype in dtypes)
     return VerifyingExecutor(executor, ReferenceExecutor(load(), memory.kv, limits), coarsest)

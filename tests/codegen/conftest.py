@@ -151,7 +151,7 @@ class Kernel:
 
     @property
     def kv_kit(self) -> Kit:
-        return Kit(isa_row(self.spec.isa), self.spec.kv_dtype)
+        return Kit(isa_row(self.spec.isa), Layouts.of(self.spec).kv.format.product_dtype)
 
     @property
     def model(self) -> ModelLayout:

@@ -19,6 +19,7 @@ FORMATS: list[dict[str, Any]] = [
     {"dtype": "bfloat16"},
     {"dtype": "bfloat16", "quantization": "int8-w8a8"},
     {"dtype": "bfloat16", "kv_cache_dtype": "float32"},
+    {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
 ]
 
 

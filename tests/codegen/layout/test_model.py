@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from codegen.layout.arrays import bf16_from_float32, float32_from_bf16, round_up, widen
+from codegen.layout.kv_format import KvFormat
 from codegen.layout.model import KvLayout, ModelLayout
 from codegen.layout.panels import PackedMatrix, PanelLayout
 from codegen.spec import ModelShape, WeightFormat
@@ -173,12 +174,22 @@ def test_a_tied_model_has_no_separate_embedding() -> None:
     assert layout.tensor_specs()["lm_head"].dtype == np.float32
 
 
-@pytest.mark.parametrize(("dtype", "word"), [("float32", 1), ("bfloat16", 2)])
+@pytest.mark.parametrize(("dtype", "word"), [("float32", 1), ("bfloat16", 2), ("int8", 2)])
 def test_kv_blocks_have_the_documented_shape_and_size(dtype: str, word: int) -> None:
     kv = KvLayout(2, 3, head_dim=20, block_size=32, lanes=16, dtype=dtype, num_blocks=5)
     assert kv.keys.shape == (2, 3, 5, 20 // word, 32)
     assert kv.values.shape == (2, 3, 5, 32 // word, 32)
-    assert kv.bytes_per_block * 5 == kv.keys.nbytes + kv.values.nbytes
+    arrays = kv.tensor_specs()
+    assert kv.bytes_per_block * 5 == sum(spec.nbytes for spec in arrays.values())
+    scales = [spec.shape for name, spec in arrays.items() if name.endswith("scales")]
+    assert scales == [(2, 3, 5, 32)] * (2 if dtype == "int8" else 0)
+    per_token = kv.bytes_per_block / 32
+    assert per_token == 2 * 3 * (kv.format.nbytes(20) + kv.format.nbytes(32))
+
+
+def test_a_type_of_the_cache_that_is_not_made_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"int4.*one of"):
+        KvFormat("int4")
 
 
 def test_bf16_rounds_to_nearest_even_and_keeps_nan_and_infinity() -> None:

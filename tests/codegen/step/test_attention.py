@@ -21,6 +21,7 @@ from sandwich.executor.inputs import query_tiles
 from tests.codegen.conftest import (
     BEST,
     BLOCK_SIZE,
+    ISAS,
     NAN_WORD,
     TARGETS,
     Array,
@@ -136,8 +137,8 @@ def block_tables(chunks: Sequence[Chunk]) -> Array:
 def fill_cache(kernel: Kernel, chunks: Sequence[Chunk], tables: Array) -> None:
     """Each sequence's keys and values in its blocks, as the step before leaves them; else NaN."""
     kv = kv_of(kernel)
-    kernel["keys"].view(np.int32)[:] = NAN_WORD
-    kernel["values"].view(np.int32)[:] = NAN_WORD
+    for name in kv.tensor_specs():
+        kernel[name].view(np.int32)[:] = NAN_WORD
     kernel["values"][..., kv.head_dim :] = 0  # padding is always zero
     keys, values = kernel["keys"][LAYER], kernel["values"][LAYER]
     for table, chunk in zip(tables, chunks, strict=True):
@@ -145,9 +146,19 @@ def fill_cache(kernel: Kernel, chunks: Sequence[Chunk], tables: Array) -> None:
         slots = table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
         new = normal(2, 128, kv.num_kv_heads, kv.head_dim, seed=chunk.seed)[:, : len(slots)]
         new[:, chunk.context :] = 0.0  # the other half of the last pair of bf16 values
-        reference.write_kv(keys, values, new[0], new[1], slots, kv)
+        scales = scales_of(kernel)
+        reference.write_kv(keys, values, new[0], new[1], slots, kv, scales)
         blocks, offsets = np.divmod(slots[chunk.context :], BLOCK_SIZE)
-        keys[:, blocks, :, offsets] = NAN_WORD if kv.kr == 2 else np.nan
+        if scales:
+            for array in scales:
+                array[:, blocks, offsets] = np.nan
+        else:
+            keys[:, blocks, :, offsets] = NAN_WORD if kv.kr == 2 else np.nan
+
+
+def scales_of(kernel: Kernel) -> list[Array]:
+    """Those of keys, then those of values, of the layer."""
+    return [kernel[name][LAYER] for name in kv_of(kernel).tensor_specs() if "scales" in name]
 
 
 def queries_of(kernel: Kernel, chunks: Sequence[Chunk]) -> Array:
@@ -201,6 +212,7 @@ def attend(kernel: Kernel, chunks: Sequence[Chunk]) -> tuple[Array, Array]:
         kv,
         scale=kernel.spec.shape.score_scale,
         cap=kernel.spec.shape.traits.score_cap,
+        scales=scales_of(kernel),
     )
     return wide[..., : kv.head_dim].copy(), expected
 
@@ -265,6 +277,22 @@ def test_scores_have_a_scale_and_a_soft_cap(
     kernel = make_kernel(compile_body, isa, dtype, heads, score_scale=0.7, score_cap=1.5)
     capped, expected = attend(kernel, CHUNKS)
     assert_close(kernel, capped, expected)
+
+
+@pytest.mark.parametrize("heads", [ALONE, THREES])
+@pytest.mark.parametrize("isa", ISAS)
+def test_integers_in_the_cache_have_scales_of_tokens_and_heads(
+    compile_body: Compile, isa: str, heads: Heads
+) -> None:
+    prefill = make_kernel(compile_body, isa, "float32", heads, kv_dtype="int8")
+    together, expected = attend(prefill, CHUNKS)
+    np.testing.assert_allclose(together, expected, rtol=0, atol=4 * BF16_STEP)
+    decode = make_kernel(compile_body, isa, "float32", heads, Phase.DECODE, "int8", num_cores=3)
+    longest = CHUNKS[4]
+    whole, _ = attend(prefill, [longest])
+    ends = [1, BLOCK_SIZE, BLOCK_SIZE + 1, 2 * BLOCK_SIZE + 1]
+    batch = [Chunk(end, 1, longest.seed) for end in ends]
+    assert same_bits(attend(decode, batch)[0], whole[np.array(ends) - 1])
 
 
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])

@@ -270,6 +270,30 @@ def test_keys_and_values_go_to_their_slots_and_nowhere_else(
     )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_integers_go_to_their_slots_with_their_scales_and_nowhere_else(
+    compile_body: Compile, isa: str
+) -> None:
+    kernel = rope_kernel(compile_body, isa, "bfloat16", "int8")
+    kv = Layouts.of(kernel.spec).kv
+    before = {name: kernel[name].copy() for name in kv.tensor_specs()}
+    _, keys, values = rotated_heads(kernel)
+    kernel(num_tokens=len(SLOTS))
+    expected = {name: words.copy() for name, words in before.items()}
+    of_layer = [words[LAYER] for words in expected.values()]
+    reference.write_kv(of_layer[0], of_layer[1], keys, values, SLOTS, kv, of_layer[2:])
+    for name, words in expected.items():
+        if name.endswith("scales"):
+            is_new = words.view(np.int32) != before[name].view(np.int32)
+            assert is_new.sum() == len(SLOTS) * kv.num_kv_heads
+            assert same_bits(kernel[name][~is_new], before[name][~is_new])
+            np.testing.assert_allclose(kernel[name][is_new], words[is_new], rtol=1e-6)
+        else:  # a value in the middle between two integers may go to either
+            steps = kernel[name].view(np.int8) - words.view(np.int8).astype(np.int32)
+            assert np.abs(steps).max() <= 1
+            assert (steps != 0).mean() < 1e-3
+
+
 def test_two_tokens_in_one_word_may_belong_to_two_cores(compile_body: Compile) -> None:
     kernel = rope_kernel(compile_body, BEST, "bfloat16", "bfloat16")
     kv, slots = Layouts.of(kernel.spec).kv, np.arange(1, 127, dtype=np.int32)

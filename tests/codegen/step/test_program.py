@@ -71,16 +71,21 @@ def size_of(values: Array) -> float:
 
 # Every second target is slow: the operators have been tested on all of them, one by one.
 EACH_PAIR = [
-    pytest.param((isa, dtype), id=f"{isa}-{dtype}", marks=[pytest.mark.slow] * ((i + j) % 2))
-    for i, isa in enumerate(ISAS)
-    for j, dtype in enumerate(DTYPES)
+    *(
+        pytest.param(
+            (isa, dtype, dtype), id=f"{isa}-{dtype}", marks=[pytest.mark.slow] * ((i + j) % 2)
+        )
+        for i, isa in enumerate(ISAS)
+        for j, dtype in enumerate(DTYPES)
+    ),
+    pytest.param((BEST, "bfloat16", "int8"), id=f"{BEST}-bfloat16-int8-cache"),
 ]
 
 
 @pytest.fixture(scope="module", params=EACH_PAIR)
 def pair(request: pytest.FixtureRequest, cache_dir: Path) -> Iterator[Pair]:
-    isa, dtype = request.param
-    model = TinyModel.make(isa, dtype)
+    isa, dtype, kv_dtype = request.param
+    model = TinyModel.make(isa, dtype, kv_dtype)
     with closing(model.compiled(cache_dir)) as compiled:
         yield Pair(dtype, compiled, model.reference())
 
