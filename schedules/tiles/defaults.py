@@ -74,7 +74,7 @@ def _grouped(weights: WeightFormat) -> TileRanges:
     next K block while they multiply.
     """
     few = GemmTile(2 if weights.has_minima else PAIR_ROWS, K_BLOCK, k_unroll=4)
-    some = GemmTile(MOST_ROWS, PAIR_K_BLOCK, k_unroll=4, nv=2, block_prefetch=1)
+    some = GemmTile(TALL_ROWS, PAIR_K_BLOCK, k_unroll=4, nv=1, block_prefetch=1)
     many = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=4, nv=2)
     return (few.mr, few), (SOME_ROWS, some), (MANY_ROWS, many)
 
