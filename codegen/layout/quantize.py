@@ -91,9 +91,15 @@ class QuantizedRows:
 # Shares of a group's range that 4-bit codes may reach to, beside all of it: what lies outside is
 # cut, and what lies inside gets finer steps.
 SHARES = (0.93,)
+# How often the grid of a group is fitted to the codes found so far. Of 4-bit groups with minima,
+# three fits leave 8 % less squared error than one, and a fourth 1 % less than three.
+REFITS = {4: 3, 8: 1}
+VALUES_AT_ONCE = 1 << 17  # whose arrays stay in the second cache
 
 
-def quantize(rows: Floats, weights: WeightFormat) -> QuantizedRows:
+def quantize(
+    rows: Floats, weights: WeightFormat, importance: Floats | None = None
+) -> QuantizedRows:
     """`rows` (r, k) rounded to the nearest codes of `weights`, a quantised format.
 
     int8: the largest magnitude of a group becomes 127. int4: the value of the largest magnitude
@@ -102,15 +108,23 @@ def quantize(rows: Floats, weights: WeightFormat) -> QuantizedRows:
     the least to the greatest value. A last group may be short.
 
     Groups of int4, and those with minima, then take the least sum of squared errors of several
-    grids: that one, those of SHARES of it (int4), and the one that fits the best codes so far by
-    least squares.
+    grids: that one, those of SHARES of it (int4), and those that fit the best codes so far by least
+    squares. importance (k,): what the squared error of each column counts, 1 without.
     """
+    step = max(1, VALUES_AT_ONCE // rows.shape[1])
+    blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
+    parts = [_quantize(block, weights, importance) for block in blocks or [rows]]
+    return parts[0] if len(parts) == 1 else QuantizedRows.joined(parts, axis=0)
+
+
+def _quantize(rows: Floats, weights: WeightFormat, importance: Floats | None) -> QuantizedRows:
+    """A block of rows."""
     count, k = rows.shape
     group = weights.group or k
     padded = np.empty((count, round_up(k, group)), np.float32)
     padded[:, :k] = rows
     padded[:, k:] = rows[:, -1:]  # a value that the last group has already
-    groups = padded.reshape(count, -1, group)
+    groups = _Groups.of(padded.reshape(count, -1, group), k, importance)
     starts = np.arange(0, padded.shape[1], group)  # several times faster than a short last axis
     low, high = (f.reduceat(padded, starts, axis=1) for f in (np.minimum, np.maximum))
     best = _Rounding.of(groups, _grid(low, high, weights), weights)
@@ -120,7 +134,8 @@ def quantize(rows: Floats, weights: WeightFormat) -> QuantizedRows:
                 grid = _grid(*_cut(low, high, share, weights), weights)
                 best.take_better(_Rounding.of(groups, grid, weights))
         if weights.bits == 4 or weights.has_minima:
-            best.take_better(_Rounding.of(groups, best.refitted(groups, weights), weights))
+            for _ in range(REFITS[weights.bits]):
+                best.take_better(_Rounding.of(groups, best.refitted(groups, weights), weights))
     codes = best.codes.reshape(count, -1)[:, :k]
     scales, base = best.grid
     zeros = base.astype(np.uint8) if weights.has_zero_points else None
@@ -154,6 +169,36 @@ def _grid(low: Floats, high: Floats, weights: WeightFormat) -> _Grid:
     return scales, np.full_like(scales, weights.zero_code)
 
 
+@dataclass(frozen=True)
+class _Groups:
+    """Values (rows, groups, group), and what their squared errors count (groups, group), None for
+    1 each.
+    """
+
+    values: Floats
+    importance: Floats | None
+
+    @staticmethod
+    def of(values: Floats, num_columns: int, importance: Floats | None) -> _Groups:
+        """What is behind the columns counts nothing."""
+        padded = np.zeros(values.shape[1] * values.shape[2], np.float32)
+        if importance is None and num_columns == len(padded):
+            return _Groups(values, None)
+        padded[:num_columns] = 1 if importance is None else importance
+        return _Groups(values, padded.reshape(values.shape[1:]))
+
+    def weighted(self, numbers: Floats) -> Floats:
+        """Numbers (rows, groups, group) times what they count."""
+        return numbers if self.importance is None else numbers * self.importance
+
+    @property
+    def sizes(self) -> Floats | np.float32:
+        """What all values of a group count together."""
+        if self.importance is None:
+            return np.float32(self.values.shape[2])
+        return self.importance.sum(axis=1)
+
+
 @dataclass
 class _Rounding:
     """Groups rounded to codes (rows, groups, group) of a grid, and the sum of squared errors."""
@@ -163,10 +208,10 @@ class _Rounding:
     errors: Floats  # (rows, groups)
 
     @staticmethod
-    def of(groups: Floats, grid: _Grid, weights: WeightFormat) -> _Rounding:
+    def of(groups: _Groups, grid: _Grid, weights: WeightFormat) -> _Rounding:
         """The nearest codes."""
         scales, base = (part[..., None] for part in grid)
-        codes = groups - base if weights.has_minima else groups.copy()
+        codes = groups.values - base if weights.has_minima else groups.values.copy()
         codes *= _inverse(scales)
         np.rint(codes, out=codes)
         if not weights.has_minima:
@@ -179,8 +224,8 @@ class _Rounding:
         else:
             codes -= base
             codes *= scales
-        codes -= groups
-        return _Rounding(grid, stored, np.einsum("rgk,rgk->rg", codes, codes))
+        codes -= groups.values
+        return _Rounding(grid, stored, np.einsum("rgk,rgk->rg", codes, groups.weighted(codes)))
 
     def take_better(self, other: _Rounding) -> None:
         """Take those groups of `other` that have less error."""
@@ -191,21 +236,23 @@ class _Rounding:
             np.copyto(mine, theirs, where=is_better)
         np.copyto(self.codes, other.codes, where=is_better[..., None])
 
-    def refitted(self, groups: Floats, weights: WeightFormat) -> _Grid:
+    def refitted(self, groups: _Groups, weights: WeightFormat) -> _Grid:
         """The grid that fits the codes by least squares."""
-        size, (scales, base) = np.float32(groups.shape[2]), self.grid
+        scales, base = self.grid
         codes = self.codes.astype(np.float32)
         if not weights.has_minima:
             codes -= base[..., None]
-        products = np.einsum("rgk,rgk->rg", codes, groups)
-        squares = np.einsum("rgk,rgk->rg", codes, codes)
+        weighted = groups.weighted(codes)
+        products = np.einsum("rgk,rgk->rg", weighted, groups.values)
+        squares = np.einsum("rgk,rgk->rg", weighted, codes)
         if not weights.has_minima:
             return _rounded(products * _inverse(squares), weights), base
-        sums, totals = codes.sum(axis=2), groups.sum(axis=2)
-        spread = size * squares - sums * sums  # of zero where all codes are one
-        fitted = (size * products - sums * totals) * _inverse(spread)
+        sizes, sums = groups.sizes, weighted.sum(axis=2)
+        totals = groups.weighted(groups.values).sum(axis=2)
+        spread = sizes * squares - sums * sums  # of zero where all codes are one
+        fitted = (sizes * products - sums * totals) * _inverse(spread)
         fitted = _rounded(np.where(spread > 0, fitted, scales), weights)
-        return fitted, _rounded((totals - fitted * sums) / size, weights)
+        return fitted, _rounded((totals - fitted * sums) / sizes, weights)
 
 
 def _rounded(scales: npt.NDArray[np.floating[Any]], weights: WeightFormat) -> Floats:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sandwich.checkpoint.source import ModelSource
 
 WINDOW: Final = 512  # tokens that attend to each other
-MOST_TOKENS: Final = 8192
+MOST_TOKENS: Final = 16384
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

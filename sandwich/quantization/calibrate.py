@@ -19,7 +19,7 @@ from codegen.model.text import forward
 from codegen.spec import LayerKind, ModelShape, WeightFormat
 from sandwich.models.rope import RopeConfig, fill_tables
 from sandwich.models.tensors import CheckpointTensor
-from sandwich.quantization.second_order import round_for_inputs
+from sandwich.quantization.second_order import moments_of, round_for_inputs
 
 Ints = npt.NDArray[np.int32]
 ReadTensor = Callable[[CheckpointTensor, Iterable[int] | None], Floats]
@@ -98,7 +98,7 @@ class Calibration:
 
     def _rounded(self, matrix: Matrix, x: Floats, expert: int | None = None) -> Floats:
         """The product with a matrix of the layer, which is rounded for it unless it stays plain."""
-        moments = (x.T @ x).astype(np.float64)
+        moments = moments_of(x)
         outputs: dict[str, Floats] = {}
         tensors = [t for t in self._tensors[matrix.role, self._layer] if t.expert == expert]
         for tensor in (each for each in tensors if len(each.shape) == 2):

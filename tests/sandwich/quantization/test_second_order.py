@@ -8,7 +8,7 @@ import pytest
 from codegen.layout.arrays import Floats
 from codegen.layout.quantize import QuantizedRows, quantize
 from codegen.spec import WeightFormat
-from sandwich.quantization.second_order import Moments, round_for_inputs
+from sandwich.quantization.second_order import moments_of, round_for_inputs
 from tests.codegen.conftest import normal
 
 N, K = 24, 72  # two whole groups of 32 and a short one
@@ -20,14 +20,9 @@ FORMATS = [
 each_format = pytest.mark.parametrize("weights", FORMATS, ids=lambda weights: weights.name)
 
 
-def moments_of(x: Floats) -> Moments:
-    return (x.T @ x).astype(np.float64)
-
-
-def inputs_that_go_together() -> Floats:
-    return normal(300, 12, seed=1) @ normal(12, K, seed=2) + np.float32(0.3) * normal(
-        300, K, seed=3
-    )
+def inputs_that_go_together(num_tokens: int = 300, seed: int = 1) -> Floats:
+    together = normal(num_tokens, 12, seed=seed) @ normal(12, K, seed=100)
+    return together + np.float32(0.3) * normal(num_tokens, K, seed=seed + 1)
 
 
 def loss(x: Floats, weight: Floats, rows: QuantizedRows, weights: WeightFormat) -> float:
@@ -47,6 +42,36 @@ def test_products_with_the_inputs_change_less(weights: WeightFormat) -> None:
     lowest, largest = weights.code_range
     assert lowest <= rounded.codes.min()
     assert rounded.codes.max() <= largest
+
+
+@each_format
+def test_few_tokens_do_not_harm_products_with_others(weights: WeightFormat) -> None:
+    """As many as there are inputs say nothing true of which of them go together."""
+    weight, seen, other = normal(N, K), normal(K, K, seed=1), normal(300, K, seed=2)
+    rounded = round_for_inputs(weight, moments_of(seen), weights)
+    nearest = quantize(weight, weights)
+    assert loss(other, weight, rounded, weights) < 1.3 * loss(other, weight, nearest, weights)
+
+
+def test_a_large_input_gets_the_finest_steps() -> None:
+    weights, weight, x = FORMATS[0], normal(N, K), normal(300, K, seed=1)
+    x[:, 5] *= 20
+    rounded = round_for_inputs(weight, moments_of(x), weights)
+    errors = np.square(rounded.dequantized(weights) - weight)
+    assert errors[:, 5].mean() < 0.2 * errors.mean()
+    assert loss(x, weight, rounded, weights) < 0.3 * loss(
+        x, weight, quantize(weight, weights), weights
+    )
+
+
+def test_neither_a_huge_token_nor_the_others_are_forgotten() -> None:
+    weights, weight, x = FORMATS[0], normal(N, K), inputs_that_go_together()
+    x[0] = normal(1, K, seed=9) * 1000
+    rounded = round_for_inputs(weight, moments_of(x), weights)
+    nearest = quantize(weight, weights)
+    for tokens in (x[:1], x[1:]):
+        mine, theirs = (loss(tokens, weight, each, weights) for each in (rounded, nearest))
+        assert mine < 0.7 * theirs
 
 
 @each_format
