@@ -28,7 +28,7 @@ from bench.record import provenance, write_json
 from codegen.layout.model import ModelLayout
 from codegen.model.tables import embedding
 from sandwich.cli.options import add_model_argument, add_options, build_config
-from sandwich.config import QUANTIZATIONS, EngineConfig
+from sandwich.config import QUANTIZATIONS, STORED, EngineConfig
 from sandwich.errors import ConfigError
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 512  # tokens, where the model allows that many
 REFERENCE: Final = "none"  # the quantisation of what rows are compared with
-AS_STORED: Final = "auto"  # and of a checkpoint's own codes, as it is served
 PROMPT, CONTEXT, NUM_PROMPTS, NUM_STEPS = 512, 128, 3, 24  # of what is timed
 
 
@@ -54,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--quantizations",
-        type=some_of((AS_STORED, *QUANTIZATIONS)),
+        type=some_of((*STORED, *QUANTIZATIONS)),
         default=QUANTIZATIONS,
         metavar="NAME,NAME",
-        help=f"of MODEL, a row each ({','.join(QUANTIZATIONS)}); {AS_STORED} is a folder of codes "
-        "or a GGUF file as `sandwich serve` keeps it",
+        help=f"of MODEL, a row each ({','.join(QUANTIZATIONS)}); auto and stored-a8 are a folder "
+        "of codes or a GGUF file as `sandwich serve` keeps it",
     )
     group.add_argument(
         "--text", metavar="FILE", help="UTF-8 text to predict (documents of this project)"
@@ -145,7 +144,7 @@ def _config(args: argparse.Namespace) -> EngineConfig:
 
 def _quantized(config: EngineConfig, name: str) -> EngineConfig:
     """`config` with that quantisation; a group size is for those that have scales."""
-    group = None if name in (REFERENCE, AS_STORED) else config.quantization_group
+    group = None if name in (REFERENCE, *STORED) else config.quantization_group
     return replace(config, quantization=name, quantization_group=group)
 
 
@@ -258,7 +257,7 @@ def _row_name(parts: EngineParts, quantization: str) -> str:
     """What the table calls a row: its type where nothing is quantised, and what `auto` found."""
     if quantization == REFERENCE:
         return parts.dtype
-    return parts.memory.layout.weights.name if quantization == AS_STORED else quantization
+    return parts.memory.layout.weights.name if quantization in STORED else quantization
 
 
 def _relative(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -48,10 +48,7 @@ def stored_formats(checkpoint: Checkpoint, shape: ModelShape, names: TensorNames
 
 
 def _format(tensors: Sequence[StoredTensor]) -> tuple[WeightFormat | None, str]:
-    """The one format that holds all codes, or 8 bits and why.
-
-    Inputs stay floats: SmolLM2 in Q4_1 forgets the capital of France if they are rounded too.
-    """
+    """The one format that holds all codes, or 8 bits and why; inputs stay floats."""
     values = sum(tensor.num_values for tensor in tensors)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     if 8 * nbytes >= _FLOAT_BITS * values:

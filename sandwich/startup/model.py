@@ -11,7 +11,7 @@ from platforms.memory import Arena
 from sandwich.checkpoint.formats import open_source
 from sandwich.checkpoint.source import ModelSource
 from sandwich.checkpoint.tokenizer_files import TokenizerFiles
-from sandwich.config import EngineConfig
+from sandwich.config import STORED, EngineConfig
 from sandwich.models.config import ModelConfig
 from sandwich.models.embedding import EmbeddingUse, embedding_use
 from sandwich.models.presets import PRESETS, preset
@@ -48,7 +48,7 @@ class Model:
         model = replace(ModelConfig.from_source(source), name=config.model_name)
         if not (source.has_tensors or config.random_weights or config.executor == "null"):
             source.checkpoint()  # says what is missing
-        if config.quantization == "auto" and model.stored.remark:
+        if config.quantization in STORED and model.stored.remark:
             _log.warning("weights: %s (--quantization says otherwise)", model.stored.remark)
         return Model(
             model,

@@ -5,11 +5,11 @@ The only place that knows what the names stand for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from codegen.spec import WeightFormat
-from sandwich.config import EngineConfig
+from sandwich.config import STORED, EngineConfig
 from sandwich.errors import ConfigError
 from sandwich.models.stored import FLOATS, StoredFormats
 
@@ -34,13 +34,14 @@ def weight_formats(
 ) -> WeightFormats:
     """The formats that `config` asks for in a model of `dtype` ("float32" or "bfloat16").
 
-    stored: what "auto" keeps.
+    stored: what names of STORED keep.
 
     A group that does not divide the inputs of a matrix leaves a shorter one at the end of each row.
-    Raises ConfigError for a group without a quantisation.
+    Raises ConfigError for a group without a quantisation, and for inputs of codes where there are
+    none.
     """
     group = config.quantization_group
-    if config.quantization in ("auto", "none"):
+    if config.quantization in (*STORED, "none"):
         if group is not None:
             raise ConfigError(
                 f"--quantization-group is {group}, but without --quantization no matrix has "
@@ -49,7 +50,15 @@ def weight_formats(
         plain = WeightFormat(dtype)
         if config.quantization == "none":
             return WeightFormats(plain, plain)
-        return WeightFormats(stored.layers or plain, stored.lm_head or plain)
+        layers = stored.layers or plain
+        if config.quantization == "stored-a8":
+            if stored.layers is None:
+                raise ConfigError(
+                    "--quantization stored-a8 rounds the inputs of matrices that the checkpoint "
+                    f"has as codes, but it has them as {dtype}; int8-w8a8 and int4 round both"
+                )
+            layers = replace(layers, activations="int8")
+        return WeightFormats(layers, stored.lm_head or plain)
     group = GROUP if group is None else group
     has_minima = config.quantization in ("int8", "int4") and bool(group)
     layers = WeightFormat(

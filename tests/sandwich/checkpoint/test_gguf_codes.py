@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,25 @@ def test_none_widens_and_other_names_win(tmp_path: Path, vocab_size: int) -> Non
     assert layout_of(model, "none").weights == WeightFormat("bfloat16")
     assert layout_of(model, "int8-w8a8").weights.dtype == "int8"
     assert layout_of(model).weights == WeightFormat("int4", group=32, scale_dtype="float16")
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_the_same_codes_are_kept_for_inputs_of_8_bits(
+    kind: str, tmp_path: Path, vocab_size: int
+) -> None:
+    file, _ = write_quantized(tmp_path / "m.gguf", vocab_size, (kind,))
+    source = GgufModel(file)
+    model, kept = ModelConfig.from_source(source), []
+    for name in ("auto", "stored-a8"):
+        layout = layout_of(model, name)
+        arena = Arena(layout.weight_bytes, "weights")
+        weights = load_weights(source.checkpoint(), model, layout, arena)
+        matrix = layout.matrix(weights.tensors, "down", 0)
+        kept.append(layout.panels("down").read_codes(matrix, np.arange(HIDDEN)))
+    floats, rounded = kept
+    assert layout_of(model, "stored-a8").weights == replace(FORMATS[kind], activations="int8")
+    np.testing.assert_array_equal(floats.codes, rounded.codes)
+    np.testing.assert_array_equal(floats.scales, rounded.scales)
 
 
 def test_scales_that_are_no_numbers_are_refused(tmp_path: Path, vocab_size: int) -> None:

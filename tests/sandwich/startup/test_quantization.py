@@ -57,10 +57,18 @@ def test_a_group_without_a_quantisation_is_refused() -> None:
         weight_formats(EngineConfig(quantization_group=32), "float32")
 
 
+def test_inputs_of_floats_are_not_rounded_as_those_of_codes() -> None:
+    with pytest.raises(ConfigError, match=r"stored-a8 .* but it has them as float32; int8-w8a8"):
+        weight_formats(EngineConfig(quantization="stored-a8"), "float32")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--quantization", "int3"], "'int3' is not one of auto, none, int8, int8-w8a8, int4"),
+        (
+            ["--quantization", "int3"],
+            "'int3' is not one of auto, stored-a8, none, int8, int8-w8a8, int4",
+        ),
         (["--quantization-group", "48"], "'48' is not one of 0, 32, 64, 128"),
         (["--quantization-group", "64"], "give --quantization too"),
     ],
