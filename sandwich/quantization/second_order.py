@@ -38,7 +38,8 @@ def moments_of(x: Floats) -> Moments:
         1, squares * len(x), out=np.zeros_like(squares), where=squares > 0
     )
     scaled = x * np.sqrt(shares).astype(np.float32)[:, None]
-    return (scaled.T @ scaled).astype(np.float64)
+    moments: Moments = (scaled.T @ scaled).astype(np.float64)
+    return moments
 
 
 def round_for_inputs(weight: Floats, moments: Moments, weights: WeightFormat) -> QuantizedRows:
