@@ -76,7 +76,10 @@ def _grouped(weights: WeightFormat) -> TileRanges:
     few = GemmTile(2 if weights.has_minima else PAIR_ROWS, K_BLOCK, k_unroll=4)
     some = GemmTile(TALL_ROWS, PAIR_K_BLOCK, k_unroll=4, nv=1, block_prefetch=1)
     many = GemmTile(MOST_ROWS, K_BLOCK, k_unroll=4, nv=2)
-    return (few.mr, few), (SOME_ROWS, some), (MANY_ROWS, many)
+    if weights.has_minima:
+        return (few.mr, few), (SOME_ROWS, some), (MANY_ROWS, many)
+    pair = GemmTile(PAIR_ROWS, PAIR_K_BLOCK, k_unroll=4, block_prefetch=2)
+    return (few.mr, few), (2 * PAIR_ROWS, pair), (SOME_ROWS, some), (MANY_ROWS, many)
 
 
 def _grouped_of_16() -> TileRanges:
