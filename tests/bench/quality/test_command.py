@@ -89,7 +89,7 @@ def test_stored_codes_are_rated_against_the_model_they_were_made_of(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--quantizations", "none,int3"], "'int3' is not one of auto, none, int8,"),
+        (["--quantizations", "none,int3"], "'int3' is not one of auto, stored-a8, none, int8,"),
         (["--quantization", "int8"], "--quantizations"),
         (["--text", "no-such-file"], "--text no-such-file"),
         (["--max-tokens", "0"], "'0' is not a whole number from 1 up"),
