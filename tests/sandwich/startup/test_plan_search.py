@@ -136,7 +136,7 @@ def test_a_cpu_that_is_offline_cannot_be_named() -> None:
 
 def dear_barriers(machine: Machine, weights: WeightFormat) -> MachineRates:
     """Rates with which decode does better alone, and prefill does not."""
-    return replace(estimated_rates(machine, weights), barrier_base_us=20.0)
+    return replace(estimated_rates(machine, weights), barrier_base_us=60.0)
 
 
 @pytest.mark.skipif(len(probe().usable_cpus()) != 2, reason="needs a machine of two cores")
