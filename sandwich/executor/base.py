@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -216,34 +216,6 @@ class Executor(Protocol):
         """Copy them back, to any block."""
 
     def close(self) -> None: ...
-
-
-def save_block(block_id: int, cache: Iterable[npt.NDArray[Any]], row: Row) -> None:
-    """Copy a block of all arrays (layers, kv_heads, num_blocks, ...) of the KV cache to `row`."""
-    at = 0
-    for array in cache:
-        part = array[:, :, block_id]
-        row[at : at + part.nbytes].view(part.dtype).reshape(part.shape)[:] = part
-        at += part.nbytes
-
-
-def load_block(block_id: int, cache: Iterable[npt.NDArray[Any]], row: Row) -> None:
-    """The way back of `save_block`."""
-    at = 0
-    for array in cache:
-        part = array[:, :, block_id]
-        part[:] = row[at : at + part.nbytes].view(part.dtype).reshape(part.shape)
-        at += part.nbytes
-
-
-def copy_blocks(batch: Batch, cache: Iterable[npt.NDArray[Any]]) -> None:
-    """Make the batch's copies in all arrays (layers, kv_heads, num_blocks, ...) of the KV cache.
-
-    bf16 words are copied as they are: the copy has the source's bits.
-    """
-    for source, target in batch.copies:
-        for array in cache:
-            array[:, :, target] = array[:, :, source]
 
 
 class LazyStart(ABC):

@@ -12,24 +12,17 @@ from collections.abc import Mapping
 from codegen.spec import Phase
 from platforms.memory import Arena
 from sandwich.errors import UnsoundExecutorError
-from sandwich.executor.base import (
-    Batch,
-    ExecutorLimits,
-    StepOutput,
-    copy_blocks,
-    load_block,
-    save_block,
-)
+from sandwich.executor.base import Batch, ExecutorLimits, StepOutput
 from sandwich.executor.bound import Arrays, BoundProgram, bind
+from sandwich.executor.cached_blocks import CachedBlocks
 from sandwich.executor.programs import PhaseProgram
 from sandwich.executor.rehearsal import rehearsal
 from sandwich.executor.step_report import operator_ns
-from sandwich.requests.block_store import Row
 
 Programs = Mapping[Phase, PhaseProgram]
 
 
-class CompiledExecutor:
+class CompiledExecutor(CachedBlocks):
     """Runs batches on the compiled programs of their phase. Use from one thread at a time.
 
     `weights` and `cache` are arrays in arenas, `arena` has room for `step_bytes`; the executor
@@ -74,14 +67,14 @@ class CompiledExecutor:
     def run(self, batch: Batch) -> StepOutput:
         """One step; the logits are a view that the next step of the phase overwrites."""
         programs = self._corun if self._in_flight else self._programs
-        copy_blocks(batch, self._cache.values())
+        self._copy_blocks(batch)
         return programs[batch.phase].run(batch)
 
     def start(self, batch: Batch) -> None:
         """Begin a prefill step on the cores that are its own while decode steps run."""
         assert self._in_flight is None, "a step is in flight"
         program = self._corun[batch.phase]
-        copy_blocks(batch, self._cache.values())
+        self._copy_blocks(batch)
         program.start(batch)
         self._in_flight = program
 
@@ -142,19 +135,6 @@ class CompiledExecutor:
         batch = rehearsal(spec.phase, [(0, 1)], size, vocab_size=1, first_block=block_id)
         output = program.run(batch)
         return output.argmax[0], output.peaks[0]
-
-    @property
-    def block_nbytes(self) -> int:
-        """Of one block of the KV cache."""
-        return sum(array[:, :, 0].nbytes for array in self._cache.values())
-
-    def save_block(self, block_id: int, row: Row) -> None:
-        """Copy a block's bytes to `row`."""
-        save_block(block_id, self._cache.values(), row)
-
-    def load_block(self, block_id: int, row: Row) -> None:
-        """Copy them back, to any block."""
-        load_block(block_id, self._cache.values(), row)
 
     def close(self) -> None:
         """End the launchers, once they have done what was started."""

@@ -19,19 +19,10 @@ from codegen.layout.model import KvLayout, ModelLayout
 from codegen.model.tables import rotation
 from codegen.model.text import forward
 from codegen.spec import LayerKind, ModelShape, WeightFormat
-from sandwich.executor.base import (
-    Batch,
-    ExecutorLimits,
-    Int32Array,
-    LazyStart,
-    StepOutput,
-    copy_blocks,
-    load_block,
-    save_block,
-)
+from sandwich.executor.base import Batch, ExecutorLimits, Int32Array, LazyStart, StepOutput
+from sandwich.executor.cached_blocks import CachedBlocks
 from sandwich.executor.inputs import StepInputs
 from sandwich.executor.scoring import read_rows
-from sandwich.requests.block_store import Row
 from sandwich.weights.load import ModelWeights
 
 Array = npt.NDArray[Any]
@@ -58,7 +49,7 @@ class Linear:
         return reference.gemm(x, self.weight, "float32", self.bias)
 
 
-class ReferenceExecutor(LazyStart):
+class ReferenceExecutor(CachedBlocks, LazyStart):
     """Runs batches in NumPy. Keeps a float32 copy of all matrices: for small models only.
 
     The precision of products is that of the weights' layout, of the cache that of `kv`; inputs that
@@ -68,6 +59,7 @@ class ReferenceExecutor(LazyStart):
     def __init__(self, weights: ModelWeights, kv: KvLayout, limits: ExecutorLimits) -> None:
         self.limits = limits
         self._inputs = StepInputs.of(limits)
+        self._cache = {n: np.zeros(s.shape, s.dtype) for n, s in kv.tensor_specs().items()}
         self._model = _Model(
             layout=weights.layout,
             tensors=weights.tensors,
@@ -77,11 +69,11 @@ class ReferenceExecutor(LazyStart):
                 for which in np.ndindex(*weights.layout.stack(role))
             },
             kv=kv,
-            cache={n: np.zeros(s.shape, s.dtype) for n, s in kv.tensor_specs().items()},
+            cache=self._cache,
         )
 
     def run(self, batch: Batch) -> StepOutput:
-        copy_blocks(batch, self._model.cache.values())
+        self._copy_blocks(batch)
         self._inputs.write(batch)
         step = _Step(self._model, batch, self._inputs.arrays)
         forward(step)
@@ -90,19 +82,6 @@ class ReferenceExecutor(LazyStart):
         peaks = logits[np.arange(len(argmax)), argmax]
         states = step.states(batch.state_rows) if batch.pooled else None
         return StepOutput(kept, argmax.tolist(), peaks.tolist(), scores, states=states)
-
-    @property
-    def block_nbytes(self) -> int:
-        """Of one block of the KV cache."""
-        return sum(array[:, :, 0].nbytes for array in self._model.cache.values())
-
-    def save_block(self, block_id: int, row: Row) -> None:
-        """Copy a block's bytes to `row`."""
-        save_block(block_id, self._model.cache.values(), row)
-
-    def load_block(self, block_id: int, row: Row) -> None:
-        """Copy them back, to any block."""
-        load_block(block_id, self._model.cache.values(), row)
 
     def close(self) -> None:
         """There is nothing to let go of but memory."""

@@ -8,26 +8,17 @@ import numpy as np
 import pytest
 
 from sandwich.errors import ConfigError
-from sandwich.executor.base import load_block, save_block
-from sandwich.requests.block_store import BlockStore, Row, block_key
+from sandwich.executor.cached_blocks import CachedBlocks
+from sandwich.requests.block_store import BlockStore, block_key
 
 
-class Memory:
+class Memory(CachedBlocks):
     """Blocks of three layers and two heads: int16 keys and float32 values."""
 
     def __init__(self, num_blocks: int = 8) -> None:
         numbers = np.arange(3 * 2 * num_blocks * 2).reshape(3, 2, num_blocks, 2)
         self.cache = (numbers.astype(np.int16)[..., :1].copy(), numbers.astype(np.float32))
-
-    @property
-    def block_nbytes(self) -> int:
-        return sum(array[:, :, 0].nbytes for array in self.cache)
-
-    def save_block(self, block_id: int, row: Row) -> None:
-        save_block(block_id, self.cache, row)
-
-    def load_block(self, block_id: int, row: Row) -> None:
-        load_block(block_id, self.cache, row)
+        self._cache = dict(zip(("keys", "values"), self.cache, strict=True))
 
     def content(self, block_id: int) -> list[bytes]:
         return [array[:, :, block_id].tobytes() for array in self.cache]
