@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,3 +59,28 @@ class OpenFiles:
             done += count
         if offset > KEPT_NBYTES:
             drop_file_pages(file, 0, offset - KEPT_NBYTES)
+
+
+class ReadsFiles:
+    """A checkpoint whose `files` are open while its context is."""
+
+    files: Collection[Path]
+
+    def __init__(self) -> None:
+        self._files = OpenFiles()
+
+    def __enter__(self) -> Self:
+        self._files.open(self.files)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the context."""
+        self._files.close()

@@ -10,8 +10,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from codegen.layout.quantize import QuantizedRows
 from sandwich.checkpoint.fields import Fields, read_json
-from sandwich.checkpoint.files import OpenFiles
+from sandwich.checkpoint.files import ReadsFiles
 from sandwich.checkpoint.source import Array, StoredTensor
 from sandwich.checkpoint.strangers import unreadable, what_is
 from sandwich.errors import ModelError
@@ -34,16 +33,16 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 
 
-class SafetensorsCheckpoint:
+class SafetensorsCheckpoint(ReadsFiles):
     """The tensors of a folder by name."""
 
     dtypes = tuple(NUMPY_DTYPES)
 
     def __init__(self, folder: Path) -> None:
         """Read and check all headers. Raises ModelError if a file is missing or damaged."""
+        super().__init__()
         self.path = folder
         self.tensors: dict[str, StoredTensor] = {}
-        self._files = OpenFiles()
         file_of_tensor = _read_index(folder)
         self.files = sorted(set(file_of_tensor.values())) or [folder / SINGLE_FILE]
         for file in self.files:
@@ -55,18 +54,6 @@ class SafetensorsCheckpoint:
                 raise ModelError(
                     f"{file}: lacks tensor {name}, which {INDEX_FILE} says it holds; fetch it again"
                 )
-
-    def __enter__(self) -> Self:
-        self._files.open(self.files)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._files.close()
 
     def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
         """As Checkpoint says; a view of `buffer`."""

@@ -5,8 +5,7 @@ Values are those of the `gguf` package's dequantisation.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from gguf.quants import dequantize
 
 from codegen.layout.arrays import widen
 from codegen.layout.quantize import QuantizedRows
-from sandwich.checkpoint.files import OpenFiles
+from sandwich.checkpoint.files import ReadsFiles
 from sandwich.checkpoint.gguf.architectures import (
     LONGROPE_FACTORS,
     ROPE_FACTORS,
@@ -44,18 +43,18 @@ _QUANTIZED: Final = (
 )
 
 
-class GgufCheckpoint:
+class GgufCheckpoint(ReadsFiles):
     """The tensors of one model, in one file or several."""
 
     dtypes = (*_PLAIN, *_QUANTIZED)
 
     def __init__(self, header: Header) -> None:
         """Raises ModelError for two tensors of one name."""
+        super().__init__()
         self.path = header.file
         self.tensors: dict[str, StoredTensor] = {}
         self._architecture = architecture_of(header)
         self._head_dim = head_dim(header)
-        self._files = OpenFiles()
         for own_name, tensor in header.tensors.items():
             name = tensor_name(self._architecture, own_name)
             if name in self.tensors:
@@ -63,18 +62,6 @@ class GgufCheckpoint:
             if own_name not in (ROPE_FACTORS, *LONGROPE_FACTORS):  # parts of the configuration
                 self.tensors[name] = tensor
         self.files = sorted({tensor.file for tensor in self.tensors.values()})
-
-    def __enter__(self) -> Self:
-        self._files.open(self.files)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._files.close()
 
     def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
         """As Checkpoint says; quantised types as float32."""

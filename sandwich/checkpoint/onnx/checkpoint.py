@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from codegen.layout.arrays import widen
 from codegen.layout.quantize import QuantizedRows
-from sandwich.checkpoint.files import OpenFiles
+from sandwich.checkpoint.files import ReadsFiles
 from sandwich.checkpoint.onnx.decoder import Decoder, Linear, Rows
 from sandwich.checkpoint.onnx.graph import NUMPY, Constant, OnnxGraph
 from sandwich.checkpoint.quantized.grid import SCALE_DTYPES, Grid, form_of, unpack_bits
@@ -20,14 +19,14 @@ from sandwich.checkpoint.source import Array, StoredTensor
 KEPT: Final = 6  # constants of which all is read at once
 
 
-class OnnxCheckpoint:
+class OnnxCheckpoint(ReadsFiles):
     """The tensors of `decoder`, which was found in `graph`."""
 
     def __init__(self, graph: OnnxGraph, decoder: Decoder) -> None:
         """Raises ModelError for a matrix whose constants do not fit each other."""
+        super().__init__()
         self.path = graph.file
         self._graph, self._rows = graph, decoder.tensors
-        self._files = OpenFiles()
         self._whole = lru_cache(KEPT)(self._read_whole)
         self.tensors = {name: self._stored(rows) for name, rows in decoder.tensors.items()}
         self.files = sorted({graph.file, *(each.file for each in self.tensors.values())})
@@ -54,18 +53,9 @@ class OnnxCheckpoint:
         dtype = f"ONNX {linear.bits} bits"
         return StoredTensor(dtype, shape, tensor.file, tensor.offset, nbytes, form)
 
-    def __enter__(self) -> Self:
-        self._files.open(self.files)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._whole.cache_clear()
-        self._files.close()
+        super().close()
 
     def read_rows(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Array:
         """As Checkpoint says; codes as float32."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto
@@ -115,6 +114,3 @@ class OnnxGraph:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Of a node, by name."""
     return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-
-
-Values = npt.NDArray[Any]

@@ -147,17 +147,7 @@ class CompressedTensors:
             stored = self._of_rows(parts, "weight_zero_point", start, stop)
             zeros = stored.astype(np.int32) + np.int32(128)
         group = codes.shape[1] // scales.shape[1]
-        return Grid(bits, group, codes, scales, zeros, self._order(parts, scales.shape[1]))
-
-    @staticmethod
-    def _order(parts: Parts, groups: int) -> npt.NDArray[np.int32] | None:
-        """The group of each column, none where they come in order."""
-        if "weight_g_idx" not in parts:
-            return None
-        group_of: npt.NDArray[np.int32] = parts.whole("weight_g_idx").astype(np.int32)
-        if group_of.min(initial=0) < 0 or group_of.max(initial=0) >= groups:
-            raise parts.error(f"weight_g_idx names groups other than 0 to {groups - 1}")
-        return group_of
+        return Grid(bits, group, codes, scales, zeros, parts.order("weight_g_idx", scales.shape[1]))
 
     @staticmethod
     def _of_rows(parts: Parts, part: str, start: int, stop: int) -> npt.NDArray[np.generic]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -68,6 +67,17 @@ class Parts:
         if self.tensors[part].shape != shape:
             found = list(self.tensors[part].shape)
             raise self.error(f"{part} is {found}; {list(shape)} is needed")
+
+    def order(self, part: str, groups: int) -> npt.NDArray[np.int32] | None:
+        """The group of each input, as a part says it; None without that part. ModelError for
+        groups that are not there.
+        """
+        if part not in self:
+            return None
+        group_of: npt.NDArray[np.int32] = self.whole(part).astype(np.int32, copy=False)
+        if group_of.min(initial=0) < 0 or group_of.max(initial=0) >= groups:
+            raise self.error(f"{part} names groups other than 0 to {groups - 1}")
+        return group_of
 
     def rows(self, part: str, start: int, stop: int) -> Array:
         """Rows [start, stop) of a part; bf16 as bit patterns."""
@@ -143,14 +153,9 @@ class QuantizedFolder(SafetensorsCheckpoint):
         self.tensors[f"{module}.weight"] = matrix
         self._parts[f"{module}.weight"] = parts
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.read_whole.cache_clear()
-        super().__exit__(kind, error, trace)
+        super().close()
 
     def read_part(self, tensor: StoredTensor, start: int, stop: int) -> Array:
         """Rows [start, stop) of a tensor of any type; a scalar is one row."""

@@ -112,13 +112,8 @@ class Gptq:
 
     def _order(self, parts: Parts, k: int) -> npt.NDArray[np.int32] | None:
         """The group of each column, none where they come in order."""
-        if "g_idx" not in parts:
-            return None
-        group_of: npt.NDArray[np.int32] = parts.whole("g_idx").astype(np.int32, copy=False)
-        groups = parts.tensors["scales"].shape[0]
-        if group_of.min(initial=0) < 0 or group_of.max(initial=0) >= groups:
-            raise parts.error(f"g_idx names groups other than 0 to {groups - 1}")
-        if self.has_order:
+        group_of = parts.order("g_idx", parts.tensors["scales"].shape[0])
+        if group_of is None or self.has_order:
             return group_of
         if (group_of != np.arange(k) // (self.group or k)).any():
             raise parts.error(

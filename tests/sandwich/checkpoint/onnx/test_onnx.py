@@ -15,19 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from codegen.layout.model import KvLayout, ModelLayout
 from codegen.spec import WeightFormat
-from platforms.memory import Arena
 from sandwich.checkpoint.formats import open_source
 from sandwich.checkpoint.onnx.source import OnnxModel
-from sandwich.config import EngineConfig
 from sandwich.errors import ModelError
-from sandwich.executor.base import ExecutorLimits
-from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.config import ModelConfig
 from sandwich.models.rope import inverse_frequencies
-from sandwich.startup.quantization import weight_formats
-from sandwich.weights.load import load_weights
+from tests.sandwich.checkpoint.executors import executor_of
 from tests.sandwich.checkpoint.onnx.graphs import Graph
 from tests.sandwich.models.cases import LLAMA3_ROPE, Case, sizes
 from tests.sandwich.models.conftest import Driver, read_config, write_model
@@ -85,17 +79,9 @@ def write(kind: Kind, folder: Path) -> tuple[Path, Path]:
     return graph.write(folder / "graph"), wide
 
 
-def logits_of(source: Any, quantization: str = "auto") -> np.ndarray:
+def logits_of(source: Any) -> np.ndarray:
     """Of PROMPT, by the NumPy executor in float32."""
-    config = ModelConfig.from_source(source)
-    formats = weight_formats(EngineConfig(quantization=quantization), "float32", config.stored)
-    shape = config.shape(64)
-    layout = ModelLayout.build(shape, "float32", 8, 32, formats.layers, formats.lm_head)
-    arena = Arena(layout.weight_bytes, "weights")
-    weights = load_weights(source.checkpoint(), config, layout, arena)
-    limits = ExecutorLimits(32, 5, 2, 64, 64, config.vocab_size)
-    kv = KvLayout.of_shape(shape, 32, 8, "float32", 5)
-    with closing(ReferenceExecutor(weights, kv, limits)) as executor:
+    with closing(executor_of(source)) as executor:
         return Driver(executor).prefill(PROMPT, len(PROMPT))
 
 

@@ -15,19 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from codegen.layout.model import KvLayout, ModelLayout
-from platforms.memory import Arena
 from sandwich.checkpoint.huggingface import HuggingFaceFolder
 from sandwich.checkpoint.quantized.fp8 import _VALUES
 from sandwich.config import EngineConfig
 from sandwich.errors import ModelError
-from sandwich.executor.base import ExecutorLimits
-from sandwich.executor.reference import ReferenceExecutor
 from sandwich.models.config import ModelConfig
 from sandwich.models.stored import ROUNDED
 from sandwich.startup.model import Model
-from sandwich.startup.quantization import weight_formats
-from sandwich.weights.load import load_weights
+from tests.sandwich.checkpoint.executors import executor_of
 from tests.sandwich.checkpoint.quantized.cases import (
     AWQ,
     BY_NAME,
@@ -99,19 +94,6 @@ def set_config(folder: Path, quantization: dict[str, Any]) -> None:
     )
 
 
-def executor_of(folder: Path, quantization: str = "auto") -> ReferenceExecutor:
-    """The NumPy executor of a folder in float32."""
-    source = HuggingFaceFolder(folder)
-    config = ModelConfig.from_source(source)
-    formats = weight_formats(EngineConfig(quantization=quantization), "float32", config.stored)
-    shape = config.shape(64)
-    layout = ModelLayout.build(shape, "float32", 8, 32, formats.layers, formats.lm_head)
-    arena = Arena(layout.weight_bytes, "weights")
-    weights = load_weights(source.checkpoint(), config, layout, arena)
-    limits = ExecutorLimits(32, 5, 2, 64, 64, config.vocab_size)
-    return ReferenceExecutor(weights, KvLayout.of_shape(shape, 32, 8, "float32", 5), limits)
-
-
 def greedy(driver: Driver, prompt: list[int]) -> list[int]:
     logits = driver.prefill(prompt, len(prompt))[-1]
     tokens = []
@@ -156,22 +138,22 @@ def test_widened_it_says_what_transformers_says_of_the_values(
     write(case, original, tmp_path / "m")
     prompt = [3, 77, 12, 5, 88, 41]
     expected = greedy_of_transformers(tmp_path / "m-wide", prompt)
-    with closing(executor_of(tmp_path / "m", "none")) as executor:
+    with closing(executor_of(HuggingFaceFolder(tmp_path / "m"), "none")) as executor:
         assert greedy(Driver(executor), prompt) == expected
     config = ModelConfig.from_source(HuggingFaceFolder(tmp_path / "m"))
     assert config.stored.layers == (case.kept or ROUNDED)
     assert bool(config.stored.remark) == (case.kept is None)
     if case.kept is not None and not case.kept.has_int8_activations:
-        with closing(executor_of(tmp_path / "m")) as executor:
+        with closing(executor_of(HuggingFaceFolder(tmp_path / "m"))) as executor:
             assert greedy(Driver(executor), prompt) == expected
 
 
 def test_int8_inputs_are_rounded_as_the_folder_says(original: Path, tmp_path: Path) -> None:
     write(BY_NAME["w8a8"], original, tmp_path / "m")
     prompt = [3, 77, 12, 5, 88, 41]
-    with closing(executor_of(tmp_path / "m", "none")) as executor:
+    with closing(executor_of(HuggingFaceFolder(tmp_path / "m"), "none")) as executor:
         expected = Driver(executor).prefill(prompt, len(prompt))
-    with closing(executor_of(tmp_path / "m")) as executor:
+    with closing(executor_of(HuggingFaceFolder(tmp_path / "m"))) as executor:
         found = Driver(executor).prefill(prompt, len(prompt))
     assert 0 < np.sqrt(np.mean((found - expected) ** 2)) < 0.02 * np.sqrt(np.mean(expected**2))
 
@@ -198,11 +180,11 @@ def test_biases_of_zero_that_the_model_lacks_change_nothing(original: Path, tmp_
     state["model.layers.0.mlp.down_proj.bias"] = torch.zeros(128, dtype=torch.float16)
     state["model.layers.0.self_attn.k_scale"] = torch.ones(1)
     save_file(state, file)
-    executor_of(tmp_path / "m").close()
+    executor_of(HuggingFaceFolder(tmp_path / "m")).close()
     state["model.layers.0.mlp.down_proj.bias"][7] = 1
     save_file(state, file)
     with pytest.raises(ModelError, match=r"down_proj\.bias is not part of the model"):
-        executor_of(tmp_path / "m")
+        executor_of(HuggingFaceFolder(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(
@@ -291,4 +273,4 @@ def test_contents_that_contradict_the_configuration_are_refused(
 ) -> None:
     broken(original, tmp_path / "m", case, **{part: value})
     with pytest.raises(ModelError, match=message):
-        executor_of(tmp_path / "m", "none")
+        executor_of(HuggingFaceFolder(tmp_path / "m"), "none")
