@@ -21,6 +21,7 @@ from sandwich.llm_inputs import (
     listed_prompts,
     read_prompt,
 )
+from sandwich.models.embedding import chosen_pooling
 from sandwich.progress import progress_bar
 from sandwich.requests.pooling import Float32Array, Pooling, unit
 from sandwich.requests.request import Request, TokenEvent
@@ -166,12 +167,7 @@ class LLM:
         engine fails on the way.
         """
         self._engine.check_usable()
-        if pooling not in (None, *Pooling):
-            raise InvalidRequestError(
-                f"pooling is {pooling!r} but must be {' or '.join(Pooling)}", "pooling"
-            )
-        use = self._embedding_use
-        kind = Pooling(pooling) if pooling else Pooling.MEAN if use is None else use.pooling
+        kind = chosen_pooling(pooling, self._embedding_use)
         _, token_ids = self._encode(listed_prompts(prompts))
         how = _How(priority, cache_salt, kind)
         groups = self._prepare(token_ids, [_NO_TOKENS] * len(token_ids), how)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sandwich.checkpoint.fields import Fields, read_json
-from sandwich.errors import ModelError
+from sandwich.errors import InvalidRequestError, ModelError
 from sandwich.requests.pooling import Pooling
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,19 @@ class EmbeddingUse:
     document_prompt: str = ""
 
 
+def chosen_pooling(asked: str | None, use: EmbeddingUse | None) -> Pooling:
+    """What a caller asks for, or what the model was made for, or the mean. Raises
+    InvalidRequestError for a pooling that is not known.
+    """
+    if asked is None:
+        return Pooling.MEAN if use is None else use.pooling
+    if asked not in list(Pooling):
+        raise InvalidRequestError(
+            f"pooling is {str(asked)[:50]!r} but must be {' or '.join(Pooling)}", "pooling"
+        )
+    return Pooling(asked)
+
+
 def embedding_use(folder: Path) -> EmbeddingUse | None:
     """What `folder` says; None if it was not made for embeddings, or needs what is not here.
 
@@ -56,7 +69,7 @@ def embedding_use(folder: Path) -> EmbeddingUse | None:
     file = folder / str(kinds["Pooling"].get("path", "")) / "config.json"
     pooling = Fields(read_json(file), file)
     modes = [mode for key, mode in _MODES.items() if pooling.flag(key)]
-    on = [key for key, value in read_json(file).items() if key.startswith("pooling_mode") and value]
+    on = [key for key in pooling if key.startswith("pooling_mode") and pooling.get(key)]
     if len(modes) != 1 or len(on) != 1:
         _log.warning("%s: %s is not supported; the mean is taken", file, " and ".join(on) or "none")
         return None

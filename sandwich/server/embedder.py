@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import UNSET
 
-from sandwich.errors import InvalidRequestError
-from sandwich.requests.pooling import Float32Array, Pooling
+from sandwich.models.embedding import chosen_pooling
+from sandwich.requests.pooling import Float32Array
 from sandwich.requests.request import Request
 from sandwich.requests.sampling_params import SamplingParams
 from sandwich.server.call import last_tokens
@@ -48,7 +48,8 @@ async def embed(service: Service, prompts: Sequence[Prompt], body: PoolingBody) 
     """
     arrival_time = time.monotonic()
     name = new_id("embd")
-    pooling = pooling_of(service, body)
+    asked = body.pooling if isinstance(body, EmbeddingBody) and body.pooling is not UNSET else None
+    pooling = chosen_pooling(asked, service.backend.embedding_use)
     with service.bridge.open(len(prompts)) as stream:
         encoded = await service.encode_prompts(prompts, body.add_special_tokens)
         requests = []
@@ -67,18 +68,6 @@ async def embed(service: Service, prompts: Sequence[Prompt], body: PoolingBody) 
         vectors = await _run(stream, requests)
     num_tokens = sum(request.num_prompt_tokens for request in requests)
     return Embedded([vectors[request.request_id] for request in requests], num_tokens)
-
-
-def pooling_of(service: Service, body: PoolingBody) -> Pooling:
-    """What the client asks for, or what the model was made for, or the mean."""
-    use = service.backend.embedding_use
-    if not isinstance(body, EmbeddingBody) or body.pooling is UNSET:
-        return Pooling.MEAN if use is None else use.pooling
-    if body.pooling not in list(Pooling):
-        raise InvalidRequestError(
-            f"pooling is {body.pooling[:50]!r} but must be {' or '.join(Pooling)}", "pooling"
-        )
-    return Pooling(body.pooling)
 
 
 async def _run(stream: RequestStream, requests: Sequence[Request]) -> dict[str, Float32Array]:
