@@ -15,15 +15,15 @@ from codegen.spec import Activation, HeadNorm, LayerKind, NormPlace, Traits
 from sandwich.checkpoint.fields import Fields
 from sandwich.models import llama
 from sandwich.models.family import ACTIVATIONS, Family, Switches, window_kinds
+from sandwich.models.tensors import HEAD_NORMS
 
 _NORMS: Final = {
     "post_attention_layernorm": ("post_attention_norm",),
     "pre_feedforward_layernorm": ("pre_mlp_norm",),
     "post_feedforward_layernorm": ("post_mlp_norm",),
 }
-_HEAD_NORMS: Final = {"self_attn.q_norm": ("q_norm",), "self_attn.k_norm": ("k_norm",)}
 _GEMMA2_NAMES: Final = replace(llama.NAMES, inside=llama.NAMES.inside | _NORMS, norm_offset=1.0)
-_GEMMA3_NAMES: Final = replace(_GEMMA2_NAMES, inside=_GEMMA2_NAMES.inside | _HEAD_NORMS)
+_GEMMA3_NAMES: Final = replace(_GEMMA2_NAMES, inside=_GEMMA2_NAMES.inside | HEAD_NORMS)
 
 
 def _read(fields: Fields, kinds: tuple[LayerKind, ...], head_norm: HeadNorm) -> Switches:

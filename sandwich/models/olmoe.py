@@ -12,15 +12,15 @@ from codegen.spec import HeadNorm, Traits
 from sandwich.checkpoint.fields import Fields
 from sandwich.models import llama
 from sandwich.models.family import Family, Switches, read_experts, refuse_windows
+from sandwich.models.tensors import HEAD_NORMS
 
-NORMS: Final = {"self_attn.q_norm": ("q_norm",), "self_attn.k_norm": ("k_norm",)}
 EXPERTS: Final = {
     "mlp.gate": ("router",),
     "mlp.experts.{}.gate_proj": ("gate",),
     "mlp.experts.{}.up_proj": ("up",),
     "mlp.experts.{}.down_proj": ("down",),
 }
-NAMES: Final = replace(llama.NAMES, inside=llama.ATTENTION | NORMS | EXPERTS)
+NAMES: Final = replace(llama.NAMES, inside=llama.ATTENTION | HEAD_NORMS | EXPERTS)
 
 
 def _read(fields: Fields) -> Switches:

@@ -12,9 +12,9 @@ from codegen.spec import HeadNorm, Traits
 from sandwich.checkpoint.fields import Fields
 from sandwich.models import llama
 from sandwich.models.family import Family, Switches, window_kinds
+from sandwich.models.tensors import HEAD_NORMS
 
-_NORMS: Final = {"self_attn.q_norm": ("q_norm",), "self_attn.k_norm": ("k_norm",)}
-NAMES: Final = replace(llama.NAMES, inside=llama.NAMES.inside | _NORMS)
+NAMES: Final = replace(llama.NAMES, inside=llama.NAMES.inside | HEAD_NORMS)
 
 
 def _read(fields: Fields) -> Switches:

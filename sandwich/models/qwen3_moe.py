@@ -12,8 +12,9 @@ from codegen.spec import HeadNorm, Traits
 from sandwich.checkpoint.fields import Fields
 from sandwich.models import llama, olmoe
 from sandwich.models.family import Family, Switches, read_experts, window_kinds
+from sandwich.models.tensors import HEAD_NORMS
 
-NAMES: Final = replace(llama.NAMES, inside=llama.ATTENTION | olmoe.NORMS | olmoe.EXPERTS)
+NAMES: Final = replace(llama.NAMES, inside=llama.ATTENTION | HEAD_NORMS | olmoe.EXPERTS)
 
 
 def _read(fields: Fields) -> Switches:

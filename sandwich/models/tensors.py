@@ -17,6 +17,8 @@ from codegen.model.tables import embedding, matrices, norms
 from codegen.spec import ModelShape
 
 _OF_QUERIES_AND_KEYS: Final = ("q", "k", "q_norm", "k_norm")
+# What checkpoints call the norms of queries and of keys.
+HEAD_NORMS: Final = {"self_attn.q_norm": ("q_norm",), "self_attn.k_norm": ("k_norm",)}
 STORED_FREQUENCIES: Final = ".rotary_emb.inv_freq"  # of the rotation, as old checkpoints hold them
 
 
