@@ -97,7 +97,9 @@ def call_inner(name: str, arguments: Arguments, body: Body) -> None:
 def _inner_function(name: str, arguments: Arguments, body: Body) -> Any:
     def build() -> None:
         given = {
-            key: T.arg(key, T.handle(argument.buffer.dtype) if _is_view(argument) else T.int32())
+            key: T.arg(
+                key, T.handle(argument.buffer.dtype) if isinstance(argument, View) else T.int32()
+            )
             for key, argument in arguments.items()
         }
         T.func_ret(tvm.ir.PrimType("int32"))  # what a scope expects of its function
@@ -116,10 +118,6 @@ def _inner_function(name: str, arguments: Arguments, body: Body) -> Any:
             body(given | views)
 
     return _function(name, build, is_private=True)
-
-
-def _is_view(argument: View | Expr) -> bool:
-    return isinstance(argument, View)
 
 
 def _passed(argument: View | Expr) -> Expr:

@@ -32,6 +32,11 @@ def parse_nbytes(text: str | int) -> int:
     return int(float(match[1]) * _SIZE_UNITS[match[2] or ""])
 
 
+def format_nbytes(nbytes: int) -> str:
+    """Bytes for people: "512.0 MiB", "8.00 GiB"."""
+    return f"{nbytes / 2**20:.1f} MiB" if nbytes < 2**30 else f"{nbytes / 2**30:.2f} GiB"
+
+
 def parse_bool(text: str | bool) -> bool:
     """True for 1, true, yes, on; False for 0, false, no, off and nothing."""
     value = str(text).strip().lower()

@@ -11,6 +11,7 @@ from rich.table import Table
 from codegen.cache import ProgramCache
 from sandwich.config import SANDWICH_CACHE_DIR
 from sandwich.errors import ConfigError
+from sandwich.options import format_nbytes
 from sandwich.weights.cache import Entry, WeightCache
 
 _KEY_LENGTH = 12  # characters shown; enough to tell files apart
@@ -35,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     found = weights.entries()
     if args.all:
         removed = programs.clear()
-        print(f"removed {len(removed)} compiled programs, {_size(sum(removed))}")
+        print(f"removed {len(removed)} compiled programs, {format_nbytes(sum(removed))}")
         weights.sweep()
     else:
         for name in args.names:
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
         found = [entry for entry in found if any(_is_named(entry, name) for name in args.names)]
     for entry in found:
         entry.remove()
-        print(f"removed {entry.key[:_KEY_LENGTH]} {entry.model}, {_size(entry.nbytes)}")
+        print(f"removed {entry.key[:_KEY_LENGTH]} {entry.model}, {format_nbytes(entry.nbytes)}")
     return 0
 
 
@@ -54,19 +55,15 @@ def _show(weights: WeightCache, programs: ProgramCache) -> None:
     for entry in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_at))
         key = entry.key[:_KEY_LENGTH]
-        table.add_row(key, entry.model, entry.weights, _size(entry.nbytes), used)
+        table.add_row(key, entry.model, entry.weights, format_nbytes(entry.nbytes), used)
     console = Console(highlight=False)
     if entries:
         console.print(table)
-    total = _size(sum(entry.nbytes for entry in entries))
+    total = format_nbytes(sum(entry.nbytes for entry in entries))
     console.print(f"{len(entries)} packed models, {total}, in {weights.folder}", soft_wrap=True)
-    kept = f"{len(sizes)} compiled programs, {_size(sum(sizes))}, in {programs.folder}"
+    kept = f"{len(sizes)} compiled programs, {format_nbytes(sum(sizes))}, in {programs.folder}"
     console.print(kept, soft_wrap=True)
 
 
 def _is_named(entry: Entry, name: str) -> bool:
     return name == entry.model or (len(name) >= 4 and entry.key.startswith(name))
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.1f} MiB" if nbytes < 2**30 else f"{nbytes / 2**30:.2f} GiB"

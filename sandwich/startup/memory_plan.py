@@ -15,6 +15,7 @@ from platforms.process_limits import Limits
 from sandwich.config import EngineConfig
 from sandwich.errors import MemoryLimitError, ModelError
 from sandwich.models.config import ModelConfig
+from sandwich.options import format_nbytes
 
 DEFAULT_CONTEXT: Final = 2048  # tokens of cache for each of --max-num-seqs, unless told otherwise
 DEFAULT_SHARE: Final = 0.5  # of the memory beside weights and workspace that the cache may take
@@ -52,9 +53,9 @@ class MemoryBudget:
             return MemoryBudget(memory_limit, LIMIT_FLAG, process_bytes)
         source = "available to this process"
         if limits.memory_limit_bytes is not None:
-            source += f", whose cgroup is limited to {_size(limits.memory_limit_bytes)}"
+            source += f", whose cgroup is limited to {format_nbytes(limits.memory_limit_bytes)}"
         if pool_bytes:
-            source += f", {_size(pool_bytes)} of it explicit huge pages"
+            source += f", {format_nbytes(pool_bytes)} of it explicit huge pages"
         return MemoryBudget(reachable, source, process_bytes)
 
     @property
@@ -110,11 +111,17 @@ class MemoryPlan:
             ("KV cache", self.kv_bytes, f"{cache}, {kv.dtype}; {self.max_model_len} a request"),
             ("offload", self.offload_bytes, "KV blocks that the cache has no room for"),
             ("workspace", self.workspace_bytes, "activations and logits of one step"),
-            ("process", budget.process_bytes + RESERVE_BYTES, f"{_size(RESERVE_BYTES)} in reserve"),
-            ("total", self.total_bytes, f"of {_size(budget.limit_bytes)}, {budget.source}"),
+            (
+                "process",
+                budget.process_bytes + RESERVE_BYTES,
+                f"{format_nbytes(RESERVE_BYTES)} in reserve",
+            ),
+            ("total", self.total_bytes, f"of {format_nbytes(budget.limit_bytes)}, {budget.source}"),
         )
         lines = [
-            f"  {name:<10}{_size(nbytes):>12}  {what}" for name, nbytes, what in rows if nbytes
+            f"  {name:<10}{format_nbytes(nbytes):>12}  {what}"
+            for name, nbytes, what in rows
+            if nbytes
         ]
         return "\n".join(["memory plan", *lines, *(f"  note: {note}" for note in self.notes)])
 
@@ -205,8 +212,8 @@ class _Planner:
         smaller = _SMALLER_WEIGHTS.get(self._layout.weights.bits, "")
         raise self._error(
             self.fixed_bytes + self.kv.bytes_per_block,
-            f"{_size(self._layout.weight_bytes)} of weights, "
-            f"{_size(self._workspace_bytes + self.offload_bytes)} of workspace",
+            f"{format_nbytes(self._layout.weight_bytes)} of weights, "
+            f"{format_nbytes(self._workspace_bytes + self.offload_bytes)} of workspace",
             f"take a smaller model{smaller}, less --max-num-batched-tokens, --max-num-seqs or "
             "--kv-offload",
         )
@@ -237,7 +244,8 @@ class _Planner:
         if asked > self.free_bytes:
             raise self._error(
                 self.fixed_bytes + asked,
-                f"{_size(self.fixed_bytes)} of weights and workspace, {_size(asked)} of KV cache",
+                f"{format_nbytes(self.fixed_bytes)} of weights and workspace, "
+                f"{format_nbytes(asked)} of KV cache",
                 f"give --kv-cache-size {self.free_bytes >> 20}MiB or less",
             )
         return min(asked // self.kv.bytes_per_block, MAX_SLOTS // self.kv.block_size)
@@ -254,7 +262,7 @@ class _Planner:
             fitting = self.free_bytes // self.kv.bytes_per_block * self.kv.block_size
             raise self._error(
                 self.fixed_bytes + self._bytes_of(self.blocks_per_seq),
-                f"{_size(self.fixed_bytes)} of weights and workspace, the KV cache of one "
+                f"{format_nbytes(self.fixed_bytes)} of weights and workspace, the KV cache of one "
                 f"sequence of {self.engine.max_model_len} tokens",
                 f"give --max-model-len {fitting} or less",
             )
@@ -275,9 +283,5 @@ class _Planner:
             needed_bytes + held,
             budget.limit_bytes,
             f"{remedy}, or {more} (the limit is: {budget.source})",
-            what=f"the sum of {what} and {_size(held)} for the process",
+            what=f"the sum of {what} and {format_nbytes(held)} for the process",
         )
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.1f} MiB" if nbytes < 2**30 else f"{nbytes / 2**30:.2f} GiB"

@@ -13,8 +13,7 @@ from typing import Final
 
 import numpy as np
 
-import codegen
-from codegen.cache import source_hash
+from codegen.cache import generator_hash, source_hash
 from codegen.layout.model import ModelLayout
 from codegen.model.tables import rotation
 from sandwich.checkpoint.source import Checkpoint
@@ -38,12 +37,12 @@ def weights_key(checkpoint: Checkpoint, layout: ModelLayout, names: TensorNames)
     Raises ModelError if a file cannot be read.
     """
     here = Path(__file__).parent.parent
-    sources = Path(codegen.__file__).parent, *(here / name for name in _ROOMS)
     parts = (
         repr(layout.of_shape(replace(layout.shape, max_model_len=1))),
         repr(names),
         repr(sorted(checkpoint.tensors.items())),
-        source_hash(*sources),
+        generator_hash(),
+        source_hash(*(here / name for name in _ROOMS)),
         np.__version__,
         *(_of_file(file) for file in sorted(checkpoint.files)),
     )
